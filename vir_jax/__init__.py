@@ -1,0 +1,1 @@
+"""Vision Retention Networks (ViR) in JAX and Flax."""
