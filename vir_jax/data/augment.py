@@ -1,0 +1,216 @@
+"""Training augmentation of one image, on the host in uint8.
+
+The order is timm's: crop and resize, flip, then RandAugment or colour jitter, then random erasing. Mixup, cutmix, label
+smoothing and normalisation happen on the device, inside the step.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from vir_jax.data import randaugment as ra
+from vir_jax.data.decode import decode_image, encoded_size
+from vir_jax.data.resize import eval_transform, resize, size_pair
+
+_INTERPOLATIONS = {
+    "bilinear": (cv2.INTER_LINEAR,),
+    "bicubic": (cv2.INTER_CUBIC,),
+    "random": (cv2.INTER_LINEAR, cv2.INTER_CUBIC),
+}
+_CROP_ATTEMPTS = 10
+_ERASE_ATTEMPTS = 10
+_ERASE_AREA = (0.02, 1 / 3)
+_ERASE_LOG_RATIO = (math.log(0.3), math.log(1 / 0.3))
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to a training image; the defaults are the recipe of PAPER.md section 4."""
+
+    # "resized": a random box, resized. "pad": the whole image with a border, a random window of it (for
+    # small images). "none": the central crop of evaluation, with fraction 1.
+    crop: Literal["resized", "pad", "none"] = "resized"
+    # Area of the random box, as a fraction of the image's. Only for crop "resized".
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    # Width over height of the random box, drawn on a logarithmic scale. Only for crop "resized".
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    # Width in pixels of the black border. Only for crop "pad".
+    crop_padding: int = 4
+    # How pixels are interpolated, in enlarging and in RandAugment's geometry; "random" chooses one of the two each time.
+    interpolation: Literal["bilinear", "bicubic", "random"] = "random"
+    # Probability of a horizontal flip; 0 switches it off.
+    hflip: float = 0.5
+    # RandAugment: operations per image; 0 switches it off.
+    randaugment_ops: int = 2
+    # RandAugment: mean strength of an operation, 0 to 10.
+    randaugment_magnitude: float = 9.0
+    # RandAugment: standard deviation of the strength.
+    randaugment_std: float = 0.5
+    # Brightness, contrast and saturation each change by a factor in 1 -+ this; 0 switches it off. It takes part only
+    # where RandAugment is off: the release's loader drops colour jitter as soon as RandAugment is set, so
+    # that under the full recipe this value has no effect.
+    color_jitter: float = 0.4
+    # Probability that a rectangle is replaced by noise, each pixel drawn on its own; 0 switches it off.
+    erase: float = 0.25
+    # Mean and standard deviation per channel, on a scale of 0 to 1, that the model's input is normalised with. The mean fills
+    # what geometric operations leave empty; erased pixels are drawn from both.
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for field, known in (("crop", ("resized", "pad", "none")), ("interpolation", tuple(_INTERPOLATIONS))):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} is {getattr(self, field)!r}: expected one of {', '.join(known)}")
+        for field in ("hflip", "erase"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"{field} is {getattr(self, field)}: expected a probability, 0 to 1")
+        for field in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, field)
+            if not 0 < low <= high:
+                raise ValueError(f"{field} is {(low, high)}: expected 0 < low <= high")
+        if not self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale is {self.crop_scale}: a crop cannot be larger than the image")
+        if not 0 <= self.randaugment_magnitude <= 10:
+            raise ValueError(f"randaugment_magnitude is {self.randaugment_magnitude}: expected 0 to 10")
+        for field in ("crop_padding", "randaugment_ops", "randaugment_std", "color_jitter"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} is {getattr(self, field)}: expected 0 (off) or more")
+
+
+def augment_image(
+    image: bytes | UInt8[np.ndarray, "y x 3"],
+    image_size: int | tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "_y _x 3"]:
+    """One random view of an image.
+
+    Args:
+      image: an encoded file or RGB pixels; pixels are not written to.
+      image_size: side, or (height, width), of the result.
+      config: what is done.
+      rng: source of all randomness.
+
+    Raises:
+      CorruptImageError: `image` cannot be decoded.
+    """
+    size = size_pair(image_size)
+    interpolations = _INTERPOLATIONS[config.interpolation]
+    if config.crop == "resized":
+        view = random_resized_crop(image, size, config, rng)
+    else:
+        pixels = decode_image(image) if isinstance(image, bytes) else image
+        view = eval_transform(pixels, size, crop_fraction=1.0)
+        if config.crop == "pad":
+            view = random_pad_crop(view, config.crop_padding, rng)
+    if rng.random() < config.hflip:
+        view = cv2.flip(view, 1)
+    if config.randaugment_ops:
+        view = ra.randaugment(
+            view,
+            rng,
+            num_ops=config.randaugment_ops,
+            magnitude=config.randaugment_magnitude,
+            magnitude_std=config.randaugment_std,
+            interpolations=interpolations,
+            fill=tuple(round(255 * m) for m in config.mean),
+        )
+    elif config.color_jitter:
+        view = color_jitter(view, config.color_jitter, rng)
+    if rng.random() < config.erase:
+        view = random_erase(view, config.mean, config.std, rng)
+    return view
+
+
+def random_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random box in an image of `height` x `width` pixels.
+
+    Area and aspect ratio are drawn until the box fits, ten times at most; then the largest central box of an
+    allowed ratio is taken.
+    """
+    areas = height * width * rng.uniform(*scale, size=_CROP_ATTEMPTS)
+    ratios = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), size=_CROP_ATTEMPTS))
+    for area, aspect in zip(areas.tolist(), ratios.tolist(), strict=True):
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_resized_crop(
+    image: bytes | UInt8[np.ndarray, "y x 3"],
+    size: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "_y _x 3"]:
+    """A random box of the image, resized to `size`.
+
+    The box is drawn before a JPEG is decoded: where it is at least twice the size that is wanted, the image is decoded
+    at a half, quarter or eighth (see `decode_image`).
+    """
+    height, width = encoded_size(image) if isinstance(image, bytes) else image.shape[:2]
+    top, left, h, w = random_box(height, width, config.crop_scale, config.crop_ratio, rng)
+    interpolations = _INTERPOLATIONS[config.interpolation]
+    interpolation = interpolations[rng.integers(len(interpolations))]
+    if isinstance(image, bytes):
+        enough = math.ceil(height * size[0] / h), math.ceil(width * size[1] / w)
+        image = decode_image(image, min_size=enough)
+        y_scale, x_scale = image.shape[0] / height, image.shape[1] / width
+        top, left = round(top * y_scale), round(left * x_scale)
+        h, w = max(1, round(h * y_scale)), max(1, round(w * x_scale))
+    return resize(image[top : top + h, left : left + w], size, interpolation)
+
+
+def random_pad_crop(
+    image: UInt8[np.ndarray, "y x 3"], padding: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Shift by up to `padding` pixels in each direction; what comes in is black."""
+    height, width = image.shape[:2]
+    top, left = rng.integers(2 * padding + 1, size=2)
+    padded = cv2.copyMakeBorder(
+        image, padding, padding, padding, padding, cv2.BORDER_CONSTANT, value=(0, 0, 0)
+    )
+    return np.ascontiguousarray(padded[top : top + height, left : left + width])
+
+
+def color_jitter(
+    image: UInt8[np.ndarray, "y x 3"], strength: float, rng: np.random.Generator
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Brightness, contrast and saturation by factors uniform in 1 -+ strength, in random order."""
+    operations = (ra.brightness, ra.contrast, ra.color)
+    for index in rng.permutation(len(operations)):
+        image = operations[index](image, rng.uniform(max(0, 1 - strength), 1 + strength))
+    return image
+
+
+def random_erase(
+    image: UInt8[np.ndarray, "y x 3"],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Replace a random rectangle of 2 to 33 % of the area by noise of the data's mean and standard deviation.
+
+    After normalisation that noise is standard normal, "pixel" mode in timm, up to the clipping to 0..255 (beyond about
+    two standard deviations).
+    """
+    height, width = image.shape[:2]
+    for _ in range(_ERASE_ATTEMPTS):
+        area = height * width * rng.uniform(*_ERASE_AREA)
+        aspect = math.exp(rng.uniform(*_ERASE_LOG_RATIO))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            noise = rng.standard_normal((h, w, 3), np.float32) * np.float32(std) + np.float32(mean)
+            image = image.copy()
+            image[top : top + h, left : left + w] = np.clip(255 * noise + 0.5, 0, 255)
+            return image
+    return image

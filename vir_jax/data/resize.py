@@ -1,0 +1,61 @@
+"""Crops and resizing: deterministic for evaluation, at a given box for training."""
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+# The loaders run one thread per core; OpenCV's own pool on top of that only gets in the way.
+cv2.setNumThreads(0)
+
+
+def eval_transform(
+    image: UInt8[np.ndarray, "y x 3"], image_size: int | tuple[int, int], crop_fraction: float = 0.875
+) -> UInt8[np.ndarray, "_y _x 3"]:
+    """Central crop, resized in one step with Pillow's antialiased bicubic filter.
+
+    The crop is the largest central box of the target's aspect ratio, its sides times `crop_fraction`: for a square
+    target that is the usual "resize the shorter side to size / crop_fraction, cut out the centre" without
+    rounding in between. An image that already has the target size comes back unchanged for a fraction of 1.
+
+    Args:
+      image: RGB pixels.
+      image_size: side, or (height, width), of the result.
+      crop_fraction: in (0, 1].
+    """
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction is {crop_fraction}: expected 0 < crop_fraction <= 1")
+    out_height, out_width = size_pair(image_size)
+    height, width = image.shape[:2]
+    if (height, width) == (out_height, out_width) and crop_fraction == 1:
+        return image
+    scale = crop_fraction * min(height / out_height, width / out_width)
+    half_width, half_height = scale * out_width / 2, scale * out_height / 2
+    box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
+    resized = Image.fromarray(image).resize((out_width, out_height), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized)
+
+
+def resize(
+    image: UInt8[np.ndarray, "y x 3"], size: tuple[int, int], interpolation: int
+) -> UInt8[np.ndarray, "_y _x 3"]:
+    """Resize with OpenCV, for training: pixels are averaged over areas to shrink and interpolated to enlarge.
+
+    Averaging is what keeps a shrunk image free of aliasing, as the antialiased filters of `eval_transform` do, at
+    half their cost.
+
+    Args:
+      image: RGB pixels.
+      size: (height, width) of the result.
+      interpolation: `cv2.INTER_LINEAR` or `cv2.INTER_CUBIC`, for enlarging.
+    """
+    height, width = size
+    if image.shape[:2] == size:
+        return image
+    shrinks = image.shape[0] > height and image.shape[1] > width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else interpolation)
+
+
+def size_pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an image size given as one side or as a pair."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size

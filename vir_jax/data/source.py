@@ -1,0 +1,77 @@
+"""What the loaders read from: numbered examples with random access.
+
+A source hands out *encoded* images (the bytes of a JPEG or PNG file) or small uint8 arrays; decoding belongs to
+the loaders, which do it in threads. Three kinds exist: scikit-learn's digits, a folder of images per class,
+and any TFDS image classification set that was prepared as ArrayRecord.
+"""
+
+from typing import Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+class CorruptExampleError(ValueError):
+    """One example cannot be used: unreadable record, undecodable image, label out of range."""
+
+
+class Example(TypedDict):
+    """One labelled image as its source stores it."""
+
+    image: bytes | UInt8[np.ndarray, "y x 3"]  # encoded file, or RGB pixels
+    label: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A finite data set with random access; `source[i]` is safe to call from several threads."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are in [0, num_classes)."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of every class, in the order of the labels."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def __getitem__(self, index: int) -> Example:
+        """Example number `index`, 0 <= index < len(self)."""
+
+    def name(self, index: int) -> str:
+        """What a person needs to find example `index` again: a path, or split, number and file name."""
+
+
+def open_source(dataset: str, split: str, *, data_dir: str | None = None) -> Source:
+    """Open one split of a data set for reading.
+
+    Args:
+      dataset: "digits" (scikit-learn's handwritten digits, shipped inside that package), "folder"
+        (`data_dir/split/class name/*.jpg`), or the name of a TFDS image classification set such as
+        "imagenet2012" or "cifar10", prepared with `python -m vir_jax.data.prepare`.
+      split: "train" or "test" for digits; a folder's name for "folder"; for TFDS any of its split strings, slices
+        included ("train[:90%]").
+      data_dir: where the data lies. None: TFDS's default folder; not used by digits; required by "folder".
+
+    Raises:
+      ValueError: an unknown data set or split.
+      FileNotFoundError: the data are not there; the message says which command puts them there.
+    """
+    # Imported here so that each kind of source costs only its own libraries.
+    if dataset == "digits":
+        from vir_jax.data.digits import DigitsSource
+
+        return DigitsSource(split)
+    if dataset == "folder":
+        from vir_jax.data.folder import FolderSource
+
+        if data_dir is None:
+            raise ValueError(
+                "dataset 'folder' needs data_dir: the folder that holds train/, test/, each with a folder per class"
+            )
+        return FolderSource(data_dir, split)
+    from vir_jax.data.tfds_source import TfdsSource
+
+    return TfdsSource(dataset, split, data_dir=data_dir)
