@@ -1,0 +1,18 @@
+"""Retention on arrays: pure functions, JAX alone."""
+
+from vir_jax.ops.checks import MODES
+from vir_jax.ops.decay import decay_mask, decay_mask_2d, retnet_log_decay, vir_log_decay
+from vir_jax.ops.grid import retention_2d, retention_2d_step
+from vir_jax.ops.sequence import retention, retention_step
+
+__all__ = [
+    "MODES",
+    "decay_mask",
+    "decay_mask_2d",
+    "retention",
+    "retention_2d",
+    "retention_2d_step",
+    "retention_step",
+    "retnet_log_decay",
+    "vir_log_decay",
+]

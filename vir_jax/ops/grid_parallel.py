@@ -1,0 +1,58 @@
+"""Retention over a grid, parallel form: O = (Q K^T .* D) V with D = gamma^(dx + dy) for dx, dy >= 0."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from vir_jax.ops.contract import contract, matmul_precision
+from vir_jax.ops.decay import decay_between_2d, decay_power, grid_positions
+from vir_jax.ops.grid_state import along_columns
+
+
+def parallel(
+    q: Float[Array, "b h n d"],
+    k: Float[Array, "b h n d"],
+    v: Float[Array, "b h n e"],
+    log_decay: Float32[Array, "h"],
+    arriving: Float32[Array, "b h x d e"] | None,
+    *,
+    grid: tuple[int, int],
+    reverse: bool,
+) -> tuple[Float[Array, "b h n e"], Float32[Array, "b h x d e"]]:
+    """The masked einsum over the grid and its trailing tokens. See `gradient` for the signature of every form."""
+    (rows, cols), n = grid, q.shape[2]
+    trailing = n - rows * cols
+    precision = matmul_precision(q, k, v)
+    y, x = grid_positions(grid, trailing)
+    if reverse:
+        y, x = rows + trailing - 1 - y, cols - 1 - x
+
+    scores = contract("bhnd,bhmd->bhnm", q, k, precision) * decay_between_2d(log_decay, (y, x), (y, x))
+    out = contract("bhnm,bhme->bhne", scores, v, precision)
+
+    # The state meets tokens column by column: there a trailing token is a row that is empty but for its last column.
+    last_row = rows + trailing - 1
+    leaving = _as_rows(k * decay_power(log_decay, last_row - y)[..., None], grid)
+    final = contract("bhyxd,bhyxe->bhxde", leaving, _as_rows(v, grid), precision)
+    if arriving is not None:
+        final += decay_power(log_decay, jnp.array(last_row))[:, None, None, None] * arriving
+        met = along_columns(arriving, log_decay, reverse=reverse)
+        query = _as_rows(q * decay_power(log_decay, y)[..., None], grid)
+        out += _as_tokens(contract("bhyxd,bhxde->bhyxe", query, met, precision), grid, trailing)
+    return out.astype(v.dtype), along_columns(final, log_decay, reverse=reverse)
+
+
+def _as_rows(tokens: Float[Array, "b h n c"], grid: tuple[int, int]) -> Float[Array, "b h y x c"]:
+    rows, cols = grid
+    b, h, _, c = tokens.shape
+    patches = tokens[:, :, : rows * cols].reshape(b, h, rows, cols, c)
+    trailing = tokens[:, :, rows * cols :, None, :]
+    return jnp.concatenate([patches, jnp.pad(trailing, ((0, 0),) * 3 + ((cols - 1, 0), (0, 0)))], axis=2)
+
+
+def _as_tokens(
+    by_rows: Float[Array, "b h y x c"], grid: tuple[int, int], trailing: int
+) -> Float[Array, "b h n c"]:
+    rows, cols = grid
+    b, h, _, _, c = by_rows.shape
+    patches = by_rows[:, :, :rows].reshape(b, h, rows * cols, c)
+    return jnp.concatenate([patches, by_rows[:, :, rows : rows + trailing, -1]], axis=2)
