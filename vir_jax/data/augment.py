@@ -1,7 +1,8 @@
 """Training augmentation of one image, on the host in uint8.
 
-The order is timm's: crop and resize, flip, then RandAugment or colour jitter, then random erasing. Mixup, cutmix, label
-smoothing and normalisation happen on the device, inside the step.
+The order is timm's: crop and resize, flip, then RandAugment or colour jitter, then random erasing. Mixup,
+cutmix, label smoothing and normalisation happen on the device, inside the step (timm with its prefetching
+loader mixes ahead of erasing; here a mixed image can show the erased parts of both).
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vir_jax.data import randaugment as ra
-from vir_jax.data.decode import decode_image, encoded_size
+from vir_jax.data.decode import decode_image, jpeg_size
 from vir_jax.data.resize import eval_transform, resize, size_pair
 
 _INTERPOLATIONS = {
@@ -40,7 +41,7 @@ class AugmentConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     # Width in pixels of the black border. Only for crop "pad".
     crop_padding: int = 4
-    # How pixels are interpolated, in enlarging and in RandAugment's geometry; "random" chooses one of the two each time.
+    # How pixels are interpolated, in enlarging and in RandAugment's geometry; "random" chooses each time.
     interpolation: Literal["bilinear", "bicubic", "random"] = "random"
     # Probability of a horizontal flip; 0 switches it off.
     hflip: float = 0.5
@@ -50,14 +51,14 @@ class AugmentConfig:
     randaugment_magnitude: float = 9.0
     # RandAugment: standard deviation of the strength.
     randaugment_std: float = 0.5
-    # Brightness, contrast and saturation each change by a factor in 1 -+ this; 0 switches it off. It takes part only
-    # where RandAugment is off: the release's loader drops colour jitter as soon as RandAugment is set, so
-    # that under the full recipe this value has no effect.
+    # Colour jitter: brightness, contrast and saturation each change by a factor in 1 -+ this; 0 switches it
+    # off. It acts only where RandAugment is off: timm's loader drops colour jitter as soon as RandAugment is
+    # set, so that in the recipe, which names both, this value has no effect.
     color_jitter: float = 0.4
     # Probability that a rectangle is replaced by noise, each pixel drawn on its own; 0 switches it off.
     erase: float = 0.25
-    # Mean and standard deviation per channel, on a scale of 0 to 1, that the model's input is normalised with. The mean fills
-    # what geometric operations leave empty; erased pixels are drawn from both.
+    # Mean and standard deviation per channel, on a scale of 0 to 1, that the model's input is normalised
+    # with. The mean fills what geometric operations leave empty; erased pixels are drawn from both.
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -99,7 +100,6 @@ def augment_image(
       CorruptImageError: `image` cannot be decoded.
     """
     size = size_pair(image_size)
-    interpolations = _INTERPOLATIONS[config.interpolation]
     if config.crop == "resized":
         view = random_resized_crop(image, size, config, rng)
     else:
@@ -116,7 +116,7 @@ def augment_image(
             num_ops=config.randaugment_ops,
             magnitude=config.randaugment_magnitude,
             magnitude_std=config.randaugment_std,
-            interpolations=interpolations,
+            interpolations=_INTERPOLATIONS[config.interpolation],
             fill=tuple(round(255 * m) for m in config.mean),
         )
     elif config.color_jitter:
@@ -153,10 +153,13 @@ def random_resized_crop(
 ) -> UInt8[np.ndarray, "_y _x 3"]:
     """A random box of the image, resized to `size`.
 
-    The box is drawn before a JPEG is decoded: where it is at least twice the size that is wanted, the image is decoded
-    at a half, quarter or eighth (see `decode_image`).
+    The box is drawn before a JPEG is decoded: where it is at least twice the size that is wanted, the image
+    is decoded at a half, quarter or eighth (see `decode_image`).
     """
-    height, width = encoded_size(image) if isinstance(image, bytes) else image.shape[:2]
+    if isinstance(image, bytes):
+        height, width = jpeg_size(image) or (image := decode_image(image)).shape[:2]
+    else:
+        height, width = image.shape[:2]
     top, left, h, w = random_box(height, width, config.crop_scale, config.crop_ratio, rng)
     interpolations = _INTERPOLATIONS[config.interpolation]
     interpolation = interpolations[rng.integers(len(interpolations))]
@@ -164,7 +167,7 @@ def random_resized_crop(
         enough = math.ceil(height * size[0] / h), math.ceil(width * size[1] / w)
         image = decode_image(image, min_size=enough)
         y_scale, x_scale = image.shape[0] / height, image.shape[1] / width
-        top, left = round(top * y_scale), round(left * x_scale)
+        top, left = int(top * y_scale), int(left * x_scale)
         h, w = max(1, round(h * y_scale)), max(1, round(w * x_scale))
     return resize(image[top : top + h, left : left + w], size, interpolation)
 
@@ -197,10 +200,10 @@ def random_erase(
     std: tuple[float, float, float],
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Replace a random rectangle of 2 to 33 % of the area by noise of the data's mean and standard deviation.
+    """Replace a random rectangle of 2 to 33 % of the area by noise with the data's mean and deviation.
 
-    After normalisation that noise is standard normal, "pixel" mode in timm, up to the clipping to 0..255 (beyond about
-    two standard deviations).
+    After normalisation the noise is standard normal (timm's "pixel" mode), but for the clipping to 0..255,
+    about two standard deviations from the mean.
     """
     height, width = image.shape[:2]
     for _ in range(_ERASE_ATTEMPTS):
@@ -209,8 +212,9 @@ def random_erase(
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            noise = rng.standard_normal((h, w, 3), np.float32) * np.float32(std) + np.float32(mean)
+            noise = rng.standard_normal((h, w, 3), np.float32)
+            pixels = 255 * (np.array(mean, np.float32) + np.array(std, np.float32) * noise)
             image = image.copy()
-            image[top : top + h, left : left + w] = np.clip(255 * noise + 0.5, 0, 255)
+            image[top : top + h, left : left + w] = np.clip(np.rint(pixels), 0, 255)
             return image
     return image

@@ -1,9 +1,10 @@
 """From the bytes of an image file to RGB pixels.
 
 JPEGs go through libjpeg-turbo (simplejpeg); whatever that does not take (CMYK, a PNG named .jpg, files with
-recoverable errors) goes through Pillow. Both release Python's global lock while they work.
+harmless errors) goes through Pillow. Both release Python's global lock while they work.
 """
 
+import contextlib
 import io
 from typing import Any
 
@@ -14,15 +15,15 @@ from PIL import Image, ImageOps
 
 from vir_jax.data.source import CorruptExampleError
 
-# Larger images count as decompression bombs: 89 million pixels, 268 MB decoded. Pillow's own limit, so that both
-# decoders refuse the same files.
-MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+# Larger images count as decompression bombs: 89 million pixels, 268 MB decoded. It is Pillow's own limit, so
+# that both decoders refuse the same files.
+MAX_PIXELS = 1024**3 // 4 // 3
 
 # Raster formats that Pillow decodes by itself. Naming them keeps out those that start other programs (EPS).
-_PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "MPO")
+_PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
+_APP1, _START_OF_SCAN = 0xE1, 0xDA
 _EXIF_MAGIC = b"Exif\0\0"
-_EXIF_SEARCH_BYTES = 1 << 17  # the Exif segment is among the first; each segment is at most 64 KiB
 _ORIENTATION_TAG = 0x0112
 
 
@@ -33,13 +34,14 @@ class CorruptImageError(CorruptExampleError):
 def decode_image(data: bytes, *, min_size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "y x 3"]:
     """Decode a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file to RGB with its EXIF orientation applied.
 
-    Gray, palette and CMYK images are converted; 16-bit gray keeps its upper 8 bits; transparency is dropped; of
-    an animation the first frame is taken.
+    Gray, palette and CMYK images are converted; 16-bit gray keeps its upper 8 bits; transparency is dropped;
+    of an animation the first frame is taken.
 
     Args:
       data: the whole file.
-      min_size: (height, width), after orientation, that suffices. JPEGs at least twice as large in both directions are then
-        decoded at 1/2, 1/4 or 1/8 of their size, which takes a fraction of the time and averages the pixels.
+      min_size: (height, width), after orientation, that suffices. A JPEG at least twice as large in both
+        directions is then decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster and
+        averages the pixels.
 
     Raises:
       CorruptImageError: empty or truncated data, no known format, or more than `MAX_PIXELS` pixels.
@@ -47,30 +49,29 @@ def decode_image(data: bytes, *, min_size: tuple[int, int] | None = None) -> UIn
     header = _jpeg_header(data)
     if header is not None:
         height, width, orientation = header
-        kwargs: dict[str, Any] = {}
+        scaling: dict[str, Any] = {}
         if min_size is not None:
             min_height, min_width = min_size if orientation < 5 else min_size[::-1]
+            # Factors between 1 and 2 exist too but have no fast path in libjpeg-turbo.
             if height >= 2 * min_height and width >= 2 * min_width:
-                # Factors between 1 and 2 exist too but have no fast path in libjpeg-turbo.
-                kwargs = {"min_height": min_height, "min_width": min_width, "min_factor": 2}
-        try:
-            return _oriented(simplejpeg.decode_jpeg(data, **kwargs), orientation)
-        except ValueError:
-            pass  # damaged, perhaps harmlessly: Pillow tells bytes too many from bytes missing
+                scaling = {"min_height": min_height, "min_width": min_width, "min_factor": 2}
+        # An error here may be harmless: Pillow, below, tells surplus bytes from missing ones.
+        with contextlib.suppress(ValueError):
+            return _oriented(simplejpeg.decode_jpeg(data, **scaling), orientation)
     return _decode_with_pillow(data)
 
 
-def encoded_size(data: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image after its EXIF orientation, from its header alone.
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG after its EXIF orientation, from its header alone; None for other files.
 
     Raises:
-      CorruptImageError: as `decode_image`, as far as the header shows it.
+      CorruptImageError: empty data, or more than `MAX_PIXELS` pixels.
     """
     header = _jpeg_header(data)
-    if header is not None:
-        height, width, orientation = header
-        return (height, width) if orientation < 5 else (width, height)
-    return _decode_with_pillow(data).shape[:2]
+    if header is None:
+        return None
+    height, width, orientation = header
+    return (height, width) if orientation < 5 else (width, height)
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
@@ -81,34 +82,35 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError:
         return None
-    _check_pixels(height, width)
     if colorspace not in ("YCbCr", "RGB", "Gray"):
         return None
+    _check_pixels(height, width)
     return height, width, _exif_orientation(data)
 
 
 def _check_pixels(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise CorruptImageError(f"{width}x{height} pixels: more than the {MAX_PIXELS:,} that are decoded")
+        raise CorruptImageError(f"{width} x {height} pixels: more than the {MAX_PIXELS:,} that are decoded")
 
 
 def _exif_orientation(data: bytes) -> int:
     """EXIF orientation of a JPEG, 1..8; 1 (as stored) where there is none that can be read."""
-    start = data.find(_EXIF_MAGIC, 0, _EXIF_SEARCH_BYTES)
-    if start < 0:
-        return 1
-    length = int.from_bytes(data[start - 2 : start], "big")  # of the segment, its own two bytes included
-    exif = Image.Exif()
-    try:
-        exif.load(data[start : start + length - 2])
-        orientation = exif.get(_ORIENTATION_TAG, 1)
-    except Exception:  # damaged metadata are no reason to lose the image
-        return 1
-    return orientation if orientation in range(1, 9) else 1
+    position = 2  # after the start-of-image marker: segments of marker, length, content
+    while data[position : position + 1] == b"\xff" and data[position + 1] != _START_OF_SCAN:
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if data[position + 1] == _APP1 and data[position + 4 : position + 10] == _EXIF_MAGIC:
+            exif = Image.Exif()
+            with contextlib.suppress(Exception):  # damaged metadata are no reason to lose the image
+                exif.load(data[position + 4 : end])
+                orientation = int(exif[_ORIENTATION_TAG])
+                return orientation if 1 <= orientation <= 8 else 1
+            return 1
+        position = end
+    return 1
 
 
 def _oriented(image: UInt8[np.ndarray, "y x 3"], orientation: int) -> UInt8[np.ndarray, "_y _x 3"]:
-    """Turn stored pixels upright. EXIF: 5 to 8 are transposed, and each orientation mirrors rows, columns or both."""
+    """Turn stored pixels upright: EXIF orientations 5 to 8 swap rows and columns, and all but 1 mirror."""
     if orientation == 1:
         return image
     if orientation >= 5:
@@ -123,10 +125,8 @@ def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "y x 3"]:
         with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             _check_pixels(image.height, image.width)
             image.load()
-            try:
-                image = ImageOps.exif_transpose(image)
-            except Exception:  # damaged metadata are no reason to lose the image
-                pass
+            with contextlib.suppress(Exception):  # damaged metadata are no reason to lose the image
+                ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except CorruptImageError:
         raise
@@ -140,6 +140,6 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
         return np.repeat(gray[..., None], 3, axis=-1)
     if image.mode in ("I", "F"):
         raise CorruptImageError(f"pixels of mode {image.mode!r} have no known range: expected 8 or 16 bits")
-    if "transparency" in image.info:  # a palette's transparent entries need the alpha channel to be resolved
+    if "transparency" in image.info:  # convert() wants the alpha channel resolved before it is dropped
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))

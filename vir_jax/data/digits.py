@@ -11,8 +11,8 @@ _SPLITS = ("train", "test")
 class DigitsSource:
     """One split of the digits, as RGB uint8 images of 8x8 pixels.
 
-    The split is fixed and stratified: within each class every fifth image, in the order of the package, is a test
-    image (355 in all; 1,442 remain for training).
+    The split is fixed and stratified: within each class every fifth image, in the order of the package, is a
+    test image (355 in all; 1,442 remain for training).
     """
 
     num_classes = 10
@@ -22,16 +22,15 @@ class DigitsSource:
         if split not in _SPLITS:
             raise ValueError(f"digits has no split {split!r}: choose one of {', '.join(_SPLITS)}")
         digits = load_digits()
-        labels = digits.target
-        rank_in_class = np.empty(len(labels), np.int64)
+        rank_in_class = np.empty(len(digits.target), np.int64)
         for digit in range(self.num_classes):
-            members = labels == digit
-            rank_in_class[members] = np.arange(members.sum())
+            (members,) = np.nonzero(digits.target == digit)
+            rank_in_class[members] = np.arange(len(members))
         is_test = rank_in_class % 5 == 4
-        (self._indices,) = np.nonzero(is_test == (split == "test"))
-        gray = np.round(digits.images[self._indices] * (255 / 16)).astype(np.uint8)  # stored as 0..16
+        (self._numbers,) = np.nonzero(is_test == (split == "test"))
+        gray = np.round(digits.images[self._numbers] * (255 / 16)).astype(np.uint8)  # stored as 0..16
         self._images = np.repeat(gray[..., None], 3, axis=-1)
-        self._labels = labels[self._indices]
+        self._labels = digits.target[self._numbers]
         self._split = split
 
     def __len__(self) -> int:
@@ -42,4 +41,4 @@ class DigitsSource:
 
     def name(self, index: int) -> str:
         """Split and number, with the number in scikit-learn's order."""
-        return f"digits {self._split}[{index}] (number {self._indices[index]} of scikit-learn's)"
+        return f"digits {self._split}[{index}] (number {self._numbers[index]} of scikit-learn's)"

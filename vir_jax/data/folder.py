@@ -8,47 +8,39 @@ from vir_jax.data.source import Example
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def _subfolders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
-
-
 class FolderSource:
     """The images below `data_dir/split`, sorted by class and file name.
 
-    The classes are the folders of `data_dir/train` where that exists, else those of the split itself, so a
-    class without test images does not shift the labels of the others.
+    The classes are the folders of `data_dir/train` where that exists, else those of the split itself, so that
+    a class without test images does not shift the labels of the others. Files with other extensions than
+    `EXTENSIONS` are left out; hidden folders too.
     """
 
     def __init__(self, data_dir: str | os.PathLike[str], split: str):
         root = Path(data_dir)
         folder = root / split
         if not folder.is_dir():
-            found = ", ".join(_subfolders(root)) if root.is_dir() else "nothing, the folder does not exist"
+            found = ", ".join(_subfolders(root)) if root.is_dir() else "no such folder"
             raise FileNotFoundError(
-                f"no split {split!r} in {root} (found: {found}). Expected {folder}/<class name>/<image>.jpg: "
-                "one folder per split, in it one folder per class"
+                f"no split {split!r} in {root} (there: {found}). Expected images as "
+                f"{folder}/<class name>/<name>.jpg"
             )
         reference = root / "train" if (root / "train").is_dir() else folder
         self.class_names = _subfolders(reference)
         if not self.class_names:
             raise FileNotFoundError(
-                f"no class folders in {reference}: expected {reference}/<class name>/<image>.jpg"
+                f"no class folders in {reference}: expected {reference}/<class name>/<name>.jpg"
             )
         unknown = sorted(set(_subfolders(folder)) - set(self.class_names))
         if unknown:
             raise ValueError(f"{folder} has classes that {reference} lacks: {', '.join(unknown)}")
-        self._paths: list[str] = []
-        self._labels: list[int] = []
+        self._examples: list[tuple[str, int]] = []
         for label, name in enumerate(self.class_names):
-            if not (folder / name).is_dir():
-                continue
-            files = sorted(e.path for e in os.scandir(folder / name) if e.name.lower().endswith(EXTENSIONS))
-            self._paths += files
-            self._labels += [label] * len(files)
-        if not self._paths:
-            raise FileNotFoundError(
-                f"no images in {folder}: looked for {', '.join(EXTENSIONS)} in each class folder"
-            )
+            if (folder / name).is_dir():
+                files = (e.path for e in os.scandir(folder / name) if e.name.lower().endswith(EXTENSIONS))
+                self._examples += [(file, label) for file in sorted(files)]
+        if not self._examples:
+            raise FileNotFoundError(f"no images in {folder}/*/: looked for {', '.join(EXTENSIONS)}")
 
     @property
     def num_classes(self) -> int:
@@ -56,11 +48,16 @@ class FolderSource:
         return len(self.class_names)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
-        return {"image": Path(self._paths[index]).read_bytes(), "label": self._labels[index]}
+        path, label = self._examples[index]
+        return {"image": Path(path).read_bytes(), "label": label}
 
     def name(self, index: int) -> str:
         """The file's path."""
-        return self._paths[index]
+        return self._examples[index][0]
+
+
+def _subfolders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))

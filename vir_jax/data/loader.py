@@ -1,12 +1,12 @@
 """Batches for training and evaluation, loaded by threads with Grain.
 
-Training examples stand in one endless global order: epoch after epoch, each shuffled on its own. Position p of that
-order, and all randomness in preparing the example there, are pure functions of (seed, p). Shard s of n takes
-positions s, s + n, s + 2n, ..., so that global step t covers the same examples however many shards share them, and
-the state of a loader is no more than a position.
+Training examples stand in one endless global order: epoch after epoch, each shuffled on its own. Which
+example stands at position p, and all randomness in preparing it, are pure functions of (seed, p). Shard s of
+n takes positions s, s + n, s + 2n, ..., so that a step covers the same examples however many shards share
+it, and the state of a loader is no more than a position.
 """
 
-import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -22,10 +22,11 @@ from vir_jax.data.decode import decode_image
 from vir_jax.data.resize import eval_transform, size_pair
 from vir_jax.data.source import CorruptExampleError, Example, Source
 
-# The share of corrupt examples is judged once this many have been seen: one bad image in the first batch is no trend.
+# The share of corrupt examples is judged against at least this many in training: one bad image in the first
+# batch is no trend.
 MIN_EXAMPLES_FOR_FRACTION = 1000
-# Substitutes drawn for one corrupt example before giving up.
-MAX_SUBSTITUTES = 20
+# Examples tried for one place in a batch before giving up.
+MAX_ATTEMPTS = 20
 
 
 class TrainBatch(TypedDict):
@@ -45,6 +46,9 @@ class EvalBatch(TypedDict):
 
 class TooManyCorruptError(RuntimeError):
     """More corrupt examples than allowed: the data need looking at, not skipping."""
+
+
+# --- Training ---
 
 
 def train_loader(
@@ -67,10 +71,10 @@ def train_loader(
       batch_size: examples per batch of this shard (this process).
       image_size: side, or (height, width), of the images.
       augment: what is done to each image.
-      seed: of order and augmentation.
+      seed: of order and augmentation, non-negative.
       shard_index: which shard this is, 0 <= shard_index < shard_count.
       shard_count: number of shards, one per process.
-      num_threads: decoding threads; None: one per core this process may use. The batches do not depend on it.
+      num_threads: threads that read and decode; None: one per core. The batches do not depend on it.
       prefetch: batches prepared ahead.
       max_corrupt_fraction: share of corrupt examples (of those seen, at least 1,000) above which
         `TooManyCorruptError` is raised.
@@ -78,18 +82,112 @@ def train_loader(
     Raises:
       ValueError: an empty source, or arguments out of range.
     """
+    _check_arguments(source, batch_size, shard_index, shard_count, num_threads, prefetch)
+    # Grain adds the epoch to the seed of its shuffle; hashing keeps the orders of neighbouring seeds apart.
+    shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    load = functools.partial(_load_augmented, source=source, size=size_pair(image_size), config=augment)
+    examples = (
+        grain.MapDataset.range(len(source))
+        .random_map(load, seed=augment_seed)  # ahead of the shuffle: random by epoch and example
+        .shuffle(seed=shuffle_seed)
+        .repeat()
+    )
     return TrainLoader(
-        source,
+        examples,
         batch_size=batch_size,
-        image_size=size_pair(image_size),
-        augment=augment,
-        seed=seed,
         shard_index=shard_index,
         shard_count=shard_count,
-        num_threads=num_threads,
-        prefetch=prefetch,
+        read_options=_read_options(batch_size, num_threads, prefetch),
         max_corrupt_fraction=max_corrupt_fraction,
+        identity={"seed": seed, "examples": len(source)},
     )
+
+
+class TrainLoader(Iterator[TrainBatch]):
+    """The iterator that `train_loader` makes.
+
+    Attributes:
+      skipped: corrupt examples skipped so far in this shard. Another example, drawn at random, takes the
+        place of each, so that shards stay in step.
+    """
+
+    def __init__(
+        self,
+        examples: grain.MapDataset,
+        *,
+        batch_size: int,
+        shard_index: int,
+        shard_count: int,
+        read_options: grain.ReadOptions,
+        max_corrupt_fraction: float,
+        identity: dict[str, int],
+    ):
+        self._examples = examples  # the global order, endless
+        self._batch_size = batch_size
+        self._shard_index = shard_index
+        self._shard_count = shard_count
+        self._read_options = read_options
+        self._max_corrupt_fraction = max_corrupt_fraction
+        self._identity = identity  # what a saved state must agree with
+        self._position = 0  # in the global order, of the next batch's first example over all shards
+        self._batches: grain.DatasetIterator | None = None
+        self.skipped = 0
+
+    def __next__(self) -> TrainBatch:
+        if self._batches is None:
+            shard = self._examples[self._position + self._shard_index :: self._shard_count]
+            self._batches = _batches(shard, self._batch_size, self._read_options)
+        batch = next(self._batches)
+        self._position += self._batch_size * self._shard_count
+        self.skipped += int(batch.pop("skipped").sum())
+        seen = self._position // self._shard_count
+        _check_corrupt(self.skipped, seen, self._max_corrupt_fraction * max(seen, MIN_EXAMPLES_FOR_FRACTION))
+        return batch
+
+    def get_state(self) -> bytes:
+        """The position after the last batch taken, as JSON. Only `skipped` in it differs between shards."""
+        return json.dumps({"position": self._position, "skipped": self.skipped, **self._identity}).encode()
+
+    def set_state(self, state: bytes) -> None:
+        """Go on after the batch that came before `state` was taken, with any number of threads or shards.
+
+        Raises:
+          ValueError: the state belongs to another seed or to a source of another length.
+        """
+        values = json.loads(state)
+        for name, own in self._identity.items():
+            if values[name] != own:
+                raise ValueError(
+                    f"the saved state has {name} = {values[name]}, this loader {name} = {own}: the examples "
+                    "would come in another order. Use the data and the seed that the state was saved with"
+                )
+        self.close()
+        self._position, self.skipped = values["position"], values["skipped"]
+
+    def close(self) -> None:
+        """Stop the threads. Asking for the next batch starts them again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+def _load_augmented(
+    index: int, rng: np.random.Generator, *, source: Source, size: tuple[int, int], config: AugmentConfig
+) -> dict[str, Any]:
+    """A random view of example `index`, or of one drawn at random where that is corrupt."""
+    for skipped in range(MAX_ATTEMPTS):
+        try:
+            example = _read(source, index)
+            image = augment_image(example["image"], size, config, rng)
+        except CorruptExampleError as error:
+            logging.warning("skipped corrupt example %s: %s", source.name(index), error)
+            index = int(rng.integers(len(source)))
+        else:
+            return {"image": image, "label": np.int32(example["label"]), "skipped": skipped}
+    raise TooManyCorruptError(f"{MAX_ATTEMPTS} examples drawn in a row were corrupt; the log names them")
+
+
+# --- Evaluation ---
 
 
 def eval_loader(
@@ -104,229 +202,159 @@ def eval_loader(
     prefetch: int = 2,
     max_corrupt_fraction: float = 0.01,
 ) -> "EvalLoader":
-    """One pass over a source: every example exactly once over all shards, the same number of batches on each.
+    """One pass over a source: every example exactly once over all shards, and as many batches on each shard.
 
     Args:
       source: the examples, read in their own order.
-      batch_size: examples per batch of this shard; the last batches are padded to it.
+      batch_size: examples per batch of this shard (this process); the last batches are padded to it.
       image_size: side, or (height, width), of the images.
       crop_fraction: see `eval_transform`.
       shard_index: which shard this is, 0 <= shard_index < shard_count.
       shard_count: number of shards, one per process.
-      num_threads: decoding threads; None: one per core this process may use.
+      num_threads: threads that read and decode; None: one per core.
       prefetch: batches prepared ahead.
-      max_corrupt_fraction: share of corrupt examples in this shard's part of the source above which
-        `TooManyCorruptError` is raised.
+      max_corrupt_fraction: share of corrupt examples in this shard above which `TooManyCorruptError` is
+        raised.
 
     Raises:
       ValueError: an empty source, or arguments out of range.
     """
+    _check_arguments(source, batch_size, shard_index, shard_count, num_threads, prefetch)
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction is {crop_fraction}: expected 0 < crop_fraction <= 1")
+    num_batches = -(-len(source) // (batch_size * shard_count))
+    load = functools.partial(
+        _load_centered, source=source, size=size_pair(image_size), crop_fraction=crop_fraction
+    )
+    examples = grain.MapDataset.range(num_batches * batch_size * shard_count).map(load)
     return EvalLoader(
-        source,
+        examples[shard_index::shard_count],
+        num_examples=len(range(shard_index, len(source), shard_count)),
         batch_size=batch_size,
-        image_size=size_pair(image_size),
-        crop_fraction=crop_fraction,
-        shard_index=shard_index,
-        shard_count=shard_count,
-        num_threads=num_threads,
-        prefetch=prefetch,
+        read_options=_read_options(batch_size, num_threads, prefetch),
         max_corrupt_fraction=max_corrupt_fraction,
     )
 
 
-@dataclasses.dataclass
-class TrainLoader(Iterator[TrainBatch]):
-    """Iterator made by `train_loader`.
-
-    Attributes:
-      skipped: corrupt examples skipped so far in this shard. The place of each is taken by another example,
-        drawn at random, so that shards stay in step.
-    """
-
-    source: Source
-    batch_size: int
-    image_size: tuple[int, int]
-    augment: AugmentConfig
-    seed: int
-    shard_index: int
-    shard_count: int
-    num_threads: int | None
-    prefetch: int
-    max_corrupt_fraction: float
-    skipped: int = dataclasses.field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        _check_arguments(self)
-        self._position = 0
-        self._iterator: grain.DatasetIterator | None = None
-        # Grain adds the epoch to the seed of its shuffle; hashing keeps the orders of neighbouring seeds apart.
-        shuffle_seed, augment_seed = np.random.SeedSequence(self.seed).generate_state(2).tolist()
-        self._examples = (
-            grain.MapDataset.range(len(self.source))
-            .random_map(self._load, seed=augment_seed)  # before the shuffle: random by (epoch, index)
-            .shuffle(seed=shuffle_seed)
-            .repeat()
-        )
-
-    def __next__(self) -> TrainBatch:
-        if self._iterator is None:
-            shard = self._examples[self._position + self.shard_index :: self.shard_count]
-            self._iterator = _iterate(shard, self.batch_size, self.num_threads, self.prefetch)
-        batch = next(self._iterator)
-        self._position += self.batch_size * self.shard_count
-        self.skipped += int(batch.pop("skipped").sum())
-        seen = max(self._position // self.shard_count, MIN_EXAMPLES_FOR_FRACTION)
-        if self.skipped > self.max_corrupt_fraction * seen:
-            raise TooManyCorruptError(
-                f"{self.skipped} corrupt examples among the first {self._position // self.shard_count:,} of shard "
-                f"{self.shard_index}: more than max_corrupt_fraction={self.max_corrupt_fraction} allows. The log names them"
-            )
-        return batch
-
-    def get_state(self) -> bytes:
-        """The position after the last batch taken, as JSON. It is the same on every shard, but for `skipped`."""
-        state = {
-            "position": self._position,
-            "skipped": self.skipped,
-            "seed": self.seed,
-            "examples": len(self.source),
-        }
-        return json.dumps(state).encode()
-
-    def set_state(self, state: bytes) -> None:
-        """Go on where the loader was that gave `state`, whatever its number of threads or shards.
-
-        Raises:
-          ValueError: the state belongs to another seed or to a source of another length.
-        """
-        values = json.loads(state)
-        for name, own in (("seed", self.seed), ("examples", len(self.source))):
-            if values[name] != own:
-                raise ValueError(
-                    f"the state was saved with {name}={values[name]}, this loader has {name}={own}: "
-                    "the order of examples would change. Restore with the same data and seed"
-                )
-        self.close()
-        self._position, self.skipped = values["position"], values["skipped"]
-
-    def close(self) -> None:
-        """Stop the threads. The loader starts them again when the next batch is asked for."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
-
-    def _load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Example `index`, or a random substitute where it is corrupt, augmented."""
-        for skipped in range(MAX_SUBSTITUTES + 1):
-            try:
-                example = _read(self.source, index)
-                image = augment_image(example["image"], self.image_size, self.augment, rng)
-            except CorruptExampleError as error:
-                logging.warning("skipped corrupt example %s: %s", self.source.name(index), error)
-                index = int(rng.integers(len(self.source)))
-            else:
-                return {"image": image, "label": np.int32(example["label"]), "skipped": skipped}
-        raise TooManyCorruptError(
-            f"{MAX_SUBSTITUTES + 1} examples drawn in a row were corrupt. The log names them"
-        )
-
-
-@dataclasses.dataclass
 class EvalLoader:
-    """Iterable made by `eval_loader`; each `iter()` starts a new pass.
+    """The iterable that `eval_loader` makes; each `iter()` starts a new pass.
 
     Attributes:
-      skipped: corrupt examples met so far in the pass that was started last.
+      skipped: corrupt examples met so far in the pass that was started last, in this shard.
     """
 
-    source: Source
-    batch_size: int
-    image_size: tuple[int, int]
-    crop_fraction: float
-    shard_index: int
-    shard_count: int
-    num_threads: int | None
-    prefetch: int
-    max_corrupt_fraction: float
-    skipped: int = dataclasses.field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        _check_arguments(self)
-        if not 0 < self.crop_fraction <= 1:
-            raise ValueError(f"crop_fraction is {self.crop_fraction}: expected 0 < crop_fraction <= 1")
+    def __init__(
+        self,
+        examples: grain.MapDataset,
+        *,
+        num_examples: int,
+        batch_size: int,
+        read_options: grain.ReadOptions,
+        max_corrupt_fraction: float,
+    ):
+        self._examples = examples  # of this shard, with the padding
+        self._num_examples = num_examples  # without it
+        self._batch_size = batch_size
+        self._read_options = read_options
+        self._max_corrupt_fraction = max_corrupt_fraction
+        self.skipped = 0
 
     def __len__(self) -> int:
-        return -(-len(self.source) // (self.batch_size * self.shard_count))
+        return len(self._examples) // self._batch_size
 
     def __iter__(self) -> Iterator[EvalBatch]:
         self.skipped = 0
-        padded = len(self) * self.batch_size * self.shard_count
-        shard = grain.MapDataset.range(padded).map(self._load)[self.shard_index :: self.shard_count]
-        own = len(range(self.shard_index, len(self.source), self.shard_count))
-        iterator = _iterate(shard, self.batch_size, self.num_threads, self.prefetch)
+        batches = _batches(self._examples, self._batch_size, self._read_options)
         try:
-            for batch in iterator:
+            for batch in batches:
                 self.skipped += int(batch.pop("skipped").sum())
-                if self.skipped > self.max_corrupt_fraction * own:
-                    raise TooManyCorruptError(
-                        f"{self.skipped} corrupt examples among the {own:,} of shard {self.shard_index}: more than "
-                        f"max_corrupt_fraction={self.max_corrupt_fraction} allows. The log names them"
-                    )
+                allowed = self._max_corrupt_fraction * self._num_examples
+                _check_corrupt(self.skipped, self._num_examples, allowed)
                 yield batch
         finally:
-            iterator.close()
+            batches.close()
 
-    def _load(self, index: int) -> dict[str, Any]:
-        """Example `index`, or a masked blank where it is padding or corrupt."""
-        blank = {
-            "image": np.zeros((*self.image_size, 3), np.uint8),
-            "label": np.int32(0),
-            "mask": np.bool_(False),
-        }
-        if index >= len(self.source):
-            return blank | {"skipped": 0}
-        try:
-            example = _read(self.source, index)
-            pixels = example["image"]
-            if isinstance(pixels, bytes):
-                pixels = decode_image(pixels)
-            image = eval_transform(pixels, self.image_size, self.crop_fraction)
-        except CorruptExampleError as error:
-            logging.warning("skipped corrupt example %s: %s", self.source.name(index), error)
-            return blank | {"skipped": 1}
-        return {"image": image, "label": np.int32(example["label"]), "mask": np.bool_(True), "skipped": 0}
+
+def _load_centered(
+    index: int, *, source: Source, size: tuple[int, int], crop_fraction: float
+) -> dict[str, Any]:
+    """The central crop of example `index`, or a masked blank where that is padding or corrupt."""
+    blank = {"image": np.zeros((*size, 3), np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
+    if index >= len(source):
+        return {**blank, "skipped": 0}
+    try:
+        example = _read(source, index)
+        image = example["image"]
+        pixels = decode_image(image) if isinstance(image, bytes) else image
+    except CorruptExampleError as error:
+        logging.warning("skipped corrupt example %s: %s", source.name(index), error)
+        return {**blank, "skipped": 1}
+    return {
+        "image": eval_transform(pixels, size, crop_fraction),
+        "label": np.int32(example["label"]),
+        "mask": np.bool_(True),
+        "skipped": 0,
+    }
+
+
+# --- Both ---
 
 
 def _read(source: Source, index: int) -> Example:
-    """`source[index]`, with every failure to read and every impossible label as a `CorruptExampleError`."""
+    """`source[index]`, with failures to read and impossible labels as `CorruptExampleError`."""
     try:
         example = source[index]
-    except Exception as error:  # whatever the storage raises: the record is lost, the run need not be
+    except Exception as error:  # whatever the storage raises: the example is lost, the run need not be
         raise CorruptExampleError(f"unreadable: {type(error).__name__}: {error}") from error
     if not 0 <= example["label"] < source.num_classes:
-        raise CorruptExampleError(
-            f"label {example['label']} is out of range for {source.num_classes} classes"
-        )
+        raise CorruptExampleError(f"label {example['label']} is not one of {source.num_classes} classes")
     return example
 
 
-def _iterate(
-    shard: grain.MapDataset, batch_size: int, num_threads: int | None, prefetch: int
-) -> grain.DatasetIterator:
-    threads = num_threads or len(os.sched_getaffinity(0))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch * batch_size))
-    return iter(shard.to_iter_dataset(options).batch(batch_size, drop_remainder=True))
-
-
-def _check_arguments(loader: TrainLoader | EvalLoader) -> None:
-    if not len(loader.source):
-        raise ValueError("the source has no examples")
-    for name in ("batch_size", "shard_count", "prefetch"):
-        if getattr(loader, name) < 1:
-            raise ValueError(f"{name} is {getattr(loader, name)}: expected at least 1")
-    if not 0 <= loader.shard_index < loader.shard_count:
-        raise ValueError(
-            f"shard_index is {loader.shard_index}: expected 0 <= shard_index < {loader.shard_count}"
+def _check_corrupt(skipped: int, seen: int, allowed: float) -> None:
+    if skipped > allowed:
+        raise TooManyCorruptError(
+            f"{skipped} of {seen:,} examples were corrupt, more than max_corrupt_fraction allows "
+            f"({allowed:.6g}); the log names them"
         )
-    if min(loader.image_size) < 1:
-        raise ValueError(f"image_size is {loader.image_size}: expected positive height and width")
+
+
+def _batches(
+    shard: grain.MapDataset, batch_size: int, read_options: grain.ReadOptions
+) -> grain.DatasetIterator:
+    return iter(shard.to_iter_dataset(read_options).batch(batch_size, drop_remainder=True))
+
+
+def _read_options(batch_size: int, num_threads: int | None, prefetch: int) -> grain.ReadOptions:
+    threads = num_threads or _num_cores()
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch * batch_size))
+
+
+def _num_cores() -> int:
+    """Cores that this process may use, where the system can tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_arguments(
+    source: Source,
+    batch_size: int,
+    shard_index: int,
+    shard_count: int,
+    num_threads: int | None,
+    prefetch: int,
+) -> None:
+    if not len(source):
+        raise ValueError("the source has no examples")
+    at_least_one = {
+        "batch_size": batch_size,
+        "shard_count": shard_count,
+        "num_threads": 1 if num_threads is None else num_threads,
+        "prefetch": prefetch,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: expected at least 1")
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"shard_index is {shard_index}: expected 0 <= shard_index < {shard_count}")

@@ -1,8 +1,9 @@
-"""RandAugment on uint8 RGB images, with the "increasing" operations: a higher magnitude always means a stronger change.
+"""RandAugment (Cubuk et al. 2019) on uint8 RGB images.
 
-Cubuk et al. 2019, with the ranges and the two details of timm that the recipe (PAPER.md section 4,
-"m9 mstd0.5 inc1") refers to: the magnitude is drawn anew for every operation, and a chosen operation acts with probability 1/2.
-Operations on single pixels are look-up tables; those on geometry are affine maps.
+Operations and ranges are timm's "increasing" set, which the recipe's "m9 mstd0.5 inc1" names (PAPER.md
+section 4): a higher magnitude always changes the image more. As there, the magnitude is drawn anew for every
+operation, and a chosen operation acts with probability 1/2. What the operations compute is what Pillow's
+ImageOps and ImageEnhance compute, as look-up tables where a pixel's result depends on that pixel alone.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 RGBImage = UInt8[np.ndarray, "y x 3"]
-Color = tuple[int, int, int]
+Color = tuple[int, ...]
 
 APPLY_PROBABILITY = 0.5
 _LEVELS = np.arange(256)
@@ -106,7 +107,7 @@ def solarize_add(image: RGBImage, addend: int) -> RGBImage:
     )
 
 
-# --- Enhancing: blends of the image with a degenerate one. Factor 0 gives that one, 1 the image, more exaggerates. ---
+# --- Enhancing: blends with a degenerate image. Factor 0 gives that one, 1 the image, more exaggerates. ---
 
 
 def brightness(image: RGBImage, factor: float) -> RGBImage:
@@ -144,7 +145,7 @@ _SMOOTHING = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def affine(image: RGBImage, matrix: np.ndarray, interpolation: int, fill: Color) -> RGBImage:
-    """The image as seen through `matrix`; coordinates are continuous, (0, 0) is the corner of the first pixel."""
+    """The image as seen through `matrix`, whose coordinates have (0, 0) at the corner of the first pixel."""
     matrix = matrix.astype(np.float64)
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5  # OpenCV counts from the centre of the first pixel
     return cv2.warpAffine(

@@ -1,5 +1,7 @@
 """Crops and resizing: deterministic for evaluation, at a given box for training."""
 
+import math
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
@@ -14,9 +16,9 @@ def eval_transform(
 ) -> UInt8[np.ndarray, "_y _x 3"]:
     """Central crop, resized in one step with Pillow's antialiased bicubic filter.
 
-    The crop is the largest central box of the target's aspect ratio, its sides times `crop_fraction`: for a square
-    target that is the usual "resize the shorter side to size / crop_fraction, cut out the centre" without
-    rounding in between. An image that already has the target size comes back unchanged for a fraction of 1.
+    The crop is the largest central box of the target's aspect ratio, its sides times `crop_fraction`: for a
+    square target the usual "resize the shorter side to size / crop_fraction, cut out the centre", without
+    its rounding. An image that already has the target's size comes back unchanged for a fraction of 1.
 
     Args:
       image: RGB pixels.
@@ -39,21 +41,21 @@ def eval_transform(
 def resize(
     image: UInt8[np.ndarray, "y x 3"], size: tuple[int, int], interpolation: int
 ) -> UInt8[np.ndarray, "_y _x 3"]:
-    """Resize with OpenCV, for training: pixels are averaged over areas to shrink and interpolated to enlarge.
+    """Resize with OpenCV, for training: interpolated at k x k points per pixel of the result, then averaged.
 
-    Averaging is what keeps a shrunk image free of aliasing, as the antialiased filters of `eval_transform` do, at
-    half their cost.
+    k is the rounded factor of shrinking (1 when enlarging), so that the points lie no further apart than the
+    image's pixels by much and none of them is left out: an approximation to the antialiased filter of
+    `eval_transform` at a third of the cost of OpenCV's own average over areas.
 
     Args:
       image: RGB pixels.
       size: (height, width) of the result.
-      interpolation: `cv2.INTER_LINEAR` or `cv2.INTER_CUBIC`, for enlarging.
+      interpolation: `cv2.INTER_LINEAR` or `cv2.INTER_CUBIC`.
     """
     height, width = size
-    if image.shape[:2] == size:
-        return image
-    shrinks = image.shape[0] > height and image.shape[1] > width
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else interpolation)
+    k = max(1, round(math.sqrt(image.shape[0] * image.shape[1] / (height * width))))
+    fine = cv2.resize(image, (k * width, k * height), interpolation=interpolation)
+    return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) if k > 1 else fine
 
 
 def size_pair(image_size: int | tuple[int, int]) -> tuple[int, int]:

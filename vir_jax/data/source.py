@@ -1,8 +1,8 @@
 """What the loaders read from: numbered examples with random access.
 
-A source hands out *encoded* images (the bytes of a JPEG or PNG file) or small uint8 arrays; decoding belongs to
-the loaders, which do it in threads. Three kinds exist: scikit-learn's digits, a folder of images per class,
-and any TFDS image classification set that was prepared as ArrayRecord.
+A source hands out *encoded* images (the bytes of a JPEG or PNG file) or small uint8 arrays; decoding belongs
+to the loaders, which do it in threads. Three kinds exist: scikit-learn's digits, a folder of images per
+class, and any TFDS image classification set that was prepared as ArrayRecord.
 """
 
 from typing import Protocol, TypedDict, runtime_checkable
@@ -38,10 +38,10 @@ class Source(Protocol):
         """Number of examples."""
 
     def __getitem__(self, index: int) -> Example:
-        """Example number `index`, 0 <= index < len(self)."""
+        """Example number `index`, 0 <= index < len(self). Its image is not to be written to."""
 
     def name(self, index: int) -> str:
-        """What a person needs to find example `index` again: a path, or split, number and file name."""
+        """What a person needs to find example `index`: a path, or split, number and file name."""
 
 
 def open_source(dataset: str, split: str, *, data_dir: str | None = None) -> Source:
@@ -51,13 +51,14 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
       dataset: "digits" (scikit-learn's handwritten digits, shipped inside that package), "folder"
         (`data_dir/split/class name/*.jpg`), or the name of a TFDS image classification set such as
         "imagenet2012" or "cifar10", prepared with `python -m vir_jax.data.prepare`.
-      split: "train" or "test" for digits; a folder's name for "folder"; for TFDS any of its split strings, slices
-        included ("train[:90%]").
-      data_dir: where the data lies. None: TFDS's default folder; not used by digits; required by "folder".
+      split: "train" or "test" for digits; a folder's name for "folder"; for TFDS any of its split strings,
+        slices included ("train[:90%]").
+      data_dir: where the data lie. None: TFDS's default folder. Required by "folder", not used by "digits".
 
     Raises:
-      ValueError: an unknown data set or split.
-      FileNotFoundError: the data are not there; the message says which command puts them there.
+      ValueError: an unknown data set or split, or a set that is not for image classification.
+      FileNotFoundError: the data are not there, or not in a form that can be read; the message says which
+        command puts that right.
     """
     # Imported here so that each kind of source costs only its own libraries.
     if dataset == "digits":
@@ -68,9 +69,7 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
         from vir_jax.data.folder import FolderSource
 
         if data_dir is None:
-            raise ValueError(
-                "dataset 'folder' needs data_dir: the folder that holds train/, test/, each with a folder per class"
-            )
+            raise ValueError("dataset 'folder' needs data_dir: the folder that holds <split>/<class name>/")
         return FolderSource(data_dir, split)
     from vir_jax.data.tfds_source import TfdsSource
 

@@ -1,36 +1,33 @@
 """TFDS image classification sets, read from ArrayRecord without TensorFlow."""
 
-import os
+import difflib
+import re
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants, read_only_builder, registered
 
 from vir_jax.data.source import Example
 
-
-def prepare_command(dataset: str, data_dir: str | None) -> str:
-    """The command that prepares `dataset` where `open_source` looks for it."""
-    command = f"python -m vir_jax.data.prepare --dataset={dataset}"
-    if data_dir is not None:
-        command += f" --data_dir={data_dir}"
-    if dataset.split(":")[0] == "imagenet2012":
-        command += " --manual_dir=<folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar>"
-    return command
+ARRAY_RECORD = "array_record"
 
 
 class TfdsSource:
     """One split, or slice of a split, of a prepared TFDS set; images stay encoded."""
 
     def __init__(self, dataset: str, split: str, *, data_dir: str | None = None):
-        builder = tfds.builder(dataset, data_dir=data_dir)
-        image_key, label_key = builder.info.supervised_keys
+        builder = open_prepared(dataset, data_dir)
+        if builder.info.file_format.value != ARRAY_RECORD:
+            raise FileNotFoundError(_wrong_format_message(dataset, data_dir, builder))
+        image_key, label_key = _image_and_label_keys(builder)
+        decoders = {image_key: tfds.decode.SkipDecoding()}
+        self._records = builder.as_data_source(split=split, decoders=decoders)
         self._dataset, self._split = dataset, split
-        self._keys = image_key, label_key
-        self._records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+        self._image_key, self._label_key = image_key, label_key
         self.class_names = tuple(builder.info.features[label_key].names)
 
     @property
     def num_classes(self) -> int:
-        """Number of classes in TFDS's label feature."""
+        """Number of classes of TFDS's label feature."""
         return len(self.class_names)
 
     def __len__(self) -> int:
@@ -38,9 +35,76 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
-        image_key, label_key = self._keys
-        return {"image": record[image_key], "label": int(record[label_key])}
+        return {"image": record[self._image_key], "label": int(record[self._label_key])}
 
     def name(self, index: int) -> str:
         """Set, split and number, with the file name or id where the set stores one."""
-        return f"{self._dataset} {self._split}[{index}]"
+        name = f"{self._dataset} {self._split}[{index}]"
+        stored = self.file_name(index)
+        return f"{name} ({stored})" if stored else name
+
+    def file_name(self, index: int) -> str:
+        """The file name or id that is stored with example `index`; empty where there is none."""
+        try:
+            record = self._records[index]
+        except Exception:  # it is asked for where an example is reported as unreadable
+            return ""
+        stored = record.get("file_name", record.get("id", b""))
+        return stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored)
+
+
+def open_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The builder of a set that is already on disk, made from the files there: no builder's code runs.
+
+    Raises:
+      ValueError: TFDS knows no such set.
+      FileNotFoundError: the set is not prepared.
+    """
+    try:
+        return read_only_builder.builder_from_files(dataset, data_dir=data_dir)
+    except registered.DatasetNotFoundError as error:
+        name, known = re.split("[/:]", dataset)[0], tfds.list_builders()
+        if name not in known:
+            close = difflib.get_close_matches(name, [*known, "digits", "folder"])
+            hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()"
+            raise ValueError(
+                f"no data set {name!r}: expected digits, folder or a TFDS name; {hint}"
+            ) from error
+        place = data_dir or constants.DATA_DIR
+        raise FileNotFoundError(
+            f"{dataset} is not prepared in {place}. Prepare it with\n  {prepare_command(dataset, data_dir)}"
+        ) from error
+
+
+def prepare_command(dataset: str, data_dir: str | None) -> str:
+    """The command that prepares `dataset` where `open_source` looks for it."""
+    command = f"python -m vir_jax.data.prepare --dataset={dataset}"
+    if data_dir is not None:
+        command += f" --data_dir={data_dir}"
+    if re.split("[/:]", dataset)[0] == "imagenet2012":
+        command += " --manual_dir=<folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar>"
+    return command
+
+
+def _wrong_format_message(dataset: str, data_dir: str | None, builder: tfds.core.DatasetBuilder) -> str:
+    source_dir = data_dir or constants.DATA_DIR
+    target_dir = f"{str(source_dir).rstrip('/')}_array_record"
+    return (
+        f"{dataset} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which has no "
+        f"random access: expected {ARRAY_RECORD}. Convert it with\n"
+        f"  python -m vir_jax.data.prepare --dataset={dataset} --convert_from={source_dir} "
+        f"--data_dir={target_dir}\nand read it with data_dir={target_dir}"
+    )
+
+
+def _image_and_label_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+    keys, features = builder.info.supervised_keys, builder.info.features
+    if keys is not None and [type(features[key]) for key in keys] == [
+        tfds.features.Image,
+        tfds.features.ClassLabel,
+    ]:
+        return keys[0], keys[1]
+    raise ValueError(
+        f"{builder.info.full_name} is not an image classification set: expected supervised keys (Image, "
+        f"ClassLabel), it has {keys} of {features}"
+    )
