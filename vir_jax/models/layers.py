@@ -1,0 +1,56 @@
+"""The parts of a block that do not mix tokens: initialisers, MLP, LayerScale, stochastic depth."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+LAYER_NORM_EPSILON = 1e-6
+
+# Standard deviation of a standard normal cut at +-2: `truncated_normal` does not correct for the cut, so
+# dividing by it gives weights whose standard deviation is the 0.02 of PAPER.md section 3.
+_STD_OF_TRUNCATED_NORMAL = 0.87962566103423978
+linear_init = nnx.initializers.truncated_normal(0.02 / _STD_OF_TRUNCATED_NORMAL, lower=-2.0, upper=2.0)
+
+# The release states an initialisation for its linear layers only. A convolution left untouched there draws
+# its kernel from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the patch embedding gets the same, and a zero bias.
+conv_init = nnx.initializers.variance_scaling(1 / 3, mode="fan_in", distribution="uniform")
+
+
+class MLP(nnx.Module):
+    """Two linear layers with the exact (erf) GELU between them; the hidden width is 4 times the channels."""
+
+    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Linear(dim, 4 * dim, dtype=dtype, kernel_init=linear_init, rngs=rngs)
+        self.down = nnx.Linear(4 * dim, dim, dtype=dtype, kernel_init=linear_init, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Apply the MLP to each token."""
+        return self.down(nnx.gelu(self.up(x), approximate=False))
+
+
+class LayerScale(nnx.Module):
+    """A learned factor per channel on what a residual branch adds (PAPER.md section 3: init 1e-5)."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        self.scale = nnx.Param(jnp.full((dim,), init, jnp.float32))
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Scale each channel; the result is float32."""
+        return x * self.scale[...]
+
+
+def drop_path(x: Float[Array, "b n c"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "b n c"]:
+    """Stochastic depth: drop a residual branch for whole samples.
+
+    Args:
+        x: what the branch would add, one row per sample.
+        rate: probability in [0, 1) that a sample's branch is dropped; kept ones are divided by `1 - rate`, so
+            the expectation is `x`.
+        key: random key; `None` (evaluation) returns `x`.
+    """
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1))
+    return jnp.where(keep, x / (1.0 - rate), 0.0)

@@ -1,0 +1,182 @@
+"""Token mixers: retention (1-D and 2-D) and the softmax attention it is compared with.
+
+A mixer projects tokens to q, k, v per head, mixes them along the sequence, and projects the heads back. The
+three differ in `mix` alone and have the same parameters.
+"""
+
+import abc
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vir_jax.models.layers import linear_init
+from vir_jax.ops import retention, retention_2d, vir_log_decay
+
+Heads = Float[Array, "b n h d"]
+State = Float[Array, "b ..."]
+"""What retention has read so far, float32: `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D."""
+
+
+class Mixer(nnx.Module):
+    """Projections around `mix`.
+
+    Parameters: `qkv.kernel [c, 3, h, d]`, `out.kernel [h, d, c]`, and their biases. The head axis is explicit
+    so that heads can be sharded over a mesh axis.
+    """
+
+    def __init__(self, dim: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        if dim % heads:
+            raise ValueError(
+                f"dim={dim} is not divisible by heads={heads}; every head has dim / heads channels."
+            )
+        self.dim, self.heads, self.head_dim = dim, heads, dim // heads
+        self.qkv = nnx.LinearGeneral(
+            dim, (3, heads, self.head_dim), dtype=dtype, kernel_init=linear_init, rngs=rngs
+        )
+        self.out = nnx.LinearGeneral(
+            (heads, self.head_dim), dim, axis=(-2, -1), dtype=dtype, kernel_init=linear_init, rngs=rngs
+        )
+
+    @abc.abstractmethod
+    def mix(
+        self,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        *,
+        mode: str,
+        grid: tuple[int, int],
+        initial_state: State | None,
+        return_state: bool,
+    ) -> tuple[Heads, State | None]:
+        """Mix the tokens of each head; see `__call__` for the arguments."""
+
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        *,
+        mode: str,
+        grid: tuple[int, int],
+        initial_state: State | None = None,
+        return_state: bool = False,
+    ) -> tuple[Float[Array, "b n c"], State | None, dict[str, Heads]]:
+        """Mix tokens.
+
+        Args:
+            x: tokens.
+            mode: form of the operator: "auto", "parallel", "recurrent" or "chunkwise".
+            grid: (rows, columns) of patches at the head of the sequence; read by 2-D retention alone.
+            initial_state: state left by the tokens before these; `None`: there were none.
+            return_state: whether to return the state after these tokens.
+
+        Returns:
+            The mixed tokens, the state (`None` unless asked for), and by name what was computed on the way:
+            "q" (not yet scaled), "k", "v", and "heads", each head's output before the output projection.
+        """
+        qkv = self.qkv(x)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        heads, state = self.mix(
+            q, k, v, mode=mode, grid=grid, initial_state=initial_state, return_state=return_state
+        )
+        return self.out(heads), state, {"q": q, "k": k, "v": v, "heads": heads}
+
+
+class Retention(Mixer):
+    """Retention along the raster order of the tokens (PAPER.md section 1), with ViR's fixed decays."""
+
+    def __init__(
+        self, dim: int, heads: int, *, chunk_size: int | None = None, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(dim, heads, dtype=dtype, rngs=rngs)
+        self.chunk_size = chunk_size
+
+    def mix(
+        self,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        *,
+        mode: str,
+        grid: tuple[int, int],
+        initial_state: State | None,
+        return_state: bool,
+    ) -> tuple[Heads, State | None]:
+        """O = (Q K^T .* D) V, or one of its equal forms."""
+        return _with_state(
+            retention(
+                q,
+                k,
+                v,
+                vir_log_decay(self.heads),
+                mode=mode,
+                chunk_size=self.chunk_size,
+                initial_state=initial_state,
+                return_state=return_state,
+            )
+        )
+
+
+class Retention2D(Mixer):
+    """Retention whose decay counts rows and columns (PAPER.md section 2), with ViR's fixed decays."""
+
+    def mix(
+        self,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        *,
+        mode: str,
+        grid: tuple[int, int],
+        initial_state: State | None,
+        return_state: bool,
+    ) -> tuple[Heads, State | None]:
+        """As in 1-D, with the mask of the grid's patches and the class token below them."""
+        return _with_state(
+            retention_2d(
+                q,
+                k,
+                v,
+                vir_log_decay(self.heads),
+                grid=grid,
+                mode=mode,
+                initial_state=initial_state,
+                return_state=return_state,
+            )
+        )
+
+
+class SoftmaxAttention(Mixer):
+    """Scaled dot-product attention of every token to every other: ViT's mixer. The softmax is in float32."""
+
+    def mix(
+        self,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        *,
+        mode: str,
+        grid: tuple[int, int],
+        initial_state: State | None,
+        return_state: bool,
+    ) -> tuple[Heads, State | None]:
+        """softmax(Q K^T / sqrt(d)) V.
+
+        Raises:
+            ValueError: for a mode other than "auto" and "parallel", or a state: attention has neither.
+        """
+        if mode not in ("auto", "parallel"):
+            raise ValueError(
+                f"softmax attention has no {mode!r} mode; expected 'auto' or 'parallel'. Use a vir_* model: "
+                "retention alone can be computed recurrently or chunkwise."
+            )
+        if initial_state is not None or return_state:
+            raise ValueError(
+                "softmax attention has no state that summarises earlier tokens; give it the whole sequence."
+            )
+        return jax.nn.dot_product_attention(q, k, v), None
+
+
+def _with_state(result: Array | tuple[Array, Array]) -> tuple[Heads, State | None]:
+    return result if isinstance(result, tuple) else (result, None)

@@ -1,0 +1,168 @@
+"""The named models: one table of sizes, two families, any patch."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from vir_jax.models.backbone import Readout, VisionBackbone
+from vir_jax.models.mixers import Retention, Retention2D, SoftmaxAttention
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Width and depth of a model: channels, blocks, heads."""
+
+    dim: int
+    depth: int
+    heads: int
+
+
+# s, b and l are those of PAPER.md section 3; ti is by analogy with DeiT, mu for tests and small data.
+SIZES = {
+    "mu": Size(dim=64, depth=4, heads=4),
+    "ti": Size(dim=192, depth=12, heads=3),
+    "s": Size(dim=384, depth=12, heads=6),
+    "b": Size(dim=768, depth=12, heads=12),
+    "l": Size(dim=1024, depth=24, heads=16),
+}
+
+MODEL_NAMES = (
+    "vir_mu1",
+    "vir_ti16",
+    "vir_s16",
+    "vir_b16",
+    "vir_l16",
+    "vir_l14",
+    "vit_mu1",
+    "vit_ti16",
+    "vit_s16",
+    "vit_b16",
+    "vit_l16",
+)
+"""The variants whose parameter counts are asserted. Any `{vir|vit}_{size}{patch}` can be made."""
+
+
+def parse_name(name: str) -> tuple[str, Size, int]:
+    """Split a model's name: (family, size, patch) of `{vir|vit}_{mu|ti|s|b|l}{patch in pixels}`.
+
+    Raises:
+        ValueError: on any other name, naming the nearest known ones.
+    """
+    match = re.fullmatch(rf"(vir|vit)_({'|'.join(SIZES)})([1-9]\d*)", name)
+    if match is None:
+        near = ", ".join(difflib.get_close_matches(name, MODEL_NAMES, n=3, cutoff=0.0))
+        raise ValueError(
+            f"no model is called {name!r}; expected {{vir|vit}}_{{{'|'.join(SIZES)}}}{{patch in pixels}}, such "
+            f"as the nearest: {near}."
+        )
+    family, size, patch = match.groups()
+    return family, SIZES[size], int(patch)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    image_size: int | tuple[int, int] = 224,
+    retention: Literal["1d", "2d"] | None = None,
+    readout: Readout | None = None,
+    bidirectional: bool = False,
+    layer_scale: float | Literal["default"] | None = "default",
+    drop_path_rate: float = 0.0,
+    remat: bool | Callable[..., bool] = False,
+    dtype: DTypeLike = jnp.float32,
+    chunk_size: int | None = None,
+) -> VisionBackbone:
+    """Make a named ViR or ViT with fresh parameters (PAPER.md section 3).
+
+    Args:
+        name: `{vir|vit}_{mu|ti|s|b|l}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
+        num_classes: width of the head.
+        rngs: source of the parameters' random keys.
+        image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
+            model takes images of other sizes and resamples the embeddings.
+        retention: ViR's mixer: "1d" (raster order) or "2d". `None`: "1d" for ViR; ViT has none.
+        readout: what the head reads: the "last" token, the "first", or the "average" of the patch tokens.
+            `None`: the class token, which is ViR's last and ViT's first. (ViR is causal: its first token, a
+            patch, has seen itself alone.)
+        bidirectional: let ViR read the patches forwards, then backwards: [p1..pN, pN..p1, class token].
+        layer_scale: initial LayerScale; `None`: the model has none; "default": 1e-5 for ViR, none for ViT.
+        drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
+        remat: recompute each block in the backward pass: `True`: all of it, or one of
+            `jax.checkpoint_policies`. (On a CPU, XLA undoes it in jax 0.10; in 0.12 it does save memory.)
+        dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
+        chunk_size: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
+
+    Raises:
+        ValueError: on an unknown name or option, or options that make no sense together.
+    """
+    family, size, patch = parse_name(name)
+    _check_range("num_classes", num_classes, num_classes >= 1, "at least 1")
+    _check_range("drop_path_rate", drop_path_rate, 0.0 <= drop_path_rate < 1.0, "in [0, 1)")
+    _check_choice("retention", retention, ("1d", "2d"))
+    _check_choice("readout", readout, ("last", "average", "first"))
+    if family == "vit":
+        given = {"retention": retention, "bidirectional": bidirectional or None, "chunk_size": chunk_size}
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{option}={value!r} makes no sense for {name}: it is an option of retention, and ViT "
+                    "mixes tokens by softmax attention. Leave it out, or use a vir_* model."
+                )
+    if retention == "2d" and bidirectional:
+        raise ValueError(
+            "bidirectional=True makes no sense with retention='2d': the flipped patches continue a sequence, "
+            "and the 2-D mask is defined on one grid of patches. Choose one of the two."
+        )
+    if retention == "2d" and chunk_size is not None:
+        raise ValueError(
+            f"chunk_size={chunk_size} makes no sense with retention='2d': its chunks are whole rows of the "
+            "grid. Leave it out."
+        )
+
+    mixer: Callable[..., Retention | Retention2D | SoftmaxAttention]
+    if family == "vit":
+        mixer = SoftmaxAttention
+    elif retention == "2d":
+        mixer = Retention2D
+    else:
+        mixer = partial(Retention, chunk_size=chunk_size)
+    if layer_scale == "default":
+        layer_scale = 1e-5 if family == "vir" else None
+    class_token: Literal["first", "last"] = "last" if family == "vir" else "first"
+    return VisionBackbone(
+        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+        patch=patch,
+        dim=size.dim,
+        depth=size.depth,
+        num_classes=num_classes,
+        make_mixer=lambda rngs: mixer(size.dim, size.heads, dtype=dtype, rngs=rngs),
+        class_token=class_token,
+        readout=class_token if readout is None else readout,
+        bidirectional=bidirectional,
+        layer_scale=layer_scale,
+        drop_path_rate=drop_path_rate,
+        remat=remat,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise ValueError(
+            f"{option}={value!r}; expected one of {', '.join(map(repr, choices))}, or None for the default."
+        )
+
+
+def _check_range(option: str, value: float, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"{option}={value}; expected {expected}.")
