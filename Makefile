@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make train` and `make test`. Everything else is spelt out below.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/vir_digits
+
+.PHONY: train test lint lock clean
+
+# Environment, data (shipped with scikit-learn), training, evaluation in every mode of retention.
+train: $(VENV)/.installed
+	$(BIN)/python train.py --config=configs/vir_digits.py --workdir=$(WORKDIR)
+	$(BIN)/python eval.py --workdir=$(WORKDIR) --mode=all
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { $(PYTHON) --version; echo "vir_jax needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+# Writes the pinned requirements again from pyproject.toml; needs uv.
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url \
+  --custom-compile-command "make lock" pyproject.toml
+lock:
+	$(LOCK) --all-extras -o requirements-all.tmp
+	$(LOCK) -c requirements-all.tmp -o requirements.txt
+	$(LOCK) -c requirements-all.tmp --extra test -o requirements-test.txt
+	$(LOCK) -c requirements-all.tmp --extra prepare -o requirements-prepare.txt
+	rm requirements-all.tmp
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,46 @@
+"""Evaluate a checkpoint: python eval.py --workdir=runs/vir_b [--checkpoint=best] [--mode=all] [--image_size=384]."""
+
+from absl import app, flags
+
+from vir_jax.evaluation import evaluate_workdir, format_results
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
+WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
+MODE = flags.DEFINE_string("mode", "auto", "auto, parallel, recurrent, chunkwise, or all: side by side, must agree")
+IMAGE_SIZE = flags.DEFINE_list("image_size", None, "pixels, a square's side or height,width; default: as trained")
+DATASET = flags.DEFINE_string("dataset", None, "default: the run's")
+SPLIT = flags.DEFINE_string("split", None, "default: the run's evaluation split")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "default: the run's")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "over all devices; default: the run's", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, one call into vir_jax."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
+    results = evaluate_workdir(
+        WORKDIR.value,
+        checkpoint=CHECKPOINT.value,
+        weights=WEIGHTS.value,
+        size=_image_size(IMAGE_SIZE.value),
+        mode=MODE.value,
+        dataset=DATASET.value,
+        split=SPLIT.value,
+        data_dir=DATA_DIR.value,
+        batch_size=BATCH_SIZE.value,
+    )
+    print(format_results(results))
+
+
+def _image_size(sides: list[str] | None) -> int | tuple[int, int] | None:
+    if sides is None:
+        return None
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise app.UsageError(f"--image_size={','.join(sides)}: expected one number, or height,width")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)

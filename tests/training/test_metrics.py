@@ -1,0 +1,64 @@
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from vir_jax.training.clock import Clock
+from vir_jax.training.metrics import MetricsWriter, Window, read_metrics
+
+
+def test_lines_and_events(tmp_path):
+    with MetricsWriter(tmp_path, start_step=0, total_steps=4) as writer:
+        writer.write(1, {"train/loss": 2.5, "train/top1": 0.25})
+        writer.write(2, {"train/loss": float("nan")})
+    assert read_metrics(tmp_path) == [
+        {"step": 1, "train/loss": 2.5, "train/top1": 0.25},
+        {"step": 2, "train/loss": None},
+    ]
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events = [event for event in EventFileLoader(str(path)).Load() if event.summary.value]
+    scalars = {(e.step, v.tag): v.tensor.float_val[0] for e in events for v in e.summary.value}
+    assert scalars[1, "train/loss"] == 2.5
+    assert scalars[1, "train/top1"] == 0.25
+
+
+def test_lines_after_the_restored_step_are_taken_out(tmp_path):
+    lines = [json.dumps({"step": step, "train/loss": float(step)}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "tra')
+    with MetricsWriter(tmp_path, start_step=2, total_steps=4) as writer:
+        writer.write(3, {"train/loss": 30.0})
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_window_goes_on_from_its_saved_state():
+    whole, first = Window(), Window()
+    for value in (0.1, 0.7, 1.3):
+        whole.add({"loss": value})
+    first.add({"loss": 0.1})
+    second = Window(**json.loads(json.dumps(first.state())))
+    for value in (0.7, 1.3):
+        second.add({"loss": value})
+    assert second.pop_means() == whole.pop_means() == {"loss": pytest.approx(0.7)}
+    assert whole.state() == {"sums": {}, "count": 0}
+
+
+def test_clock_leaves_out_pauses(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    clock = Clock(batch_size=10, flops_per_image=1.0)
+    for _ in range(4):
+        clock.tick()
+    now = 2.0
+    with clock.paused():
+        now = 100.0
+    assert clock.read(remaining_steps=6) == {"images_per_second": 20.0, "eta_seconds": 3.0}
+
+
+def test_utilisation_where_the_peak_is_known(monkeypatch):
+    monkeypatch.setattr("vir_jax.training.clock.peak_flops", lambda: 1e12)
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    clock = Clock(batch_size=100, flops_per_image=1e9)
+    clock.tick()
+    now = 0.5
+    assert clock.read(remaining_steps=0)["mfu"] == pytest.approx(0.2)

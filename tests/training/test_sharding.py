@@ -1,0 +1,47 @@
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vir_jax.training.config import default_config
+from vir_jax.training.mesh import make_mesh
+from vir_jax.training.model import model_functions
+from vir_jax.training.optimizer import make_optimizer
+from vir_jax.training.sharding import dotted, partition_spec, state_shardings
+from vir_jax.training.state import create_train_state
+
+
+def test_first_matching_rule_applies():
+    mesh = make_mesh(2, 2, 2)
+    assert partition_spec("blocks.0.mixer.qkv.kernel", (64, 3, 4, 16), mesh) == P("fsdp", None, "tensor", None)
+    assert partition_spec("opt_state.1.0.mu.blocks.0.mlp.up.kernel", (64, 256), mesh) == P("fsdp", "tensor")
+    assert partition_spec("overhead.kernel", (64, 64), mesh) == P()
+    assert partition_spec("blocks.0.norm1.scale", (64,), mesh) == P()
+
+
+def test_axes_that_do_not_divide_are_left_out_and_logged(caplog):
+    mesh = make_mesh(2, 2, 2)
+    with caplog.at_level("WARNING"):
+        assert partition_spec("head.kernel", (64, 1001), mesh) == P("fsdp", None)
+    assert "head.kernel: dimension of 1001 is not split over tensor=2" in caplog.text
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_every_leaf_of_the_state_that_mirrors_a_parameter_is_placed_like_it(optimizer):
+    config = default_config()
+    config.model.name, config.model.image_size, config.optim.name = "vir_mu2", 8, optimizer
+    model = model_functions(config.model, 10)
+    state = jax.eval_shape(
+        lambda key: create_train_state(model.init(key), make_optimizer(config.optim, lambda _: 1e-3), ema=True),
+        jax.random.key(0),
+    )
+    shardings = state_shardings(state, make_mesh(2, 2, 2))
+    params = {dotted(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(shardings.params)}
+    assert params["blocks.3.mixer.out.kernel"] == P("tensor", None, "fsdp")
+    assert params["patch_embedding.kernel"] == P(None, None, None, "fsdp")
+    copies = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shardings):
+        for name, spec in params.items():
+            if dotted(path).endswith("." + name) and not dotted(path).endswith(f"class_{name}"):
+                assert leaf.spec == spec
+                copies += 1
+    assert copies == 4 * len(params)  # Parameters, their average, and two moments.

@@ -1,0 +1,138 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vir_jax.training.config import default_config
+from vir_jax.training.model import model_functions
+from vir_jax.training.state import create_train_state
+from vir_jax.training.step import StepConfig, evaluation_sums, in_top_k, make_train_step
+
+CLASSES = 5
+PLAIN = StepConfig(
+    seed=0,
+    num_classes=CLASSES,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    label_smoothing=0.0,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+    switch_probability=0.0,
+    accumulation_steps=1,
+    ema_decay=0.9,
+)
+
+
+def make_batch(size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (size, 8, 8, 3)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, CLASSES, size), jnp.int32),
+    }
+
+
+def make_model(name="vir_mu4", drop_path=0.0):
+    config = default_config()
+    config.model.name, config.model.image_size = name, 8
+    config.model.drop_path, config.model.dtype = drop_path, "float32"
+    return model_functions(config.model, CLASSES)
+
+
+def make_step(model, config=PLAIN, learning_rate=1e-3):
+    schedule = optax.constant_schedule(learning_rate)
+    optimizer = optax.adamw(schedule)
+    state = create_train_state(model.init(jax.random.key(0)), optimizer, ema=True)
+    return state, jax.jit(make_train_step(model.apply, optimizer, schedule, config))
+
+
+def test_one_batch_is_overfitted():
+    state, step = make_step(make_model(), learning_rate=3e-3)
+    batch = make_batch()
+    for _ in range(150):
+        state, metrics = step(state, batch)
+    assert float(metrics["loss"]) < 0.01
+    assert float(metrics["top1"]) == 1.0
+    assert int(state.step) == 150
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch():
+    model = make_model()
+    whole_state, whole = make_step(model)
+    sliced_state, sliced = make_step(model, dataclasses.replace(PLAIN, accumulation_steps=4))
+    batch = make_batch(16)
+    for _ in range(2):
+        whole_state, whole_metrics = whole(whole_state, batch)
+        sliced_state, sliced_metrics = sliced(sliced_state, batch)
+    for name in ("loss", "top1", "top5", "gradient_norm"):
+        np.testing.assert_allclose(sliced_metrics[name], whole_metrics[name], rtol=1e-5)
+    # Adam divides by the gradient's size, so a parameter moves by the learning rate whatever the size:
+    # compare the moments, which carry the gradients, and not only the parameters.
+    chex.assert_trees_all_close(
+        optax.tree_utils.tree_get(sliced_state.opt_state, "mu"),
+        optax.tree_utils.tree_get(whole_state.opt_state, "mu"),
+        rtol=1e-4,
+        atol=1e-8,
+    )
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    config = dataclasses.replace(PLAIN, mixup_alpha=0.8, cutmix_alpha=1.0, switch_probability=0.5)
+    model = make_model(drop_path=0.5)
+    state, step = make_step(model, config)
+    _, again_step = make_step(model, config)
+    batch = make_batch()
+    loss = float(step(state, batch)[1]["loss"])
+    assert loss == float(again_step(state, batch)[1]["loss"])
+    later = dataclasses.replace(state, step=state.step + 1)
+    assert loss != float(step(later, batch)[1]["loss"])
+    _, other_seed = make_step(model, dataclasses.replace(config, seed=1))
+    assert loss != float(other_seed(state, batch)[1]["loss"])
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
+    state, step = make_step(make_model())
+    kernel = state.params["head"]["kernel"]
+    state.params["head"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
+    stepped, metrics = step(state, make_batch())
+    assert not bool(metrics["finite"])
+    assert int(stepped.step) == int(state.step) + 1
+    chex.assert_trees_all_equal(dataclasses.replace(stepped, step=state.step), state)
+
+
+def test_norms_and_ema():
+    state, step = make_step(make_model())
+    stepped, metrics = step(state, make_batch())
+    difference = optax.tree.sub(stepped.params, state.params)
+    np.testing.assert_allclose(metrics["update_norm"], optax.global_norm(difference), rtol=1e-3)
+    np.testing.assert_allclose(metrics["parameter_norm"], optax.global_norm(stepped.params), rtol=1e-5)
+    np.testing.assert_allclose(metrics["learning_rate"], 1e-3, rtol=1e-6)
+    expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, state.params, stepped.params)
+    chex.assert_trees_all_close(stepped.ema, expected, atol=1e-7)
+
+
+def test_in_top_k():
+    logits = jnp.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1], [1.0, 1.0, 1.0], [jnp.nan, jnp.nan, jnp.nan]])
+    labels = jnp.array([1, 2, 1, 0])
+    np.testing.assert_array_equal(in_top_k(logits, labels, 1), [True, False, False, False])
+    np.testing.assert_array_equal(in_top_k(logits, labels, 2), [True, False, True, False])
+    np.testing.assert_array_equal(in_top_k(logits, labels, 3), [True, True, True, False])
+
+
+@pytest.mark.parametrize("padding", [0.0, np.nan])
+def test_padding_is_not_counted(padding):
+    logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [padding, padding]])
+    sums = evaluation_sums(logits, jnp.array([0, 0, 0]), jnp.array([True, True, False]), logits + 1.0)
+    expected = {
+        "loss": np.log(1 + np.exp(-2.0)) + np.log(1 + np.exp(1.0)),
+        "top1": 1.0,
+        "top5": 2.0,
+        "count": 2.0,
+        "squared_difference": 4.0,
+        "squared_reference": 9 + 1 + 1 + 4.0,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)

@@ -1,0 +1,1 @@
+"""Training: state, step, sharding rules, optimiser, checkpoints, metrics and the loop."""

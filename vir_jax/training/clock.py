@@ -1,0 +1,71 @@
+"""Speed of a run: images/s, model FLOPs utilisation, time left."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+
+# Dense bf16 peak of one device, FLOP/s, by `device_kind`, from the makers' public data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Peak bf16 FLOP/s of all devices together; None where it is not known (CPUs, other chips)."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return None if peak is None else peak * jax.device_count()
+
+
+class Clock:
+    """Measures the time of training steps, without what is done between them.
+
+    Args:
+      batch_size: images of a step, over all devices.
+      flops_per_image: of the model, forward and backward.
+    """
+
+    def __init__(self, batch_size: int, *, flops_per_image: float) -> None:
+        self._batch_size = batch_size
+        self._flops_per_image = flops_per_image
+        self._peak = peak_flops()
+        self._started = time.perf_counter()
+        self._steps = 0
+
+    def tick(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+
+    def read(self, *, remaining_steps: int) -> dict[str, float]:
+        """Means since the last reading.
+
+        Returns:
+          images_per_second; eta_seconds, of the steps alone; mfu, the model's FLOPs (recomputation not counted)
+          over the devices' peak, where the peak is known.
+        """
+        now = time.perf_counter()
+        seconds_per_step = (now - self._started) / self._steps
+        self._started, self._steps = now, 0
+        images_per_second = self._batch_size / seconds_per_step
+        speed = {
+            "images_per_second": images_per_second,
+            "eta_seconds": remaining_steps * seconds_per_step,
+        }
+        if self._peak is not None:
+            speed["mfu"] = images_per_second * self._flops_per_image / self._peak
+        return speed
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time of an evaluation or a checkpoint."""
+        begun = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - begun

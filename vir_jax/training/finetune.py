@@ -1,0 +1,64 @@
+"""Starting from the weights of another run: at another resolution, with other classes."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jaxtyping import Array
+
+from vir_jax.models import resample_position_embedding
+from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.training.sharding import dotted
+from vir_jax.training.state import Params
+
+
+def pretrained_params(workdir: str | Path, *, fresh: Params) -> Params:
+    """The best weights of a finished run, fitted to another model of the same family and size.
+
+    The moving average is taken where the run kept one. The position embedding is resampled to the new grid; the
+    head starts afresh where the number of classes differs.
+
+    Args:
+      workdir: of the finished run.
+      fresh: initial parameters of the new model; their shapes and shardings are kept.
+
+    Raises:
+      ValueError: the models differ in more than resolution and classes.
+    """
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.resolve("best")
+        weights = "ema" if checkpoints.has_ema(step) else "raw"
+        params = checkpoints.restore_params(step, weights=weights)
+        logging.info("starting from the %s weights of step %d in %s", weights, step, workdir)
+    return fit_params(params, fresh=fresh)
+
+
+def fit_params(params: Params, *, fresh: Params) -> Params:
+    """`params` in the shapes and shardings of `fresh`; see `pretrained_params`."""
+    loaded = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    wanted = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(fresh)[0]}
+    if loaded.keys() != wanted.keys():
+        difference = sorted(loaded.keys() ^ wanted.keys())
+        raise ValueError(
+            f"the pretrained model has other parameters than this one; only one of them has {difference[:5]}"
+            f" ({len(difference)} in all). config.model must name the same family, size and options."
+        )
+
+    def fit(path: tuple[Any, ...], new: Array) -> Array:
+        name = dotted(path)
+        old = loaded[name]
+        if name == "position_embedding":
+            old = resample_position_embedding(old, new.shape[1:3])
+        if old.shape != new.shape:
+            if name.startswith("head."):
+                logging.info("%s %s starts afresh (the pretrained one has %s)", name, new.shape, old.shape)
+                return new
+            raise ValueError(
+                f"pretrained {name} has shape {old.shape}, this model's has {new.shape};"
+                " config.model must name the same family and size"
+            )
+        return jax.device_put(jnp.asarray(old, new.dtype), new.sharding)
+
+    return jax.tree_util.tree_map_with_path(fit, fresh)

@@ -1,0 +1,239 @@
+"""The training loop."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import logging
+from jaxtyping import Array
+
+import vir_jax
+from vir_jax.data import AugmentConfig, Source, eval_loader, open_source, train_loader
+from vir_jax.evaluation import evaluate, make_predict
+from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.training.clock import Clock
+from vir_jax.training.config import validate
+from vir_jax.training.finetune import pretrained_params
+from vir_jax.training.log import quiet_libraries
+from vir_jax.training.mesh import batch_sharding, check_batch, make_mesh, process_part, put_batch
+from vir_jax.training.metrics import MetricsWriter, Window
+from vir_jax.training.model import image_size, model_functions
+from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from vir_jax.training.sharding import state_shardings
+from vir_jax.training.state import TrainState, create_train_state
+from vir_jax.training.step import StepConfig, make_train_step
+from vir_jax.training.summary import summarize
+from vir_jax.training.workdir import claim
+
+
+class NonFiniteError(RuntimeError):
+    """A step's loss or gradients were not finite."""
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    *,
+    train_source: Source | None = None,
+    eval_source: Source | None = None,
+) -> dict[str, float]:
+    """Trains a model, or goes on with the run that the workdir holds.
+
+    Args:
+      config: see `default_config`.
+      workdir: folder of checkpoints, metrics and the config; made if absent.
+      train_source: examples to train on; None opens `config.data`.
+      eval_source: examples to evaluate on; None opens `config.data`.
+
+    Returns:
+      The metrics of the final evaluation: top1, top5, loss, count.
+
+    Raises:
+      ValueError: a config that cannot be run, with the field and what it should be.
+      NonFiniteError: a loss or gradient that is not finite; the state before that step is the last one
+        that was saved.
+    """
+    # ------------------------------------------------------------------ config, mesh
+    quiet_libraries()
+    validate(config)
+    workdir = Path(workdir).absolute()
+    mesh = make_mesh(**config.mesh)
+    check_batch(config, mesh)
+    claim(workdir, config)
+
+    # ------------------------------------------------------------------ data
+    data = config.data
+    train_source = train_source or open_source(data.dataset, data.train_split, data_dir=data.data_dir)
+    eval_source = eval_source or open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
+    if len(train_source) < config.batch_size:
+        raise ValueError(
+            f"the training data has {len(train_source)} examples, fewer than one batch of {config.batch_size};"
+            " lower config.batch_size"
+        )
+    steps_per_epoch = len(train_source) / config.batch_size
+    total_steps = round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch)
+    part, parts = process_part(mesh)
+    size = image_size(config.model)
+    batches = train_loader(
+        train_source,
+        batch_size=config.batch_size // parts,
+        image_size=size,
+        augment=AugmentConfig(**config.augment, mean=data.mean, std=data.std),
+        seed=config.seed,
+        shard_index=part,
+        shard_count=parts,
+        num_threads=data.threads,
+    )
+    eval_batches = eval_loader(
+        eval_source,
+        batch_size=config.eval_batch_size // parts,
+        image_size=size,
+        crop_fraction=data.crop_fraction,
+        shard_index=part,
+        shard_count=parts,
+        num_threads=data.threads,
+    )
+
+    # ------------------------------------------------------------------ model, optimiser, state
+    model = model_functions(config.model, train_source.num_classes)
+    schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
+    optimizer = make_optimizer(config.optim, schedule)
+
+    def init(key: Array) -> TrainState:
+        return create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0)
+
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    shardings = state_shardings(shapes, mesh)
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+    # ------------------------------------------------------------------ compile, summary
+    step_function = jax.jit(
+        make_train_step(model.apply, optimizer, schedule, step_config(config, train_source.num_classes)),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    compiled = step_function.lower(shapes, batch_shapes(config, size, mesh)).compile()
+    predict = make_predict(model, mean=data.mean, std=data.std)
+    train_flops = 3 * model.flops(size)  # The backward pass costs twice the forward one.
+    logging.info("\n%s", summarize(shapes, mesh, compiled, flops=train_flops))
+
+    metadata = {
+        "class_names": list(train_source.class_names),
+        "vir_jax": vir_jax.__version__,
+        "jax": jax.__version__,
+        "device_kind": jax.devices()[0].device_kind,
+    }
+    with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
+        # -------------------------------------------------------------- restore, or start
+        window = Window()
+        start = checkpoints.latest_step()
+        if start is None:
+            start = 0
+            state = jax.jit(init, out_shardings=shardings)(key)
+            if config.init_from:
+                params = pretrained_params(config.init_from, fresh=state.params)
+                state = dataclasses.replace(
+                    state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params)
+                )
+        else:
+            state, progress = checkpoints.restore(shapes, start)
+            batches.set_state(progress["data"].encode())
+            window = Window(**progress["window"])
+            logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
+
+        # -------------------------------------------------------------- the loop
+        results: dict[str, float] = checkpoints.metrics(start) or {}
+        clock = Clock(config.batch_size, flops_per_image=train_flops)
+        with MetricsWriter(workdir, start_step=start, total_steps=total_steps) as writer:
+            in_flight: tuple[int, Mapping[str, Array]] | None = None
+            for step in range(start + 1, total_steps + 1):
+                batch = put_batch(next(batches), mesh)
+                state, metrics = compiled(state, batch)
+                clock.tick()
+                # Reading the metrics of the step before leaves the device one step of work ahead.
+                if in_flight is not None:
+                    record(*in_flight, window, checkpoints)
+                in_flight = step, metrics
+
+                log = step % config.log_every == 0 or step == total_steps
+                evaluating = step == total_steps or (config.eval_every and step % config.eval_every == 0)
+                saving = evaluating or step % config.checkpoint_every == 0
+                if log or saving:
+                    record(*in_flight, window, checkpoints)
+                    in_flight = None
+                if log:
+                    train_metrics = {f"train/{name}": value for name, value in window.pop_means().items()}
+                    speed = clock.read(remaining_steps=total_steps - step)
+                    writer.write(step, {**train_metrics, **speed, "data/skipped": batches.skipped})
+                writer.advance()
+                if evaluating:
+                    with clock.paused():
+                        weights = state.params if state.ema is None else state.ema
+                        mode = config.model.mode
+                        evaluated = evaluate(predict, weights, eval_batches, mesh, modes=[mode])
+                        results = evaluated[mode].metrics
+                    writer.write(step, {f"eval/{name}": value for name, value in results.items()})
+                if saving:
+                    with clock.paused():
+                        progress = {"data": batches.get_state().decode(), "window": window.state()}
+                        checkpoints.save(
+                            state,
+                            progress=progress,
+                            config=config,
+                            metadata=metadata,
+                            metrics=results if evaluating else None,
+                        )
+    return results
+
+
+def record(
+    step: int, metrics: Mapping[str, Array], window: Window, checkpoints: Checkpoints
+) -> None:
+    """Waits for a step and adds its metrics to the window.
+
+    Raises:
+      NonFiniteError: naming the step, loss and gradient norm, and the last checkpoint.
+    """
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not values.pop("finite"):
+        raise NonFiniteError(
+            f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; the step was not"
+            f" applied. Last checkpoint: step {checkpoints.latest_step()}. Starting again goes on from there;"
+            " a lower config.optim.lr, a lower config.optim.clip_norm or config.model.dtype=float32 may help."
+        )
+    window.add(values)
+
+
+def step_config(config: ml_collections.ConfigDict, num_classes: int) -> StepConfig:
+    """What the train step takes from a run's config."""
+    return StepConfig(
+        seed=config.seed,
+        num_classes=num_classes,
+        mean=config.data.mean,
+        std=config.data.std,
+        label_smoothing=config.label_smoothing,
+        mixup_alpha=config.mixing.mixup,
+        cutmix_alpha=config.mixing.cutmix,
+        switch_probability=config.mixing.switch_probability,
+        accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_decay,
+    )
+
+
+def batch_shapes(
+    config: ml_collections.ConfigDict, size: tuple[int, int], mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global training batch."""
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
+    return {
+        "image": shape((config.batch_size, *size, 3), "uint8"),
+        "label": shape((config.batch_size,), "int32"),
+    }

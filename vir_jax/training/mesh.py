@@ -1,0 +1,105 @@
+"""The device mesh: which devices split the batch, the parameters and the heads."""
+
+import math
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with the axes data, fsdp and tensor; one size may be -1 and takes the devices left over.
+
+    Args:
+      data: devices that split the batch alone.
+      fsdp: devices that split the batch, the parameters and the optimiser state.
+      tensor: devices that split heads and hidden units.
+      devices: all devices of all processes by default.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_shape(len(devices), data=data, fsdp=fsdp, tensor=tensor)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=np.array(devices))
+
+
+def mesh_shape(num_devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
+    """The sizes of the axes, with -1 filled in; see `make_mesh`."""
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    described = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"mesh {described}: sizes are positive, and at most one of them is -1")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and num_devices % fixed == 0:
+        sizes[free[0]] = num_devices // fixed
+    elif fixed != num_devices:
+        raise ValueError(
+            f"mesh {described} does not fit {num_devices} devices: the sizes must multiply to that number,"
+            " or divide it where one of them is -1"
+        )
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the leading axis of a batch over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Checks that the mesh divides the batches of a config.
+
+    Raises:
+      ValueError: with the numbers.
+    """
+    shards = batch_shards(mesh)
+    for field, slices in (("batch_size", config.accumulation_steps), ("eval_batch_size", 1)):
+        if config[field] % (shards * slices):
+            raise ValueError(
+                f"config.{field} is {config[field]}, which the mesh {dict(mesh.shape)} does not divide: it must be"
+                f" a multiple of data * fsdp = {shards}"
+                + (f" times accumulation_steps = {slices}" if slices > 1 else "")
+            )
+
+
+def process_part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process feeds, and how many parts there are.
+
+    Processes whose devices hold the same examples (a tensor axis that spans them) feed the same part.
+
+    Raises:
+      ValueError: the processes' shares of a batch are not equal, contiguous and disjoint.
+    """
+    shards = batch_shards(mesh)
+    rows: dict[int, set[int]] = {}
+    for device, (index,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
+        rows.setdefault(device.process_index, set()).add(index.indices(shards)[0])
+    parts = sorted({tuple(sorted(part)) for part in rows.values()})
+    if [row for part in parts for row in part] != list(range(shards)) or len({len(p) for p in parts}) > 1:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)}: the processes hold unequal or interleaved parts of a batch,"
+            f" {parts}; choose axis sizes that keep each process's part in one piece"
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Assembles the global batch from this process's part; nothing moves between processes."""
+    sharding = batch_sharding(mesh)
+    _, parts = process_part(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * parts, *x.shape[1:]))
+        for name, x in batch.items()
+    }

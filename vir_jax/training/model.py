@@ -1,0 +1,85 @@
+"""A model as pure functions of its parameters, built from a config."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vir_jax.models import VisionBackbone, create_model, flops
+from vir_jax.models.mixers import Retention
+from vir_jax.training.state import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFunctions:
+    """Pure functions of a model: `init(key) -> params` and `apply(params, images, key) -> logits`."""
+
+    config: ml_collections.ConfigDict
+    num_classes: int
+    graph: nnx.GraphDef[Any]
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters, a nested dict of float32 arrays."""
+        return nnx.to_pure_dict(nnx.state(_create(self.config, self.num_classes, key), nnx.Param))
+
+    def apply(
+        self,
+        params: Params,
+        images: Float[Array, "b y x 3"],
+        key: Key[Array, ""] | None = None,
+        *,
+        mode: str | None = None,
+    ) -> Float[Array, "b classes"]:
+        """Logits of normalised images.
+
+        Args:
+          params: of `init`.
+          images: of any size that the patch divides.
+          key: turns drop path on; None computes deterministically.
+          mode: form of retention; None takes the config's.
+        """
+        model = nnx.merge(self.graph, params)
+        return model(images, mode=mode or self.config.mode, key=key)
+
+    def flops(self, size: tuple[int, int]) -> int:
+        """Floating-point operations of a forward pass on one image of (height, width) pixels.
+
+        1-D retention in mode "auto" is counted as chunkwise, the cheaper of the forms it chooses from.
+        """
+        model = nnx.eval_shape(lambda: _create(self.config, self.num_classes, jax.random.key(0)))
+        mode = self.config.mode
+        if mode == "auto":
+            mode = "chunkwise" if isinstance(model.blocks[0].mixer, Retention) else "parallel"
+        return 2 * flops(model, size, mode=mode)  # A multiply-add is two operations.
+
+
+def model_functions(config: ml_collections.ConfigDict, num_classes: int) -> ModelFunctions:
+    """The model of `config.model` as pure functions; nothing is allocated."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: _create(config, num_classes, jax.random.key(0))))
+    return ModelFunctions(config, num_classes, graph)
+
+
+def _create(config: ml_collections.ConfigDict, num_classes: int, key: Key[Array, ""]) -> VisionBackbone:
+    family_default = {"retention": config.retention, "readout": config.readout}
+    return create_model(
+        config.name,
+        num_classes=num_classes,
+        rngs=nnx.Rngs(key),
+        image_size=image_size(config),
+        bidirectional=config.bidirectional,
+        drop_path_rate=config.drop_path,
+        remat=config.remat,
+        dtype=jnp.dtype(config.dtype),
+        **{name: value for name, value in family_default.items() if value is not None},
+    )
+
+
+def image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """(height, width) in pixels of `config.model.image_size`, which may be one number."""
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

@@ -1,0 +1,62 @@
+"""Optimiser and learning-rate schedule."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from vir_jax.training.sharding import dotted
+
+
+def learning_rate_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch: float) -> optax.Schedule:
+    """Linear warm-up, then a cosine, then constant: a function of the step (PAPER, training recipe).
+
+    Args:
+      config: the run's `optim` section and `epochs`.
+      steps_per_epoch: optimiser steps per pass over the training data.
+    """
+    optim = config.optim
+    warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
+    decay_steps = round(config.epochs * steps_per_epoch)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=optim.warmup_lr if warmup_steps else optim.lr,
+        peak_value=optim.lr,
+        warmup_steps=warmup_steps,
+        decay_steps=max(decay_steps, warmup_steps + 1),
+        end_value=optim.final_lr,
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the leaves that weight decay applies to: kernels alone.
+
+    Biases, norms, LayerScale, position embedding and class token are left out.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: dotted(path).endswith("kernel"), params)
+
+
+def make_optimizer(
+    optim: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """AdamW or LAMB after clipping by global norm.
+
+    LAMB applies its trust ratio to every parameter, as published.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    makers = {"adamw": optax.adamw, "lamb": optax.lamb}
+    if optim.name not in makers:
+        raise ValueError(f"config.optim.name is {optim.name!r}; expected one of {sorted(makers)}")
+    optimizer = makers[optim.name](
+        schedule,
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        mask=decay_mask,
+    )
+    if optim.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
+    return optimizer

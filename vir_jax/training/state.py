@@ -1,0 +1,46 @@
+"""The train state, and its moving average of the parameters."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Params = Any  # Nested dict of arrays, float32.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes. A pytree; `ema` is None where no average is kept."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    ema: Params | None
+
+
+def create_train_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=params if ema else None,
+    )
+
+
+def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
+    """ema + (1 - d) (params - ema), with d = min(decay, (1 + step) / (10 + step)).
+
+    The smaller d of the first steps forgets the random initial parameters; after 9 / (1 - decay) steps it
+    is `decay` itself.
+    """
+    return optax.incremental_update(params, ema, 1 - ema_decay(step, decay))
+
+
+def ema_decay(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
+    """min(decay, (1 + step) / (10 + step)), step counted from 0."""
+    return jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)

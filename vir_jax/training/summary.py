@@ -1,0 +1,72 @@
+"""What is printed before the first step: parameters, mesh, and memory as compiled."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vir_jax.training.sharding import dotted
+from vir_jax.training.state import Params, TrainState
+
+
+def count_parameters(params: Params) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def bytes_per_device(state: Any) -> int:
+    """Bytes of a tree of shapes with shardings that one device holds."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+
+
+def compiled_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes on each device of a compiled step: arguments, outputs not aliased to them, temporaries, sum."""
+    memory = compiled.memory_analysis()
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, flops: float) -> str:
+    """A text of the parameters by top-level module, the mesh, and the memory of one device.
+
+    Args:
+      state: shapes with shardings.
+      mesh: of the run.
+      compiled: the train step.
+      flops: of the model on one image, forward and backward.
+    """
+    groups: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state.params)[0]:
+        group = dotted(path[:2] if dotted(path).startswith("blocks") else path[:1])
+        groups[group] = groups.get(group, 0) + math.prod(leaf.shape)
+    blocks = {name: size for name, size in groups.items() if name.startswith("blocks.")}
+    rows = [(name, size) for name, size in groups.items() if name not in blocks]
+    if blocks:
+        rows.insert(0, (f"blocks ({len(blocks)})", sum(blocks.values())))
+    memory = compiled_memory(compiled)
+    device = jax.devices()[0]
+    return "\n".join(
+        [
+            "parameters",
+            *(f"  {name:<24}{size:>14,}" for name, size in rows),
+            f"  {'total':<24}{count_parameters(state.params):>14,}",
+            f"devices    {mesh.size} x {device.device_kind} ({device.platform}),"
+            f" {jax.process_count()} process(es)",
+            "mesh       " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+            f"compute    {flops / 1e9:.3g} GFLOP per image, forward and backward",
+            f"memory     train state {_mib(bytes_per_device(state))} per device; compiled step: "
+            + ", ".join(f"{name} {_mib(size)}" for name, size in memory.items()),
+        ]
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,75 @@
+"""The config that a workdir belongs to, and what may change when its run goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+
+CONFIG_FILE = "config.json"
+
+# Fields that change neither the model, nor the data order, nor an update: free to change on resume.
+FREE_FIELDS = (
+    "log_every",
+    "eval_every",
+    "eval_batch_size",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "data.data_dir",
+    "data.threads",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "model.remat",
+)
+# Changing these on purpose (a longer run) changes the schedule from here on: allowed, but said loudly.
+SCHEDULE_FIELDS = ("epochs", "optim.cooldown_epochs")
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes the config to a new workdir, or checks it against that of the run that is there.
+
+    Raises:
+      ValueError: the run there has another model, data or optimisation; every difference is named.
+    """
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        differences = compare(json.loads(path.read_text()), json.loads(config.to_json()))
+        refused = [name for name in differences if name not in FREE_FIELDS + SCHEDULE_FIELDS]
+        if refused:
+            lines = "\n".join(f"  {name}: {differences[name]}" for name in refused)
+            raise ValueError(
+                f"{workdir} holds a run with another config:\n{lines}\n"
+                "Give these fields their old values to go on with that run, or choose another workdir."
+            )
+        for name, change in differences.items():
+            level = logging.WARNING if name in SCHEDULE_FIELDS else logging.INFO
+            logging.log(level, "config.%s changed on resume: %s", name, change)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(config.to_json(indent=2) + "\n")
+        temporary.replace(path)
+
+
+def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """The dotted names of all fields that differ, with `old -> new`."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    missing = "(absent)"
+    return {
+        name: f"{before.get(name, missing)!r} -> {after.get(name, missing)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name, missing) != after.get(name, missing)
+    }
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            items += _flatten(value, f"{prefix}{key}.")
+        else:
+            items.append((f"{prefix}{key}", value))
+    return items
