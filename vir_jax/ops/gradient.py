@@ -21,7 +21,7 @@ Every form is a function
 
     form(q, k, v, log_decay, arriving, *, reverse) -> (out, final)
 
-    q, k [b, h, n, d], v [b, h, n, e], log_decay [h] fp32, arriving [b, h, ..., d, e] fp32 or None for zero;
+    q, k [b, n, h, d], v [b, n, h, e], log_decay [h] fp32, arriving [b, h, ..., d, e] fp32 or None for zero;
     arriving is what reaches the first token, already decayed on its way; final is the state after the last token;
     reverse runs time backward, so that the last token is the first; out has v's dtype, final is fp32.
 """
@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-Form = Callable[..., tuple[Float[Array, "b h n e"], Float32[Array, "b h ..."]]]
-Result = tuple[Float[Array, "b h n e"], Float32[Array, "b h ..."] | None]
+Form = Callable[..., tuple[Float[Array, "b n h e"], Float32[Array, "b h ..."]]]
+Result = tuple[Float[Array, "b n h e"], Float32[Array, "b h ..."] | None]
 
 
 def _derivative(form: Form, order: int) -> Form:
@@ -75,7 +75,7 @@ def _backward(form, order, reverse, with_final, args, cotangents):
     dv, d_arriving = _bilinear(form, order, not reverse, with_arriving, k, q, d_out, log_decay, d_final)
 
     by_decay, final_by_decay = _bilinear(form, order + 1, reverse, with_final, q, k, v, log_decay, arriving)
-    d_log_decay = jnp.einsum("bhne,bhne->h", d_out, by_decay, preferred_element_type=jnp.float32)
+    d_log_decay = jnp.einsum("bnhe,bnhe->h", d_out, by_decay, preferred_element_type=jnp.float32)
     if with_final:
         d_log_decay += jnp.einsum("bh...,bh...->h", d_final, final_by_decay)
     return dq, dk, dv, d_log_decay, d_arriving
@@ -86,9 +86,9 @@ _bilinear.defvjp(_forward, _backward)
 
 def differentiable(
     form: Form,
-    q: Float[Array, "b h n d"],
-    k: Float[Array, "b h n d"],
-    v: Float[Array, "b h n e"],
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
     log_decay: Float32[Array, "h"],
     arriving: Float32[Array, "b h ..."] | None,
     *,

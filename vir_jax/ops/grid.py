@@ -58,7 +58,7 @@ def retention_2d_step(
 
 @partial(jax.jit, static_argnums=(5, 6, 7, 8))
 def _retention_2d(q, k, v, log_decay, initial_state, mode, grid, return_state, scale):
-    q, k, v = prepare(q, k, v, scale)
+    q, k = prepare(q, k, scale)
     rows, cols = grid
     patches = rows * cols
     gamma = jnp.exp(log_decay)[:, None, None]
@@ -66,27 +66,27 @@ def _retention_2d(q, k, v, log_decay, initial_state, mode, grid, return_state, s
     if initial_state is not None:
         arriving = gamma[:, None] * between_columns(initial_state, log_decay)
     if mode == "auto":
-        mode = "parallel" if q.shape[2] <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
 
     if mode == "parallel":
         form = partial(grid_parallel.parallel, grid=grid)
         out, state = differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
-        return jnp.swapaxes(out, 1, 2), state
+        return out, state
 
     form = {
         "recurrent": partial(grid_recurrent.recurrent, grid=grid),
-        "chunkwise": partial(grid_chunkwise.chunkwise, grid=grid, band=max(1, BAND_TOKENS // cols)),
+        "chunkwise": partial(grid_chunkwise.chunkwise, grid=grid, band_rows=max(1, BAND_TOKENS // cols)),
     }[mode]
-    trailing = q.shape[2] - patches
-    on_grid, beyond = zip(*(jnp.split(x, [patches], axis=2) for x in (q, k, v)), strict=True)
+    trailing = q.shape[1] - patches
+    on_grid, beyond = zip(*(jnp.split(x, [patches], axis=1) for x in (q, k, v)), strict=True)
     out, state = differentiable(form, *on_grid, log_decay, arriving, with_final=return_state or trailing > 0)
     if trailing:
         # Below the grid there is one token a row: a sequence that continues the last column.
         form = choose_form(mode, trailing, None)
         last = gamma * state[:, :, -1]
         more, last = differentiable(form, *beyond, log_decay, last, with_final=return_state)
-        out = jnp.concatenate([out, more], axis=2)
+        out = jnp.concatenate([out, more], axis=1)
         if return_state:
             left = jnp.exp(trailing * log_decay)[:, None, None, None] * state[:, :, :-1]
             state = jnp.concatenate([left, last[:, :, None]], axis=2)
-    return jnp.swapaxes(out, 1, 2), state
+    return out, state

@@ -9,36 +9,52 @@ from vir_jax.ops.grid_state import along_columns
 
 
 def parallel(
-    q: Float[Array, "b h n d"],
-    k: Float[Array, "b h n d"],
-    v: Float[Array, "b h n e"],
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
     log_decay: Float32[Array, "h"],
     arriving: Float32[Array, "b h x d e"] | None,
     *,
     grid: tuple[int, int],
     reverse: bool,
-) -> tuple[Float[Array, "b h n e"], Float32[Array, "b h x d e"]]:
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     """The masked einsum over the grid and its trailing tokens. See `gradient` for the signature of every form."""
-    (rows, cols), n = grid, q.shape[2]
+    out, own = band(q, k, v, log_decay, arriving, grid=grid, reverse=reverse)
+    return out, along_columns(own, log_decay, reverse=reverse)
+
+
+def band(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
+    log_decay: Float32[Array, "h"],
+    arriving: Float32[Array, "b h x d e"] | None,
+    *,
+    grid: tuple[int, int],
+    reverse: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
+    """As `parallel`, but for the state: each column's own decayed sum of k^T v, not yet summed along the columns."""
+    (rows, cols), n = grid, q.shape[1]
     trailing = n - rows * cols
+    last_row = rows + trailing - 1
     precision = matmul_precision(q, k, v)
+    q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q, k, v))
     y, x = grid_positions(grid, trailing)
     if reverse:
-        y, x = rows + trailing - 1 - y, cols - 1 - x
+        y, x = last_row - y, cols - 1 - x
 
     scores = contract("bhnd,bhmd->bhnm", q, k, precision) * decay_between_2d(log_decay, (y, x), (y, x))
     out = contract("bhnm,bhme->bhne", scores, v, precision)
 
-    # The state meets tokens column by column: there a trailing token is a row that is empty but for its last column.
-    last_row = rows + trailing - 1
+    # The state meets the tokens by columns, where a trailing token is a row empty but for its last column.
     leaving = _as_rows(k * decay_power(log_decay, last_row - y)[..., None], grid)
-    final = contract("bhyxd,bhyxe->bhxde", leaving, _as_rows(v, grid), precision)
+    own = contract("bhyxd,bhyxe->bhxde", leaving, _as_rows(v, grid), precision)
     if arriving is not None:
-        final += decay_power(log_decay, jnp.array(last_row))[:, None, None, None] * arriving
-        met = along_columns(arriving, log_decay, reverse=reverse)
-        query = _as_rows(q * decay_power(log_decay, y)[..., None], grid)
-        out += _as_tokens(contract("bhyxd,bhxde->bhyxe", query, met, precision), grid, trailing)
-    return out.astype(v.dtype), along_columns(final, log_decay, reverse=reverse)
+        above = along_columns(arriving, log_decay, reverse=reverse)
+        met = contract("bhyxd,bhxde->bhyxe", _as_rows(q, grid), above, precision)
+        out += decay_power(log_decay, y)[..., None] * _as_tokens(met, grid, trailing)
+        own += decay_power(log_decay, jnp.array(last_row))[:, None, None, None] * arriving
+    return jnp.swapaxes(out.astype(v.dtype), 1, 2), own
 
 
 def _as_rows(tokens: Float[Array, "b h n c"], grid: tuple[int, int]) -> Float[Array, "b h y x c"]:

@@ -26,7 +26,7 @@ def recurrent(
     reverse: bool,
 ) -> tuple[Float[Array, "b h n e"], Float32[Array, "b h x d e"]]:
     """A scan over rows of a scan over columns. See `gradient` for the signature every form shares."""
-    (rows, cols), (b, h, n, d), e = grid, q.shape, v.shape[-1]
+    (rows, cols), (b, n, h, d), e = grid, q.shape, v.shape[-1]
     precision = matmul_precision(q, k, v)
     gamma = jnp.exp(log_decay)[:, None, None]
     # What arrives has been decayed already, so the first row meets it with a decay of one.
@@ -46,10 +46,10 @@ def recurrent(
         _, (state, out) = jax.lax.scan(column, nothing, (*qkv, above), reverse=reverse)
         return state, out
 
-    tokens = (jnp.moveaxis(x, 2, 0).reshape(rows, cols, b, h, -1) for x in (q, k, v))
+    tokens = (jnp.moveaxis(t, 1, 0).reshape(rows, cols, b, h, -1) for t in (q, k, v))
     if arriving is None:
         above = jnp.zeros([cols, b, h, d, e], jnp.float32)
     else:
         above = jnp.moveaxis(along_columns(arriving, log_decay, reverse=reverse), 2, 0)
     state, out = jax.lax.scan(row, above, (*tokens, decay), reverse=reverse)
-    return jnp.moveaxis(out.reshape(n, b, h, e), 0, 2), jnp.moveaxis(state, 0, 2)
+    return jnp.moveaxis(out.reshape(n, b, h, e), 0, 1), jnp.moveaxis(state, 0, 2)

@@ -54,22 +54,18 @@ def retention_step(
 
 @partial(jax.jit, static_argnums=(5, 6, 7, 8))
 def _retention(q, k, v, log_decay, initial_state, mode, chunk_size, return_state, scale):
-    q, k, v = prepare(q, k, v, scale)
+    q, k = prepare(q, k, scale)
     gamma = jnp.exp(log_decay)[:, None, None]
     arriving = None if initial_state is None else gamma * initial_state
-    form = choose_form(mode, q.shape[2], chunk_size)
-    out, state = differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
-    return jnp.swapaxes(out, 1, 2), state
+    form = choose_form(mode, q.shape[1], chunk_size)
+    return differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
 
 
-def prepare(
-    q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], v: Float[Array, "b n h e"], scale: float | None
-) -> tuple[Float[Array, "b h n d"], Float[Array, "b h n d"], Float[Array, "b h n e"]]:
-    """Heads before tokens; q scaled (by d^-1/2 unless told), in one dtype with k."""
+def prepare(q, k, scale):
+    """q scaled (by d^-1/2 unless told), in one dtype with k."""
     dtype = jnp.promote_types(q.dtype, k.dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q = (q.astype(jnp.float32) * scale).astype(dtype)
-    return jnp.swapaxes(q, 1, 2), jnp.swapaxes(k.astype(dtype), 1, 2), jnp.swapaxes(v, 1, 2)
+    return (q.astype(jnp.float32) * scale).astype(dtype), k.astype(dtype)
 
 
 def choose_form(mode: str, n: int, chunk_size: int | None) -> Form:

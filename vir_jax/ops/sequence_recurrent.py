@@ -8,19 +8,19 @@ from vir_jax.ops.contract import contract, matmul_precision
 
 
 def recurrent(
-    q: Float[Array, "b h n d"],
-    k: Float[Array, "b h n d"],
-    v: Float[Array, "b h n e"],
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
     log_decay: Float32[Array, "h"],
     arriving: Float32[Array, "b h d e"] | None,
     *,
     reverse: bool,
-) -> tuple[Float[Array, "b h n e"], Float32[Array, "b h d e"]]:
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
     """A scan over tokens with one [d, e] state per head. See `gradient` for the signature every form shares."""
-    (b, h, n, d), e = q.shape, v.shape[-1]
+    (b, n, h, d), e = q.shape, v.shape[-1]
     precision = matmul_precision(q, k, v)
     # What arrives has been decayed already, so the first token meets it with a decay of one.
-    decay = jnp.exp(log_decay) * jnp.ones([n, 1])
+    decay = jnp.ones([n, 1]) * jnp.exp(log_decay)
     decay = decay.at[-1 if reverse else 0].set(1.0)
 
     def step(state, token):
@@ -28,7 +28,7 @@ def recurrent(
         state = decay[:, None, None] * state + k[..., :, None].astype(jnp.float32) * v[..., None, :]
         return state, contract("bhd,bhde->bhe", q, state, precision).astype(v.dtype)
 
-    tokens = (*(jnp.moveaxis(x, 2, 0) for x in (q, k, v)), decay)
+    tokens = (*(jnp.moveaxis(x, 1, 0) for x in (q, k, v)), decay)
     state = jnp.zeros([b, h, d, e], jnp.float32) if arriving is None else arriving
     state, out = jax.lax.scan(step, state, tokens, reverse=reverse)
-    return jnp.moveaxis(out, 0, 2), state
+    return jnp.moveaxis(out, 0, 1), state
