@@ -166,9 +166,8 @@ def random_resized_crop(
     if isinstance(image, bytes):
         enough = math.ceil(height * size[0] / h), math.ceil(width * size[1] / w)
         image = decode_image(image, min_size=enough)
-        y_scale, x_scale = image.shape[0] / height, image.shape[1] / width
-        top, left = int(top * y_scale), int(left * x_scale)
-        h, w = max(1, round(h * y_scale)), max(1, round(w * x_scale))
+        shrunk = round(height / image.shape[0])  # by 1, 2, 4 or 8 exactly; the last row may stand for fewer
+        top, left, h, w = top // shrunk, left // shrunk, max(1, h // shrunk), max(1, w // shrunk)
     return resize(image[top : top + h, left : left + w], size, interpolation)
 
 

@@ -20,7 +20,7 @@ from vir_jax.data.source import CorruptExampleError
 MAX_PIXELS = 1024**3 // 4 // 3
 
 # Raster formats that Pillow decodes by itself. Naming them keeps out those that start other programs (EPS).
-_PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+_PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _EXIF_MAGIC = b"Exif\0\0"
@@ -56,7 +56,7 @@ def decode_image(data: bytes, *, min_size: tuple[int, int] | None = None) -> UIn
             if height >= 2 * min_height and width >= 2 * min_width:
                 scaling = {"min_height": min_height, "min_width": min_width, "min_factor": 2}
         # An error here may be harmless: Pillow, below, tells surplus bytes from missing ones.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(Exception):
             return _oriented(simplejpeg.decode_jpeg(data, **scaling), orientation)
     return _decode_with_pillow(data)
 
@@ -80,7 +80,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
         raise CorruptImageError("the image is empty (0 bytes)")
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except Exception:  # no JPEG, damaged, or a kind that simplejpeg has no name for
         return None
     if colorspace not in ("YCbCr", "RGB", "Gray"):
         return None

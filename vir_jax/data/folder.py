@@ -17,7 +17,7 @@ class FolderSource:
     """
 
     def __init__(self, data_dir: str | os.PathLike[str], split: str):
-        root = Path(data_dir)
+        root = Path(data_dir).expanduser()
         folder = root / split
         if not folder.is_dir():
             found = ", ".join(_subfolders(root)) if root.is_dir() else "no such folder"

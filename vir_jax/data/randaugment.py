@@ -200,7 +200,7 @@ _GEOMETRIC: dict[str, Callable[[float, int, int], np.ndarray]] = {  # signed lev
     "rotate": lambda level, height, width: rotation(30 * level, height, width),
     "shear_x": lambda level, height, width: shear_x(0.3 * level),
     "shear_y": lambda level, height, width: shear_y(0.3 * level),
-    "translate_x": lambda level, height, width: translation(0.45 * level * width, 0),
-    "translate_y": lambda level, height, width: translation(0, 0.45 * level * height),
+    "translate_x": lambda level, height, width: translation(0.45 * level * width, 0.0),
+    "translate_y": lambda level, height, width: translation(0.0, 0.45 * level * height),
 }
 OPERATIONS = (*_TABLES, *_ENHANCING, *_GEOMETRIC)

@@ -63,7 +63,7 @@ def open_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
     try:
         return read_only_builder.builder_from_files(dataset, data_dir=data_dir)
     except registered.DatasetNotFoundError as error:
-        name, known = re.split("[/:]", dataset)[0], tfds.list_builders()
+        name, known = re.split("[/:]", dataset)[0], tfds.list_builders(with_community_datasets=False)
         if name not in known:
             close = difflib.get_close_matches(name, [*known, "digits", "folder"])
             hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()"
