@@ -1,28 +1,40 @@
-"""What the public retention functions ask of their arguments; every failure is a ValueError."""
+"""What the public functions ask of their arguments. Every failure is a ValueError, at trace time."""
+
+from numbers import Integral, Real
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Float32
 
 MODES = ("parallel", "recurrent", "chunkwise")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_mode(mode: str) -> None:
-    """`mode` is one of MODES or "auto"."""
+    """`mode` is one of MODES, or "auto"."""
     if mode not in (*MODES, "auto"):
         raise ValueError(f"unknown mode {mode!r}; expected one of {', '.join(map(repr, MODES))} or 'auto'")
 
 
-def check_positive(name: str, value: int | None) -> None:
-    """`value` is None or a positive integer."""
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name} is {value!r}; expected a positive integer, or None for the default")
+def check_chunk_size(chunk_size: int | None) -> None:
+    """`chunk_size` is a positive integer, or None."""
+    if chunk_size is not None and not (isinstance(chunk_size, Integral) and chunk_size >= 1):
+        raise ValueError(
+            f"chunk_size is {chunk_size!r}; expected a positive integer, or None for the default"
+        )
 
 
-def check_tokens(q: Array, k: Array, v: Array) -> None:
-    """q, k are [b, n, h, d] and v is [b, n, h, e], n at least one, in a float dtype of at most 32 bits."""
+def check_scale(scale: float | None) -> None:
+    """`scale` is a number, or None."""
+    if scale is not None and not isinstance(scale, Real):
+        raise ValueError(
+            f"scale is {scale!r}; expected a Python number, or None for d^-1/2: to trace it, multiply q"
+        )
+
+
+def check_tokens(q: Float[Array, "..."], k: Float[Array, "..."], v: Float[Array, "..."]) -> None:
+    """q and k are [b, n, h, d], v is [b, n, h, e], nowhere empty, in one of DTYPES each."""
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k and v must have rank 4, [batch, tokens, heads, width]; got {shapes}")
@@ -30,7 +42,7 @@ def check_tokens(q: Array, k: Array, v: Array) -> None:
         raise ValueError(f"q and k must have one shape, [batch, tokens, heads, key width]; got {shapes}")
     if q.shape[:3] != v.shape[:3]:
         raise ValueError(f"q, k and v must agree in batch, tokens and heads; got {shapes}")
-    if 0 in q.shape or 0 in v.shape:
+    if 0 in (*q.shape, *v.shape):
         raise ValueError(f"q, k and v must not be empty; got {shapes}")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype.name not in DTYPES:
@@ -39,49 +51,49 @@ def check_tokens(q: Array, k: Array, v: Array) -> None:
             )
 
 
-def check_log_decay(log_decay: Array, heads: int) -> None:
-    """log_decay is [h] fp32 with 0 < gamma <= 1; the values are checked wherever they are known.
+def check_log_decay(log_decay: Float[Array, "..."], heads: int) -> None:
+    """log_decay is [heads] fp32, and 0 < gamma <= 1 wherever its values are known.
 
-    They are known in eager code and where a constant is closed over; inside `jit`, `grad` or `vmap` an argument's
-    values are not, and its shape and dtype alone are checked.
+    They are known in eager code and where a trace closes over a constant. Of an argument of `jit`, `grad` or `vmap`
+    they are not, nor of an array spread over several processes; then shape and dtype alone are checked.
     """
     if log_decay.shape != (heads,):
-        raise ValueError(
-            f"log_decay has shape {log_decay.shape}; expected ({heads},), the logarithm of one decay per head of q"
-        )
+        raise ValueError(f"log_decay has shape {log_decay.shape}; expected ({heads},), one per head of q")
     if log_decay.dtype != jnp.float32:
         raise ValueError(
-            f"log_decay has dtype {log_decay.dtype}; expected float32: 16 bits round decays to 1"
+            f"log_decay has dtype {log_decay.dtype}; expected float32, for 16 bits round a decay to 1"
         )
-    if isinstance(log_decay, jax.core.Tracer):
-        return
-    if isinstance(log_decay, jax.Array) and not log_decay.is_fully_addressable:
+    if isinstance(log_decay, jax.core.Tracer) or not getattr(log_decay, "is_fully_addressable", True):
         return
     values = np.asarray(log_decay)
     if not (np.isfinite(values) & (values <= 0)).all():
         raise ValueError(
-            f"log_decay must be finite and at most 0, the logarithm of decays in (0, 1]; got {values.tolist()}, "
-            f"decays {np.exp(values).tolist()}. Pass log(gamma), not gamma"
+            f"log_decay is {values.tolist()}, the logarithm of decays {np.exp(values).tolist()}; expected decays "
+            "in (0, 1], so finite logarithms of at most 0: pass log(gamma), not gamma"
         )
 
 
-def check_state(name: str, state: Array | None, shape: tuple[int, ...]) -> None:
-    """`state` is None or fp32 of the given shape."""
+def check_state(state: Float32[Array, "..."] | None, shape: tuple[int, ...]) -> None:
+    """The state that comes in has this shape and is fp32, or is None."""
     if state is None:
         return
     if state.shape != shape:
-        raise ValueError(f"{name} has shape {state.shape}; expected {shape}")
+        raise ValueError(f"the state has shape {state.shape}; expected {shape} for these q, k and v")
     if state.dtype != jnp.float32:
-        raise ValueError(f"{name} has dtype {state.dtype}; expected float32, which a state always is")
+        raise ValueError(f"the state has dtype {state.dtype}; expected float32, whatever q, k and v have")
 
 
 def check_grid(grid: tuple[int, int], tokens: int) -> None:
-    """`grid` is (rows, cols), not empty, and holds at most as many patches as there are tokens."""
-    if len(grid) != 2 or not all(isinstance(side, int) and side >= 1 for side in grid):
-        raise ValueError(f"grid is {grid!r}; expected (rows, cols), two positive integers")
+    """`grid` is (rows, cols) and there are at least rows * cols tokens; no rows at all leaves trailing ones."""
+    if len(grid) != 2 or not all(isinstance(side, Integral) for side in grid):
+        raise ValueError(f"grid is {grid!r}; expected (rows, cols), two integers")
     rows, cols = grid
+    if rows < 0 or cols < 1:
+        raise ValueError(
+            f"grid is {rows} rows by {cols} columns; expected no negative rows and at least one column"
+        )
     if rows * cols > tokens:
         raise ValueError(
-            f"grid {rows} x {cols} needs {rows * cols} tokens, but there are {tokens}; "
-            "tokens are the grid in row-major order, then any trailing ones"
+            f"a grid of {rows} rows by {cols} columns has {rows * cols} patches, but there are {tokens} tokens; "
+            "expected every patch in row-major order, then any trailing tokens"
         )

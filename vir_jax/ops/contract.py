@@ -1,4 +1,4 @@
-"""Matrix products that accumulate in fp32 whatever their operands are."""
+"""Matrix products that are summed in fp32 whatever their operands are."""
 
 import jax
 import jax.numpy as jnp
@@ -6,14 +6,14 @@ from jaxtyping import Array, Float, Float32
 
 
 def matmul_precision(*inputs: Float[Array, "..."]) -> jax.lax.Precision:
-    """The precision that makes the products as exact as the inputs are.
+    """The precision that makes products as exact as the inputs are.
 
-    An fp32 input asks for fp32 products: HIGHEST, because an accelerator's default would round fp32 operands to
-    bf16 (TPU) or TF32 (GPU). With 16-bit inputs the hardware's default loses nothing that the inputs had; scores
-    and states are still stored and summed in fp32, so that fp16 does not overflow. On a CPU all products are fp32.
+    With an fp32 input products are fp32: HIGHEST, for an accelerator's default would round fp32 operands to bf16
+    (TPU) or TF32 (GPU). With 16-bit inputs alone that default is as fine as they are. In both cases scores and states
+    stay fp32 in memory, so fp16 inputs do not overflow in them. A CPU multiplies in fp32 always.
     """
-    is_full = any(x.dtype == jnp.float32 for x in inputs)
-    return jax.lax.Precision.HIGHEST if is_full else jax.lax.Precision.DEFAULT
+    full = any(x.dtype == jnp.float32 for x in inputs)
+    return jax.lax.Precision.HIGHEST if full else jax.lax.Precision.DEFAULT
 
 
 def contract(
@@ -21,3 +21,8 @@ def contract(
 ) -> Float32[Array, "..."]:
     """einsum(equation, x, y), summed in fp32."""
     return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=jnp.float32)
+
+
+def empty_state(k: Float[Array, "b n h d"], v: Float[Array, "b n h e"]) -> Float32[Array, "b h d e"]:
+    """The state after no token at all: zero, and laid out over devices as k and v are."""
+    return contract("bnhd,bnhe->bhde", k[:, :0], v[:, :0], jax.lax.Precision.DEFAULT)

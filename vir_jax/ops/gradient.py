@@ -1,101 +1,107 @@
-"""The gradient of retention is retention, in every form, in one dimension and in two.
+"""The gradient of retention is retention: one rule for every form, in one dimension and in two.
 
-Retention and its final state together are one bilinear form. With K_m = k_m^T v_m, Q_n = q_n^T do_n for an
-output cotangent do, and D the decay mask,
+An output and a final state are paired with their cotangents by one bilinear form. With K_m = k_m^T v_m,
+Q_n = q_n^T do_n and D the decay mask,
 
-    <do, o> + <dS, S> = sum_{n, m} D[n, m] <Q_n, K_m>,
+    <do, o> + <dS, S> = sum_{n,m} D[n,m] <Q_n, K_m>,
 
-where the arriving state is part of the first K and the cotangent dS of the final state part of the last Q. So
+where the arriving state counts into the first K and the cotangent dS of the final state into the last Q. Hence
 
-    dq     = retention of (do, v, k)                     forward in time
-    dk     = retention of (v, do, q)                     backward in time, dS arriving at the end
-    dv     = retention of (k, q, do)                     backward in time, dS arriving at the end
-    d arriving = the final state of that last one.
+    dq = retention of (do, v, k), forward in time,
+    dk = retention of (v, do, q), backward in time, dS^T arriving at the end,
+    dv = retention of (k, q, do), backward in time, dS arriving at the end; its final state is d arriving.
 
-Nothing but the arguments is kept from the forward pass: no state per token, no score. The derivative by log_decay
-a has the mask dD/da = (n - m) D[n, m], which any form gives by forward differentiation in the scalar a,
-and is again bilinear in K and Q. Its positive terms are summed as they stand: the shorter route over
-sum_n n (q_n . dq_n - k_n . dk_n) subtracts two sums that agree to a part in n.
+So nothing but the arguments is kept from the forward pass, neither scores nor a state per token, and a gradient of
+a gradient costs no more memory than the first. For a = log(gamma), dD/da = (n - m) D[n,m] is bilinear again; any
+form yields it by forward differentiation in a. Its terms are summed as they stand: the shorter
+sum_n n (q_n . dq_n) - n (k_n . dk_n) is a small difference of two sums that grow with n.
 
 Every form is a function
 
     form(q, k, v, log_decay, arriving, *, reverse) -> (out, final)
 
-    q, k [b, n, h, d], v [b, n, h, e], log_decay [h] fp32, arriving [b, h, ..., d, e] fp32 or None for zero;
-    arriving is what reaches the first token, already decayed on its way; final is the state after the last token;
-    reverse runs time backward, so that the last token is the first; out has v's dtype, final is fp32.
+of q, k [b, n, h, d], v [b, n, h, e], log_decay [h] fp32 and arriving [b, h, ..., d, e] fp32 (None is zero).
+`arriving` is the state that meets the first token, decayed on its way already; `final` (fp32) the state after the
+last one; `out` has v's dtype. `reverse` runs time backward: the last token is the first.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-Form = Callable[..., tuple[Float[Array, "b n h e"], Float32[Array, "b h ..."]]]
-Result = tuple[Float[Array, "b n h e"], Float32[Array, "b h ..."] | None]
+Form = Callable[..., tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"]]]
+Arguments = tuple[
+    Float[Array, "b n h d"],
+    Float[Array, "b n h d"],
+    Float[Array, "b n h e"],
+    Float32[Array, "h"],
+    Float32[Array, "b h *x d e"] | None,
+]
+Result = tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"] | None]
 
 
-def _derivative(form: Form, order: int) -> Form:
-    """The order-th derivative of form by log_decay: the same sums with the mask (n - m)^order D[n, m]."""
-    if order == 0:
-        return form
+def differentiable(form: Form, *arguments: Any, with_final: bool) -> Result:
+    """form(q, k, v, log_decay, arriving), to be differentiated in reverse any number of times.
 
-    def differentiated(q, k, v, log_decay, arriving, *, reverse):
-        def of_decay(log_decay):
-            return _derivative(form, order - 1)(q, k, v, log_decay, arriving, reverse=reverse)
-
-        return jax.jvp(of_decay, (log_decay,), (jnp.ones_like(log_decay),))[1]
-
-    return differentiated
+    q and k have one dtype. Returns (out, final); final is None unless asked for.
+    """
+    return _retention(form, 0, False, with_final, *arguments)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _bilinear(form, order, reverse, with_final, q, k, v, log_decay, arriving) -> Result:
-    out, final = _derivative(form, order)(q, k, v, log_decay, arriving, reverse=reverse)
+def _retention(form: Form, order: int, reverse: bool, with_final: bool, *arguments: Any) -> Result:
+    out, final = _by_decay(form, order)(*arguments, reverse=reverse)
     return out, final if with_final else None
 
 
-def _forward(form, order, reverse, with_final, *args):
-    return _bilinear(form, order, reverse, with_final, *args), args
+def _forward(
+    form: Form, order: int, reverse: bool, with_final: bool, *arguments: Any
+) -> tuple[Result, Arguments]:
+    return _retention(form, order, reverse, with_final, *arguments), arguments
 
 
-def _transposed(state):
-    return None if state is None else jnp.swapaxes(state, -1, -2)
+def _backward(
+    form: Form, order: int, reverse: bool, with_final: bool, arguments: Arguments, cotangents: Result
+) -> Arguments:
+    q, k, v, log_decay, arriving = arguments
+    do, d_final = cotangents
+    onward = partial(_retention, form, order, reverse)
+    backward = partial(_retention, form, order, not reverse)
 
+    dq, _ = onward(False, do, v, k, log_decay, _transposed(arriving))
+    dk, _ = backward(False, v, do, q, log_decay, _transposed(d_final))
+    dv, d_arriving = backward(arriving is not None, k, q, do, log_decay, d_final)
 
-def _backward(form, order, reverse, with_final, args, cotangents):
-    q, k, v, log_decay, arriving = args
-    d_out, d_final = cotangents
-    with_arriving = arriving is not None
-
-    dq, _ = _bilinear(form, order, reverse, False, d_out, v, k, log_decay, _transposed(arriving))
-    dk, _ = _bilinear(form, order, not reverse, False, v, d_out, q, log_decay, _transposed(d_final))
-    dv, d_arriving = _bilinear(form, order, not reverse, with_arriving, k, q, d_out, log_decay, d_final)
-
-    by_decay, final_by_decay = _bilinear(form, order + 1, reverse, with_final, q, k, v, log_decay, arriving)
-    d_log_decay = jnp.einsum("bnhe,bnhe->h", d_out, by_decay, preferred_element_type=jnp.float32)
-    if with_final:
+    out_by_decay, final_by_decay = _retention(form, order + 1, reverse, with_final, *arguments)
+    d_log_decay = jnp.einsum("bnhe,bnhe->h", do, out_by_decay, preferred_element_type=jnp.float32)
+    if d_final is not None and final_by_decay is not None:
         d_log_decay += jnp.einsum("bh...,bh...->h", d_final, final_by_decay)
     return dq, dk, dv, d_log_decay, d_arriving
 
 
-_bilinear.defvjp(_forward, _backward)
+_retention.defvjp(_forward, _backward)
 
 
-def differentiable(
-    form: Form,
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b n h d"],
-    v: Float[Array, "b n h e"],
-    log_decay: Float32[Array, "h"],
-    arriving: Float32[Array, "b h ..."] | None,
-    *,
-    with_final: bool,
-) -> Result:
-    """form(q, k, v, log_decay, arriving) with the gradient above, to any order of reverse differentiation.
+def _transposed(state: Float32[Array, "b h *x d e"] | None) -> Float32[Array, "b h *x e d"] | None:
+    return None if state is None else jnp.swapaxes(state, -1, -2)
 
-    q and k have one dtype. Returns (out, final), final being None unless asked for.
-    """
-    return _bilinear(form, 0, False, with_final, q, k, v, log_decay, arriving)
+
+def _by_decay(form: Form, order: int) -> Form:
+    """The order-th derivative of form by log_decay: the same sums with the mask (n - m)^order D[n,m]."""
+    if order == 0:
+        return form
+
+    def derivative(
+        q: Array, k: Array, v: Array, log_decay: Array, arriving: Array | None, *, reverse: bool
+    ) -> tuple[Array, Array]:
+        def of_decay(log_decay: Array) -> tuple[Array, Array]:
+            return _by_decay(form, order - 1)(q, k, v, log_decay, arriving, reverse=reverse)
+
+        # A head depends on its own decay alone, so one tangent of ones serves all heads.
+        return jax.jvp(of_decay, (log_decay,), (jnp.ones_like(log_decay),))[1]
+
+    return derivative

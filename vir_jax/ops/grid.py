@@ -1,19 +1,59 @@
-"""Retention over a grid of patches: one function, every mode."""
+"""Retention over a grid of patches: one function for every mode."""
 
 from functools import partial
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops import grid_chunkwise, grid_parallel, grid_recurrent
-from vir_jax.ops.checks import check_grid, check_log_decay, check_mode, check_state, check_tokens
-from vir_jax.ops.gradient import differentiable
-from vir_jax.ops.grid_state import between_columns
-from vir_jax.ops.sequence import choose_form, prepare
+from vir_jax.ops.checks import (
+    check_grid,
+    check_log_decay,
+    check_mode,
+    check_scale,
+    check_state,
+    check_tokens,
+)
+from vir_jax.ops.gradient import Form, Result, differentiable
+from vir_jax.ops.grid_state import between_columns, empty_grid_state
+from vir_jax.ops.sequence import choose_form, scaled
 
-BAND_TOKENS = 64
-PARALLEL_UP_TO = 1024
+# Measured by `python -m benchmarks.retention` on two CPU cores with 12 heads of 64 (benchmarks/results/retention.md):
+# one masked einsum is the faster on a 24 x 24 grid, bands of about BAND_TOKENS tokens on 32 x 32 and above.
+PARALLEL_UP_TO = 768
+BAND_TOKENS = 512
+
+
+@overload
+def retention_2d(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    grid: tuple[int, int],
+    mode: str = ...,
+    initial_state: Array | None = ...,
+    return_state: Literal[False] = ...,
+    scale: float | None = ...,
+) -> Array: ...
+
+
+@overload
+def retention_2d(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    grid: tuple[int, int],
+    mode: str = ...,
+    initial_state: Array | None = ...,
+    return_state: Literal[True],
+    scale: float | None = ...,
+) -> tuple[Array, Array]: ...
 
 
 def retention_2d(
@@ -28,17 +68,32 @@ def retention_2d(
     return_state: bool = False,
     scale: float | None = None,
 ) -> Float[Array, "b n h e"] | tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """Retention over a grid (PAPER section 2); trailing token j stands at (x = cols - 1, y = rows + j).
+    """Retention over a grid (PAPER section 2): a token sees those above and to the left, by gamma^(dx + dy).
 
-    The state is S[y, :] of the recurrence for the last row, [b, h, cols, d, e] fp32.
+        S[y,x] = gamma S[y,x-1] + gamma S[y-1,x] - gamma^2 S[y-1,x-1] + k^T v,    o[y,x] = scale q S[y,x]
+
+    Tokens are the grid in row-major order, then any trailing ones. A trailing token (the class token) stands one row
+    below what comes before it, in the last column, the row being empty but for it: it sees every patch and the
+    trailing tokens before it, and no patch sees it. n - rows * cols tokens are trailing.
+
+    Modes, all one function: "parallel" (masked einsum), "recurrent" (the recurrence above), "chunkwise" (parallel
+    inside a band of rows, recurrent from band to band); "auto" is parallel up to PARALLEL_UP_TO tokens, else chunkwise.
+
+    The state is the last row's, S[y, :], one [d, e] matrix per column: [b, h, cols, d, e] fp32. Given back as
+    `initial_state` it continues the image below, trailing rows counted, so rows may come in any number at a time; grid
+    may be (0, cols) where trailing tokens come alone.
+
+    Other arguments, dtypes, gradients and errors are those of `retention`; a grid that does not fit the tokens is a
+    ValueError, too.
     """
     check_mode(mode)
+    check_scale(scale)
     check_tokens(q, k, v)
     b, n, h, d = q.shape
     check_grid(grid, n)
     check_log_decay(log_decay, h)
-    check_state("initial_state", initial_state, (b, h, grid[1], d, v.shape[-1]))
-    out, state = _retention_2d(q, k, v, log_decay, initial_state, mode, grid, return_state, scale)
+    check_state(initial_state, (b, h, grid[1], d, v.shape[-1]))
+    out, state = _retention_2d(q, k, v, log_decay, initial_state, mode, tuple(grid), return_state, scale)
     return (out, state) if return_state else out
 
 
@@ -52,41 +107,81 @@ def retention_2d_step(
     grid: tuple[int, int],
     scale: float | None = None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """The next rows of an image, grid = (rows arriving, cols), given the state after those above."""
+    """The next rows of an image, given the state of the row above them: (output, next state).
+
+    grid is (rows that arrive, cols); trailing tokens may follow, or come alone with grid (0, cols). Begin with a
+    state of zeros, [b, h, cols, d, e] fp32. Arguments, results and errors are those of `retention_2d`.
+    """
     return retention_2d(q, k, v, log_decay, grid=grid, initial_state=state, return_state=True, scale=scale)
 
 
 @partial(jax.jit, static_argnums=(5, 6, 7, 8))
-def _retention_2d(q, k, v, log_decay, initial_state, mode, grid, return_state, scale):
-    q, k = prepare(q, k, scale)
-    rows, cols = grid
-    patches = rows * cols
-    gamma = jnp.exp(log_decay)[:, None, None]
-    arriving = None
-    if initial_state is not None:
-        arriving = gamma[:, None] * between_columns(initial_state, log_decay)
+def _retention_2d(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
+    log_decay: Float32[Array, "h"],
+    initial_state: Float32[Array, "b h x d e"] | None,
+    mode: str,
+    grid: tuple[int, int],
+    return_state: bool,
+    scale: float | None,
+) -> Result:
+    q, k = scaled(q, k, scale)
     if mode == "auto":
         mode = "parallel" if q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
+    if mode != "parallel":
+        return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, grid, return_state)
+    form = partial(grid_parallel.parallel, grid=grid)
+    arriving = _arriving(initial_state, log_decay)
+    return differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
 
-    if mode == "parallel":
-        form = partial(grid_parallel.parallel, grid=grid)
-        out, state = differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
+
+def _arriving(
+    state: Float32[Array, "b h x d e"] | None, log_decay: Float32[Array, "h"]
+) -> Float32[Array, "b h x d e"] | None:
+    """From the state of the row above to what the forms take: decayed by one row, and each column's own."""
+    gamma = jnp.exp(log_decay)[:, None, None, None]
+    return None if state is None else gamma * between_columns(state, log_decay)
+
+
+def _grid_then_trailing(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
+    log_decay: Float32[Array, "h"],
+    state: Float32[Array, "b h x d e"] | None,
+    mode: str,
+    grid: tuple[int, int],
+    return_state: bool,
+) -> Result:
+    rows, cols = grid
+    trailing = q.shape[1] - rows * cols
+    patches, beyond = zip(*(jnp.split(t, [rows * cols], axis=1) for t in (q, k, v)), strict=True)
+
+    out: Array = patches[2]  # nothing, if there are no rows
+    if rows:
+        form = _grid_form(mode, grid)
+        arriving = _arriving(state, log_decay)
+        with_final = return_state or trailing > 0
+        out, state = differentiable(form, *patches, log_decay, arriving, with_final=with_final)
+    if not trailing:
         return out, state
 
-    form = {
-        "recurrent": partial(grid_recurrent.recurrent, grid=grid),
-        "chunkwise": partial(grid_chunkwise.chunkwise, grid=grid, band_rows=max(1, BAND_TOKENS // cols)),
-    }[mode]
-    trailing = q.shape[1] - patches
-    on_grid, beyond = zip(*(jnp.split(x, [patches], axis=1) for x in (q, k, v)), strict=True)
-    out, state = differentiable(form, *on_grid, log_decay, arriving, with_final=return_state or trailing > 0)
-    if trailing:
-        # Below the grid there is one token a row: a sequence that continues the last column.
-        form = choose_form(mode, trailing, None)
-        last = gamma * state[:, :, -1]
-        more, last = differentiable(form, *beyond, log_decay, last, with_final=return_state)
-        out = jnp.concatenate([out, more], axis=1)
-        if return_state:
-            left = jnp.exp(trailing * log_decay)[:, None, None, None] * state[:, :, :-1]
-            state = jnp.concatenate([left, last[:, :, None]], axis=2)
-    return out, state
+    # Below the grid there is one token a row: a sequence that continues the last column.
+    state = empty_grid_state(k, v, cols) if state is None else state
+    arriving = jnp.exp(log_decay)[:, None, None] * state[:, :, -1]
+    form = choose_form(mode, trailing)
+    more, last = differentiable(form, *beyond, log_decay, arriving, with_final=return_state)
+    out = jnp.concatenate([out, more], axis=1)
+    if last is None:
+        return out, None
+    others = jnp.exp(trailing * log_decay)[:, None, None, None] * state[:, :, :-1]
+    return out, jnp.concatenate([others, last[:, :, None]], axis=2)
+
+
+def _grid_form(mode: str, grid: tuple[int, int]) -> Form:
+    if mode == "recurrent":
+        return partial(grid_recurrent.recurrent, grid=grid)
+    band_rows = max(1, BAND_TOKENS // grid[1])
+    return partial(grid_chunkwise.chunkwise, grid=grid, band_rows=band_rows)

@@ -1,11 +1,19 @@
-"""Retention over a grid, chunkwise form: parallel inside a band of rows, recurrent from band to band."""
+"""Retention over a grid, chunkwise form: parallel inside a band of rows, recurrent from band to band.
+
+    O_Y = (Q_Y K_Y^T .* D) V_Y + gamma^(y+1) q C[x],    C[x] = sum over x' <= x of gamma^(x-x') own[x'],
+
+for band Y with its rows y = 0, 1, ..., `own` being each column's decayed sum of k^T v over the rows above. A band
+of one row is PAPER section 2's form by rows.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.grid_parallel import band, parallel
-from vir_jax.ops.grid_state import along_columns
+from vir_jax.ops.grid_state import along_columns, empty_grid_state
 
 
 def chunkwise(
@@ -19,27 +27,27 @@ def chunkwise(
     band_rows: int,
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """A scan over bands of `band_rows` rows. See `gradient` for the signature every form shares."""
-    (rows, cols), (b, n, h, d), e = grid, q.shape, v.shape[-1]
+    """A scan over bands of `band_rows` rows. See `gradient` and `grid_parallel` for the signature."""
+    (rows, cols), (b, _, h, _), e = grid, q.shape, v.shape[-1]
     if rows <= band_rows:
         return parallel(q, k, v, log_decay, arriving, grid=grid, reverse=reverse)
     bands = (rows - 1) // band_rows
-    rest = rows - bands * band_rows  # what is left for the last band in time, ragged or whole
+    rest = rows - bands * band_rows  # left for the last band in time, ragged or whole
     gamma = jnp.exp(log_decay)[:, None, None, None]
 
-    def one_band(arriving, start_row, rows):
-        tokens = (jax.lax.dynamic_slice_in_dim(t, start_row * cols, rows * cols, axis=1) for t in (q, k, v))
-        return band(*tokens, log_decay, arriving, grid=(rows, cols), reverse=reverse)
+    def one_band(own: Array, start_row: Array | int, rows: int) -> tuple[Array, Array]:
+        start, size = start_row * cols, rows * cols
+        part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
+        return band(part(q), part(k), part(v), log_decay, own, grid=(rows, cols), reverse=reverse)
 
-    def step(arriving, start_row):
-        out, state = one_band(arriving, start_row, band_rows)
-        return gamma * state, out
+    def step(own: Array, start_row: Array) -> tuple[Array, Array]:
+        out, own = one_band(own, start_row, band_rows)
+        return gamma * own, out
 
-    if arriving is None:
-        arriving = jnp.zeros([b, h, cols, d, e], jnp.float32)
+    own = empty_grid_state(k, v, cols) if arriving is None else arriving
     start_rows = (rest if reverse else 0) + band_rows * jnp.arange(bands)
-    arriving, out = jax.lax.scan(step, arriving, start_rows, reverse=reverse)
+    own, out = jax.lax.scan(step, own, start_rows, reverse=reverse)
     out = jnp.moveaxis(out, 0, 1).reshape(b, bands * band_rows * cols, h, e)
-    last, own = one_band(arriving, 0 if reverse else rows - rest, rest)
+    last, own = one_band(own, 0 if reverse else rows - rest, rest)
     out = jnp.concatenate([last, out] if reverse else [out, last], axis=1)
     return out, along_columns(own, log_decay, reverse=reverse)

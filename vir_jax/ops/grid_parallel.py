@@ -18,7 +18,11 @@ def parallel(
     grid: tuple[int, int],
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """The masked einsum over the grid and its trailing tokens. See `gradient` for the signature of every form."""
+    """The masked einsum over the grid and its trailing tokens. See `gradient` for the signature of every form.
+
+    Over a grid the arriving state is each column's own: it counts into k^T v of the first row's tokens. The final one
+    is summed along the columns. That makes reverse retention the transpose of retention, states included.
+    """
     out, own = band(q, k, v, log_decay, arriving, grid=grid, reverse=reverse)
     return out, along_columns(own, log_decay, reverse=reverse)
 
@@ -33,7 +37,7 @@ def band(
     grid: tuple[int, int],
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """As `parallel`, but for the state: each column's own decayed sum of k^T v, not yet summed along the columns."""
+    """As `parallel`, but the final state is left each column's own."""
     (rows, cols), n = grid, q.shape[1]
     trailing = n - rows * cols
     last_row = rows + trailing - 1
@@ -46,9 +50,9 @@ def band(
     scores = contract("bhnd,bhmd->bhnm", q, k, precision) * decay_between_2d(log_decay, (y, x), (y, x))
     out = contract("bhnm,bhme->bhne", scores, v, precision)
 
-    # The state meets the tokens by columns, where a trailing token is a row empty but for its last column.
-    leaving = _as_rows(k * decay_power(log_decay, last_row - y)[..., None], grid)
-    own = contract("bhyxd,bhyxe->bhxde", leaving, _as_rows(v, grid), precision)
+    # A state meets tokens column by column; there a trailing token is a row empty but for its last column.
+    to_end = k * decay_power(log_decay, last_row - y)[..., None]
+    own = contract("bhyxd,bhyxe->bhxde", _as_rows(to_end, grid), _as_rows(v, grid), precision)
     if arriving is not None:
         above = along_columns(arriving, log_decay, reverse=reverse)
         met = contract("bhyxd,bhxde->bhyxe", _as_rows(q, grid), above, precision)
@@ -58,8 +62,7 @@ def band(
 
 
 def _as_rows(tokens: Float[Array, "b h n c"], grid: tuple[int, int]) -> Float[Array, "b h y x c"]:
-    rows, cols = grid
-    b, h, _, c = tokens.shape
+    (rows, cols), (b, h, _, c) = grid, tokens.shape
     patches = tokens[:, :, : rows * cols].reshape(b, h, rows, cols, c)
     trailing = tokens[:, :, rows * cols :, None, :]
     return jnp.concatenate([patches, jnp.pad(trailing, ((0, 0),) * 3 + ((cols - 1, 0), (0, 0)))], axis=2)
@@ -68,7 +71,6 @@ def _as_rows(tokens: Float[Array, "b h n c"], grid: tuple[int, int]) -> Float[Ar
 def _as_tokens(
     by_rows: Float[Array, "b h y x c"], grid: tuple[int, int], trailing: int
 ) -> Float[Array, "b h n c"]:
-    rows, cols = grid
-    b, h, _, _, c = by_rows.shape
+    (rows, cols), (b, h, _, _, c) = grid, by_rows.shape
     patches = by_rows[:, :, :rows].reshape(b, h, rows * cols, c)
     return jnp.concatenate([patches, by_rows[:, :, rows : rows + trailing, -1]], axis=2)

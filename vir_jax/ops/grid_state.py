@@ -2,25 +2,33 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float, Float32
 
-from vir_jax.ops.contract import contract
+from vir_jax.ops.contract import contract, empty_state
 from vir_jax.ops.decay import decay_between
 
 
-def along_columns(
-    state: Float32[Array, "b h x d e"], log_decay: Float32[Array, "h"], *, reverse: bool = False
+def empty_grid_state(
+    k: Float[Array, "b n h d"], v: Float[Array, "b n h e"], cols: int
 ) -> Float32[Array, "b h x d e"]:
-    """Decayed sum over the columns up to each: S[x] = sum over x' <= x of gamma^(x - x') U[x']."""
-    x = jnp.arange(state.shape[2])
+    """The state above the first row: zero, and laid out over devices as k and v are."""
+    return jnp.repeat(empty_state(k, v)[:, :, None], cols, axis=2)
+
+
+def along_columns(
+    own: Float32[Array, "b h x d e"], log_decay: Float32[Array, "h"], *, reverse: bool = False
+) -> Float32[Array, "b h x d e"]:
+    """From each column's own sums to the states: S[x] = sum over x' <= x of gamma^(x - x') own[x']."""
+    x = jnp.arange(own.shape[2])
     x = x[::-1] if reverse else x
-    mask = decay_between(log_decay, x, x)
-    return contract("hxz,bhzde->bhxde", mask, state, jax.lax.Precision.HIGHEST)
+    # The mask is repeated over the batch, so that no axis of the (far larger) state moves for the product.
+    mask = jnp.repeat(decay_between(log_decay, x, x)[None], own.shape[0], axis=0)
+    return contract("bhxz,bhzde->bhxde", mask, own, jax.lax.Precision.HIGHEST)
 
 
 def between_columns(
     state: Float32[Array, "b h x d e"], log_decay: Float32[Array, "h"]
 ) -> Float32[Array, "b h x d e"]:
-    """The inverse of `along_columns`: U[x] = S[x] - gamma S[x - 1]."""
+    """The inverse of `along_columns`: own[x] = S[x] - gamma S[x - 1]."""
     left = jnp.pad(state[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
     return state - jnp.exp(log_decay)[:, None, None, None] * left

@@ -1,19 +1,60 @@
-"""Retention over a sequence: one function, every mode."""
+"""Retention over a sequence: one function for every mode."""
 
 from functools import partial
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from vir_jax.ops.checks import check_log_decay, check_mode, check_positive, check_state, check_tokens
-from vir_jax.ops.gradient import Form, differentiable
+from vir_jax.ops.checks import (
+    check_chunk_size,
+    check_log_decay,
+    check_mode,
+    check_scale,
+    check_state,
+    check_tokens,
+)
+from vir_jax.ops.gradient import Form, Result, differentiable
 from vir_jax.ops.sequence_chunkwise import chunkwise
 from vir_jax.ops.sequence_parallel import parallel
 from vir_jax.ops.sequence_recurrent import recurrent
 
-CHUNK_SIZE = 64
+# Measured by `python -m benchmarks.retention` on two CPU cores with 12 heads of 64 (benchmarks/results/retention.md).
+# Up to PARALLEL_UP_TO tokens one masked einsum is as fast as its chunks; beyond, the chunks win by more at every size.
+# Chunks of 32 to 64 are equally fast there; 64 takes fewer steps.
 PARALLEL_UP_TO = 128
+CHUNK_SIZE = 64
+
+
+@overload
+def retention(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    mode: str = ...,
+    chunk_size: int | None = ...,
+    initial_state: Array | None = ...,
+    return_state: Literal[False] = ...,
+    scale: float | None = ...,
+) -> Array: ...
+
+
+@overload
+def retention(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    mode: str = ...,
+    chunk_size: int | None = ...,
+    initial_state: Array | None = ...,
+    return_state: Literal[True],
+    scale: float | None = ...,
+) -> tuple[Array, Array]: ...
 
 
 def retention(
@@ -28,13 +69,43 @@ def retention(
     return_state: bool = False,
     scale: float | None = None,
 ) -> Float[Array, "b n h e"] | tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """Retention (PAPER section 1)."""
+    """Retention (PAPER section 1): o_n = scale q_n S_n with S_n = gamma S_{n-1} + k_n^T v_n.
+
+    Every mode computes this one function, its gradients and its state:
+
+    - "parallel": (Q K^T .* D) V with all n^2 scores at once;
+    - "recurrent": one token after another, in the least memory;
+    - "chunkwise": parallel inside chunks of `chunk_size` tokens (the last one ragged), recurrent between them;
+    - "auto": parallel up to PARALLEL_UP_TO tokens, chunkwise beyond.
+
+    Args:
+        q: Queries [b, n, h, d]; fp32, bf16 or fp16, as k and v.
+        k: Keys [b, n, h, d].
+        v: Values [b, n, h, e].
+        log_decay: log(gamma) per head, [h] fp32, at most 0. Values are checked where they are known when tracing.
+        mode: One of MODES, or "auto".
+        chunk_size: Tokens in a chunk, for chunkwise alone. None is CHUNK_SIZE.
+        initial_state: The state S after the tokens before these, [b, h, d, e] fp32; None is zero.
+        return_state: Whether to return the state after the last token, too.
+        scale: What multiplies q, in q's dtype. None is d^-1/2.
+
+    Returns:
+        The output [b, n, h, e] in v's dtype; with `return_state`, (output, state [b, h, d, e] fp32). Decays, scores,
+        states and sums are fp32 whatever the inputs are, and products as exact as the inputs (see `contract`).
+
+    The gradient (see `gradient`) runs in the same mode, stores nothing but the arguments, and can be differentiated
+    again in reverse. Forward differentiation (`jax.jvp`) is not defined.
+
+    Raises:
+        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a known decay outside (0, 1].
+    """
     check_mode(mode)
-    check_positive("chunk_size", chunk_size)
+    check_chunk_size(chunk_size)
+    check_scale(scale)
     check_tokens(q, k, v)
-    b, n, h, d = q.shape
+    b, _, h, d = q.shape
     check_log_decay(log_decay, h)
-    check_state("initial_state", initial_state, (b, h, d, v.shape[-1]))
+    check_state(initial_state, (b, h, d, v.shape[-1]))
     out, state = _retention(q, k, v, log_decay, initial_state, mode, chunk_size, return_state, scale)
     return (out, state) if return_state else out
 
@@ -48,30 +119,44 @@ def retention_step(
     *,
     scale: float | None = None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """The next token (n = 1) or the next chunk of n tokens, given the state after those before."""
+    """The next token (n = 1) or the next chunk of n tokens, given the state after all before: (output, next state).
+
+    Begin with a state of zeros, [b, h, d, e] fp32. Arguments, results and errors are those of `retention`.
+    """
     return retention(q, k, v, log_decay, initial_state=state, return_state=True, scale=scale)
 
 
 @partial(jax.jit, static_argnums=(5, 6, 7, 8))
-def _retention(q, k, v, log_decay, initial_state, mode, chunk_size, return_state, scale):
-    q, k = prepare(q, k, scale)
-    gamma = jnp.exp(log_decay)[:, None, None]
-    arriving = None if initial_state is None else gamma * initial_state
+def _retention(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
+    log_decay: Float32[Array, "h"],
+    initial_state: Float32[Array, "b h d e"] | None,
+    mode: str,
+    chunk_size: int | None,
+    return_state: bool,
+    scale: float | None,
+) -> Result:
+    q, k = scaled(q, k, scale)
+    arriving = None if initial_state is None else jnp.exp(log_decay)[:, None, None] * initial_state
     form = choose_form(mode, q.shape[1], chunk_size)
     return differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
 
 
-def prepare(q, k, scale):
-    """q scaled (by d^-1/2 unless told), in one dtype with k."""
-    dtype = jnp.promote_types(q.dtype, k.dtype)
+def scaled(
+    q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], scale: float | None
+) -> tuple[Float[Array, "b n h d"], Float[Array, "b n h d"]]:
+    """scale * q (d^-1/2 unless told otherwise) and k, in one dtype."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return (q.astype(jnp.float32) * scale).astype(dtype), k.astype(dtype)
+    dtype = jnp.promote_types(q.dtype, k.dtype)
+    return (scale * q.astype(jnp.float32)).astype(dtype), k.astype(dtype)
 
 
-def choose_form(mode: str, n: int, chunk_size: int | None) -> Form:
-    """The form that `mode` names, for n tokens."""
+def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
+    """The form that `mode` names; the one that "auto" takes for n tokens."""
     if mode == "auto":
-        mode = "recurrent" if n == 1 else "parallel" if n <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if n <= PARALLEL_UP_TO else "chunkwise"
     if mode == "chunkwise":
         return partial(chunkwise, chunk_size=chunk_size or CHUNK_SIZE)
-    return {"parallel": parallel, "recurrent": recurrent}[mode]
+    return parallel if mode == "parallel" else recurrent

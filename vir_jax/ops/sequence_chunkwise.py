@@ -1,9 +1,12 @@
 """Retention over a sequence, chunkwise form: parallel inside a chunk, recurrent from chunk to chunk."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from vir_jax.ops.contract import empty_state
 from vir_jax.ops.sequence_parallel import parallel
 
 
@@ -17,26 +20,25 @@ def chunkwise(
     chunk_size: int,
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """A scan over chunks of `chunk_size` tokens. See `gradient` for the signature every form shares."""
-    (b, n, h, d), e = q.shape, v.shape[-1]
+    """A scan over chunks of `chunk_size` tokens. See `gradient` for the signature of every form."""
+    (b, n, h, _), e = q.shape, v.shape[-1]
     if n <= chunk_size:
         return parallel(q, k, v, log_decay, arriving, reverse=reverse)
     chunks = (n - 1) // chunk_size
-    rest = n - chunks * chunk_size  # what is left for the last chunk in time, ragged or whole
+    rest = n - chunks * chunk_size  # left for the last chunk in time, ragged or whole
     gamma = jnp.exp(log_decay)[:, None, None]
 
-    def chunk(arriving, start, size):
-        tokens = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (q, k, v))
-        return parallel(*tokens, log_decay, arriving, reverse=reverse)
+    def chunk(arriving: Array, start: Array | int, size: int) -> tuple[Array, Array]:
+        part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
+        return parallel(part(q), part(k), part(v), log_decay, arriving, reverse=reverse)
 
-    def step(arriving, start):
+    def step(arriving: Array, start: Array) -> tuple[Array, Array]:
         out, state = chunk(arriving, start, chunk_size)
         return gamma * state, out
 
-    if arriving is None:
-        arriving = jnp.zeros([b, h, d, e], jnp.float32)
+    start_state = empty_state(k, v) if arriving is None else arriving
     starts = (rest if reverse else 0) + chunk_size * jnp.arange(chunks)
-    arriving, out = jax.lax.scan(step, arriving, starts, reverse=reverse)
+    passed, out = jax.lax.scan(step, start_state, starts, reverse=reverse)
     out = jnp.moveaxis(out, 0, 1).reshape(b, chunks * chunk_size, h, e)
-    last, final = chunk(arriving, 0 if reverse else n - rest, rest)
+    last, final = chunk(passed, 0 if reverse else n - rest, rest)
     return jnp.concatenate([last, out] if reverse else [out, last], axis=1), final

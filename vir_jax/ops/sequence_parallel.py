@@ -16,7 +16,7 @@ def parallel(
     *,
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """The masked einsum: n^2 scores, all at once. See `gradient` for the signature every form shares."""
+    """The masked einsum: n^2 scores, all at once. See `gradient` for the signature of every form."""
     n = q.shape[1]
     precision = matmul_precision(q, k, v)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))

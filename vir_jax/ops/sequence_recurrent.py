@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from vir_jax.ops.contract import contract, matmul_precision
+from vir_jax.ops.contract import contract, empty_state, matmul_precision
 
 
 def recurrent(
@@ -16,19 +16,18 @@ def recurrent(
     *,
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """A scan over tokens with one [d, e] state per head. See `gradient` for the signature every form shares."""
-    (b, n, h, d), e = q.shape, v.shape[-1]
+    """A scan over tokens with one [d, e] state per head. See `gradient` for the signature of every form."""
     precision = matmul_precision(q, k, v)
-    # What arrives has been decayed already, so the first token meets it with a decay of one.
-    decay = jnp.ones([n, 1]) * jnp.exp(log_decay)
+    # What arrives was decayed on its way, so the first token meets it with a decay of one.
+    decay = jnp.ones([q.shape[1], 1]) * jnp.exp(log_decay)
     decay = decay.at[-1 if reverse else 0].set(1.0)
 
-    def step(state, token):
+    def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
         q, k, v, decay = token
         state = decay[:, None, None] * state + k[..., :, None].astype(jnp.float32) * v[..., None, :]
         return state, contract("bhd,bhde->bhe", q, state, precision).astype(v.dtype)
 
     tokens = (*(jnp.moveaxis(x, 1, 0) for x in (q, k, v)), decay)
-    state = jnp.zeros([b, h, d, e], jnp.float32) if arriving is None else arriving
-    state, out = jax.lax.scan(step, state, tokens, reverse=reverse)
-    return jnp.moveaxis(out, 0, 1), state
+    state = empty_state(k, v) if arriving is None else arriving
+    final, out = jax.lax.scan(step, state, tokens, reverse=reverse)
+    return jnp.moveaxis(out, 0, 1), final
