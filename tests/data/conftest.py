@@ -8,8 +8,8 @@ import pytest
 
 from vir_jax.data import decode_image
 
-# Beside the repository, where someone put them; see the tests that skip.
-REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
+# Optional, beside the repository: tests that need it skip where it is absent.
+REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")

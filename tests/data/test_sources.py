@@ -1,8 +1,5 @@
 """Digits and folders; TFDS sets have a file of their own."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.data.helpers import run_python
 from vir_jax.data import Source, decode_image, open_source
 
 
@@ -97,7 +95,8 @@ def test_folder_mistakes_are_named(folder: Path):
 
 def test_importing_data_is_light():
     """No TensorFlow, no model code; TFDS and scikit-learn only where their sets are opened."""
-    code = """
+    run_python(
+        """
         import sys
         import vir_jax.data
         loaded = {".".join(name.split(".")[:depth]) for name in sys.modules for depth in (1, 2)}
@@ -106,8 +105,5 @@ def test_importing_data_is_light():
         assert not heavy & loaded, heavy & loaded
         vir_jax.data.open_source("digits", "train")
         assert "tensorflow" not in sys.modules
-    """
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+        """
+    )

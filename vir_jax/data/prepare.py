@@ -17,6 +17,8 @@ A set that is already there as TFRecord is converted, not prepared again:
 """
 
 import argparse
+import collections
+import functools
 import json
 import shutil
 import sys
@@ -25,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
@@ -33,7 +36,6 @@ from vir_jax.data.tfds_source import ARRAY_RECORD, TfdsSource, open_prepared
 
 IMAGENET = "imagenet2012"
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000, "test": 100_000}
-IMAGENET_CLASSES = 1000
 CHECKED_PER_SPLIT = 500  # spread evenly over the split
 
 
@@ -147,31 +149,49 @@ def check(dataset: str, data_dir: str | None, *, allow_partial: bool) -> dict[st
             )
         counts[split] = stored
         source = TfdsSource(dataset, split, data_dir=data_dir)
-        validation_labels = _imagenet_validation_labels() if is_imagenet else []
+        has_labels = not (is_imagenet and split == "test")  # those were never published
         for index in _spread(stored, CHECKED_PER_SPLIT):
-            example = source[index]
-            if isinstance(example["image"], bytes):
-                decode_image(example["image"])
-            if is_imagenet and split != "test":  # whose labels were never published
-                wanted = imagenet_wordnet_id(source.file_name(index), split, validation_labels)
-                wanted_label = source.class_names.index(wanted)
-                if example["label"] != wanted_label:
-                    raise PreparationError(
-                        f"{source.name(index)} has label {example['label']}, its file name says "
-                        f"{wanted_label} ({wanted}). Remove {builder.data_dir} and prepare it again"
-                    )
+            try:
+                _check_example(source, index, has_labels=has_labels, is_imagenet=is_imagenet)
+            except ValueError as error:
+                raise PreparationError(
+                    f"{source.name(index)}: {error}. Remove {builder.data_dir} and prepare it again"
+                ) from error
     return counts
 
 
-def imagenet_wordnet_id(file_name: str, split: str, validation_labels: Sequence[str]) -> str:
+def _check_example(source: TfdsSource, index: int, *, has_labels: bool, is_imagenet: bool) -> None:
+    """Raise ValueError if the image cannot be decoded or the label is not what it should be."""
+    example = source[index]
+    if isinstance(example["image"], bytes):
+        decode_image(example["image"])
+    if not has_labels:
+        return
+    if not 0 <= example["label"] < source.num_classes:
+        raise ValueError(f"label {example['label']} is not one of {source.num_classes} classes")
+    if is_imagenet:
+        wordnet_id = imagenet_wordnet_id(source.file_name(index))
+        if wordnet_id != source.class_names[example["label"]]:
+            raise ValueError(
+                f"the label is {example['label']} ({source.class_names[example['label']]}), the file name says "
+                f"{wordnet_id}"
+            )
+
+
+def imagenet_wordnet_id(file_name: str) -> str:
     """The class that a file's name implies.
 
-    "n01440764_10026.JPEG" of the training set names it; "ILSVRC2012_val_00000123.JPEG" is the 123rd of the
-    published list of validation labels.
+    "n01440764_10026.JPEG" of the training set says it; "ILSVRC2012_val_00000123.JPEG" is number 123 of the
+    published list of validation labels, which TFDS ships.
     """
-    stem = file_name.removesuffix(".JPEG")
-    prefix, _, number = stem.rpartition("_")
-    return prefix if split == "train" else validation_labels[int(number) - 1]
+    prefix, _, number = file_name.removesuffix(".JPEG").rpartition("_")
+    return imagenet_validation_labels()[int(number) - 1] if prefix == "ILSVRC2012_val" else prefix
+
+
+@functools.cache
+def imagenet_validation_labels() -> list[str]:
+    """The 50,000 WordNet ids of the validation images, in the order of their numbers."""
+    return Path(tfds.core.tfds_path(f"datasets/{IMAGENET}/validation_labels.txt")).read_text().split()
 
 
 def check_imagenet_archives(folder: Path, *, allow_partial: bool) -> None:
@@ -209,7 +229,7 @@ def _check_names(archive: Path, names: Sequence[str], expected: Sequence[str]) -
         return
     strays = sorted(set(names) - set(expected))
     missing = sorted(set(expected) - set(names))
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 10_000 else []
+    twice = sorted(name for name, count in collections.Counter(names).items() if count > 1)
     found = [
         f"{len(which):,} {what} ({', '.join(which[:5])}{', ...' if len(which) > 5 else ''})"
         for what, which in (("not expected", strays), ("missing", missing), ("more than once", twice))
@@ -221,15 +241,9 @@ def _check_names(archive: Path, names: Sequence[str], expected: Sequence[str]) -
     )
 
 
-def _imagenet_validation_labels() -> list[str]:
-    return Path(tfds.core.tfds_path(f"datasets/{IMAGENET}/validation_labels.txt")).read_text().split()
-
-
 def _spread(count: int, checked: int) -> list[int]:
     """At most `checked` numbers from 0 to count - 1, evenly spread, ends included."""
-    if count <= checked:
-        return list(range(count))
-    return [position * (count - 1) // (checked - 1) for position in range(checked)]
+    return np.linspace(0, count - 1, min(count, checked)).round().astype(int).tolist()
 
 
 def _tensorflow() -> ModuleType:
