@@ -185,25 +185,40 @@ def test_conversions_that_make_no_sense_are_refused(tmp_path: Path):
         prepare.convert("tiny", str(tmp_path / "old"), str(tmp_path / "new"))
 
 
-# --- For real, with TensorFlow ---
+# --- For real ---
 
 
-@needs_tensorflow
-def test_converting_tfrecord(tmp_path: Path):
+def test_converting_tfrecord(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     splits = {
         "train": [(png((i, 0, 0)), i % 2, f"{i}.png") for i in range(10)],
         "test": [(png((0, i, 0)), 0, f"{i}.png") for i in range(4)],
     }
     write_tfds(tmp_path / "old", "tiny", splits, file_format="tfrecord")
-    arguments = "--dataset=tiny", f"--convert_from={tmp_path}/old", f"--data_dir={tmp_path}/new"
-    result = run_python(RUN_PREPARE, *arguments)
-    assert "tiny train: 10 examples" in result.stdout
+    prepare.main(["--dataset=tiny", f"--convert_from={tmp_path}/old", f"--data_dir={tmp_path}/new"])
+    assert "tiny train: 10 examples" in capsys.readouterr().out
     for split, examples in splits.items():
         source = open_source("tiny", split, data_dir=str(tmp_path / "new"))
         assert source.class_names == ("cat", "dog")
         stored = [(source[i]["image"], source[i]["label"], source.file_name(i)) for i in range(len(source))]
         assert stored == examples
-    assert not list((tmp_path / "new/tiny").glob("*unfinished*"))
+    assert [path.name for path in (tmp_path / "new/tiny").iterdir()] == ["1.0.0"]
+
+
+def test_an_interrupted_conversion_leaves_nothing_to_read(tmp_path: Path):
+    folder = write_tfds(
+        tmp_path / "old", "tiny", {"train": [(png((1, 2, 3)), 0, "a")] * 3}, file_format="tfrecord"
+    )
+    (file,) = folder.glob("*.tfrecord*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    arguments = ["--dataset=tiny", f"--convert_from={tmp_path}/old", f"--data_dir={tmp_path}/new"]
+    with pytest.raises(SystemExit, match="ends in the middle of a record"):
+        prepare.main(arguments)
+    with pytest.raises(ValueError, match="no data set 'tiny'"):  # as if nothing were there
+        open_source("tiny", "train", data_dir=str(tmp_path / "new"))
+    file.write_bytes(whole)
+    prepare.main(arguments)
+    assert len(open_source("tiny", "train", data_dir=str(tmp_path / "new"))) == 3
 
 
 @needs_tensorflow

@@ -1,7 +1,7 @@
 """Prepare a TFDS set for training: `python -m vir_jax.data.prepare --dataset=cifar10`.
 
 Writes ArrayRecord files, which can be read at random, and checks them. This is the only module that needs
-TensorFlow (`pip install -r requirements-prepare.txt`); nothing that reads the result does.
+TensorFlow (`pip install -r requirements-prepare.txt`), for TFDS's builders; nothing that reads the result does.
 
 ImageNet cannot be downloaded without an account. Put its own two archives into a folder and say
 
@@ -11,7 +11,7 @@ TFDS gives the validation images their labels by position in the sorted list of 
 one stray entry or one missing file would shift every label after it without a word. Therefore the archives'
 names are checked before, and stored labels against file names after.
 
-A set that is already there as TFRecord is converted, not prepared again:
+A set that is already there as TFRecord is converted, which needs no TensorFlow:
 
     python -m vir_jax.data.prepare --dataset=imagenet2012 --convert_from=<its data_dir> --data_dir=<new one>
 """
@@ -19,13 +19,13 @@ A set that is already there as TFRecord is converted, not prepared again:
 import argparse
 import collections
 import functools
+import importlib.util
 import json
 import shutil
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -83,7 +83,11 @@ def prepare(dataset: str, data_dir: str | None, manual_dir: str | None, *, allow
         print(f"{dataset} is there already: {open_prepared(dataset, data_dir).data_dir}. Checking it")
         return
     except FileNotFoundError:
-        _tensorflow()
+        if importlib.util.find_spec("tensorflow") is None:
+            raise PreparationError(
+                "preparing a TFDS set needs TensorFlow, which training does not: "
+                "pip install -r requirements-prepare.txt"
+            ) from None
     if dataset.split(":")[0] == IMAGENET:
         if manual_dir is None:
             raise PreparationError(f"{IMAGENET} needs --manual_dir: the folder with its two archives")
@@ -98,7 +102,7 @@ def convert(dataset: str, convert_from: str, data_dir: str | None) -> None:
     """Rewrite a set prepared as TFRecord below `convert_from` as ArrayRecord below `data_dir`, file by file.
 
     Raises:
-      PreparationError: no new folder is given, the set is not TFRecord, or TensorFlow is missing.
+      PreparationError: no new folder is given, or the set is not TFRecord, or is damaged.
     """
     builder = open_prepared(dataset, convert_from)
     if builder.info.file_format.value != "tfrecord":
@@ -108,7 +112,6 @@ def convert(dataset: str, convert_from: str, data_dir: str | None) -> None:
     target = Path(data_dir) / builder.info.full_name  # name[/config]/version
     if target.exists():
         raise PreparationError(f"{target} exists: remove it, or give another --data_dir")
-    tf = _tensorflow()
     # Written under another name and renamed at the end: a conversion that was interrupted is not found.
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -117,7 +120,7 @@ def convert(dataset: str, convert_from: str, data_dir: str | None) -> None:
         if ".tfrecord" in file.name:
             name = file.name.replace(".tfrecord", f".{ARRAY_RECORD}")
             writer = ArrayRecordWriter(str(unfinished / name), "group_size:1")  # one record: random access
-            for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            for record in _tfrecords(file):
                 writer.write(record)
             writer.close()
         elif file.name != "dataset_info.json":
@@ -125,6 +128,17 @@ def convert(dataset: str, convert_from: str, data_dir: str | None) -> None:
     info = json.loads((Path(builder.data_dir) / "dataset_info.json").read_text())
     (unfinished / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": ARRAY_RECORD}, indent=2))
     unfinished.rename(target)
+
+
+def _tfrecords(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: each is its length (8 bytes), a checksum (4), the data, a checksum (4)."""
+    with open(path, "rb") as file:
+        while head := file.read(12):
+            length = int.from_bytes(head[:8], "little")
+            record = file.read(length)
+            if len(record) + len(file.read(4)) != length + 4:
+                raise PreparationError(f"{path} ends in the middle of a record: it is damaged")
+            yield record
 
 
 def check(dataset: str, data_dir: str | None, *, allow_partial: bool) -> dict[str, int]:
@@ -244,17 +258,6 @@ def _check_names(archive: Path, names: Sequence[str], expected: Sequence[str]) -
 def _spread(count: int, checked: int) -> list[int]:
     """At most `checked` numbers from 0 to count - 1, evenly spread, ends included."""
     return np.linspace(0, count - 1, min(count, checked)).round().astype(int).tolist()
-
-
-def _tensorflow() -> ModuleType:
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise PreparationError(
-            "preparing a TFDS set needs TensorFlow, which training does not: "
-            "pip install -r requirements-prepare.txt"
-        ) from error
-    return tensorflow
 
 
 if __name__ == "__main__":
