@@ -44,12 +44,25 @@ Arguments = tuple[
 Result = tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"] | None]
 
 
-def differentiable(form: Form, *arguments: Any, with_final: bool) -> Result:
+def differentiable(
+    form: Form,
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
+    log_decay: Float32[Array, "h"],
+    arriving: Float32[Array, "b h *x d e"] | None,
+    *,
+    with_final: bool,
+) -> Result:
     """form(q, k, v, log_decay, arriving), to be differentiated in reverse any number of times.
 
     q and k have one dtype. Returns (out, final); final is None unless asked for.
     """
-    return _retention(form, 0, False, with_final, *arguments)
+    # Under `jax.shard_map` the decay is shared by devices whose tokens differ, and its gradient must be summed over
+    # them. Adding a sum over no token changes no value, but makes the decay vary as the tokens do.
+    for tokens in (q, k, v):
+        log_decay = log_decay + jnp.sum(jax.lax.stop_gradient(tokens[:, :0]), axis=(0, 1, 3), dtype=jnp.float32)
+    return _retention(form, 0, False, with_final, q, k, v, log_decay, arriving)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -77,9 +90,9 @@ def _backward(
     dv, d_arriving = backward(arriving is not None, k, q, do, log_decay, d_final)
 
     out_by_decay, final_by_decay = _retention(form, order + 1, reverse, with_final, *arguments)
-    d_log_decay = jnp.einsum("bnhe,bnhe->h", do, out_by_decay, preferred_element_type=jnp.float32)
+    d_log_decay = jnp.sum(do.astype(jnp.float32) * out_by_decay, axis=(0, 1, 3))
     if d_final is not None and final_by_decay is not None:
-        d_log_decay += jnp.einsum("bh...,bh...->h", d_final, final_by_decay)
+        d_log_decay += jnp.sum(d_final * final_by_decay, axis=(0, *range(2, d_final.ndim)))
     return dq, dk, dv, d_log_decay, d_arriving
 
 

@@ -21,8 +21,9 @@ def along_columns(
     """From each column's own sums to the states: S[x] = sum over x' <= x of gamma^(x - x') own[x']."""
     x = jnp.arange(own.shape[2])
     x = x[::-1] if reverse else x
-    # The mask is repeated over the batch, so that no axis of the (far larger) state moves for the product.
-    mask = jnp.repeat(decay_between(log_decay, x, x)[None], own.shape[0], axis=0)
+    # One mask for each of the batch, laid out over devices as the state is, moves no axis of the far larger state.
+    nothing = jnp.sum(own[:, :, :0], axis=(2, 3, 4))
+    mask = decay_between(log_decay, x, x) + nothing[..., None, None]
     return contract("bhxz,bhzde->bhxde", mask, own, jax.lax.Precision.HIGHEST)
 
 
