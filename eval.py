@@ -7,8 +7,12 @@ from vir_jax.evaluation import evaluate_workdir, format_results
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
 WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
-MODE = flags.DEFINE_string("mode", "auto", "auto, parallel, recurrent, chunkwise, or all: side by side, must agree")
-IMAGE_SIZE = flags.DEFINE_list("image_size", None, "pixels, a square's side or height,width; default: as trained")
+MODE = flags.DEFINE_string(
+    "mode", "auto", "auto, parallel, recurrent, chunkwise, or all: side by side, must agree"
+)
+IMAGE_SIZE = flags.DEFINE_list(
+    "image_size", None, "pixels, a square's side or height,width; default: as trained"
+)
 DATASET = flags.DEFINE_string("dataset", None, "default: the run's")
 SPLIT = flags.DEFINE_string("split", None, "default: the run's evaluation split")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "default: the run's")

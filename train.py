@@ -6,7 +6,9 @@ from ml_collections import config_flags
 from vir_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="recipe, configs/NAME.py[:argument=value,...]")
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints and metrics; the same one goes on with its run")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder of checkpoints and metrics; the same one goes on with its run"
+)
 
 
 def main(argv: list[str]) -> None:

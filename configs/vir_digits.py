@@ -1,6 +1,6 @@
-"""ViR on scikit-learn's handwritten digits (8 x 8 pixels, 64 tokens): the whole pipeline on a laptop.
+"""ViR on scikit-learn's handwritten digits (8 x 8 pixels, 16 patches): the whole pipeline on a laptop.
 
-    python train.py --config=configs/vir_digits.py --workdir=runs/vir_digits
+python train.py --config=configs/vir_digits.py --workdir=runs/vir_digits
 """
 
 import ml_collections
@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.ema_decay = 0.99
 
     config.model.name = "vir_mu2"
-    config.model.image_size = 8
+    config.model.image_size = (8, 8)
     config.model.drop_path = 0.0
     config.model.dtype = "float32"
 
@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.randaugment_ops = 0
     config.augment.color_jitter = 0.0
     config.augment.erase = 0.0
-    config.mixing.mixup = 0.0
+    config.mixing.mixup = 0.4
     config.mixing.cutmix = 0.0
 
     config.optim.name = "adamw"

@@ -1,4 +1,4 @@
-"""ViR-S/16 on ImageNet-1k, 224 px: the recipe of `vir_b`; its drop path of 0.2 is the one that the release states for S.
+"""ViR-S/16 on ImageNet-1k, 224 px: the recipe of `vir_b`, drop path 0.2 as the release states for S.
 
     python train.py --config=configs/vir_s.py --workdir=runs/vir_s
 

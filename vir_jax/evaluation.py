@@ -1,6 +1,5 @@
 """Evaluation: top-1, top-5 and loss of a model on a data set, in one form of retention or in all of them."""
 
-import collections
 import dataclasses
 import functools
 import math
@@ -11,7 +10,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -22,11 +20,11 @@ from vir_jax.ops import MODES
 from vir_jax.training.checkpoint import Checkpoints
 from vir_jax.training.log import quiet_libraries
 from vir_jax.training.mesh import check_batch, make_mesh, process_part, put_batch
+from vir_jax.training.mixing import normalize
 from vir_jax.training.model import ModelFunctions, image_size, model_functions
 from vir_jax.training.sharding import state_shardings
 from vir_jax.training.state import Params
 from vir_jax.training.step import evaluation_sums
-from vir_jax.training.mixing import normalize
 
 # Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
 # alone: about 1e-6 in float32, and in bfloat16 2e-3 per retention, amplified by the depth of the model.
@@ -49,7 +47,7 @@ class ModeResult:
 def evaluate(
     predict: Callable[..., Float[Array, "b classes"]],
     params: Params,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[Mapping[str, object]],
     mesh: Mesh,
     *,
     modes: Sequence[str],
@@ -67,11 +65,11 @@ def evaluate(
       ValueError: there were no examples.
     """
     sums_of = jax.jit(evaluation_sums)
-    sums = {mode: collections.Counter() for mode in modes}  # Added up in float64.
+    sums: dict[str, dict[str, float]] = {mode: {} for mode in modes}
     seconds = dict.fromkeys(modes, 0.0)
     compiled = set()
     for host_batch in batches:
-        batch = put_batch(dict(host_batch), mesh)
+        batch = put_batch(host_batch, mesh)
         reference = None
         for mode in modes:
             if mode not in compiled:  # Compilation is not counted.
@@ -82,7 +80,8 @@ def evaluate(
             seconds[mode] += time.perf_counter() - started
             reference = logits if reference is None else reference
             batch_sums = sums_of(logits, batch["label"], batch["mask"], reference)
-            sums[mode].update({name: float(value) for name, value in jax.device_get(batch_sums).items()})
+            for name, value in jax.device_get(batch_sums).items():  # Added up in float64, on the host.
+                sums[mode][name] = sums[mode].get(name, 0.0) + float(value)
     return {mode: _result(sums[mode], seconds[mode]) for mode in modes}
 
 
@@ -194,7 +193,9 @@ def evaluate_workdir(
 
 def format_results(results: Mapping[str, ModeResult]) -> str:
     """A table of the modes, a line each."""
-    rows = [f"{'mode':<12}{'top-1':>9}{'top-5':>9}{'loss':>10}{'images':>9}{'images/s':>11}{'difference':>12}"]
+    rows = [
+        f"{'mode':<12}{'top-1':>9}{'top-5':>9}{'loss':>10}{'images':>9}{'images/s':>11}{'difference':>12}"
+    ]
     rows += [
         f"{mode:<12}{metrics['top1']:>9.2%}{metrics['top5']:>9.2%}{metrics['loss']:>10.4f}"
         f"{metrics['count']:>9,}{result.images_per_second:>11,.1f}{result.difference:>12.1e}"

@@ -27,7 +27,11 @@ def test_lines_after_the_restored_step_are_taken_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "tra')
     with MetricsWriter(tmp_path, start_step=2, total_steps=4) as writer:
         writer.write(3, {"train/loss": 30.0})
-    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == [
+        (1, 1),
+        (2, 2),
+        (3, 30),
+    ]
 
 
 def test_window_goes_on_from_its_saved_state():
@@ -45,7 +49,7 @@ def test_window_goes_on_from_its_saved_state():
 def test_clock_leaves_out_pauses(monkeypatch):
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    clock = Clock(batch_size=10, flops_per_image=1.0)
+    clock = Clock(batch_size=10, flops_per_image=1)
     for _ in range(4):
         clock.tick()
     now = 2.0
@@ -58,7 +62,7 @@ def test_utilisation_where_the_peak_is_known(monkeypatch):
     monkeypatch.setattr("vir_jax.training.clock.peak_flops", lambda: 1e12)
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    clock = Clock(batch_size=100, flops_per_image=1e9)
+    clock = Clock(batch_size=100, flops_per_image=10**9)
     clock.tick()
     now = 0.5
     assert clock.read(remaining_steps=0)["mfu"] == pytest.approx(0.2)

@@ -16,7 +16,9 @@ from vir_jax.training.sharding import dotted
 def test_schedule_by_hand():
     config = default_config()
     schedule = learning_rate_schedule(config, steps_per_epoch=10.0)
-    assert schedule(0) == pytest.approx(1e-6, abs=5e-3 * 2**-23)  # A difference of numbers of the size of the peak.
+    assert schedule(0) == pytest.approx(
+        1e-6, abs=5e-3 * 2**-23
+    )  # A difference of numbers of the size of the peak.
     assert schedule(100) == pytest.approx((1e-6 + 5e-3) / 2, rel=1e-5)  # Half of 20 warm-up epochs.
     assert schedule(200) == pytest.approx(5e-3, rel=1e-5)
     half_way = 200 + (3100 - 200) // 2
@@ -31,9 +33,11 @@ def test_schedule_by_hand():
 @pytest.mark.parametrize("name", ["vir_mu1", "vit_mu1"])
 def test_only_kernels_decay(name):
     config = default_config()
-    config.model.name, config.model.image_size = name, 8
+    config.model.name, config.model.image_size = name, (8, 8)
     params = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
-    decays = {dotted(path): decays for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params))}
+    decays = {
+        dotted(path): decays for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params))
+    }
     off = [path for path, decayed in decays.items() if not decayed]
     assert all(decays[path] for path in decays if path.endswith("kernel"))
     for fragment in ("bias", "norm1.scale", "position_embedding", "class_token", "final_norm.scale"):

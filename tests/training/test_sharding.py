@@ -12,7 +12,9 @@ from vir_jax.training.state import create_train_state
 
 def test_first_matching_rule_applies():
     mesh = make_mesh(2, 2, 2)
-    assert partition_spec("blocks.0.mixer.qkv.kernel", (64, 3, 4, 16), mesh) == P("fsdp", None, "tensor", None)
+    assert partition_spec("blocks.0.mixer.qkv.kernel", (64, 3, 4, 16), mesh) == P(
+        "fsdp", None, "tensor", None
+    )
     assert partition_spec("opt_state.1.0.mu.blocks.0.mlp.up.kernel", (64, 256), mesh) == P("fsdp", "tensor")
     assert partition_spec("overhead.kernel", (64, 64), mesh) == P()
     assert partition_spec("blocks.0.norm1.scale", (64,), mesh) == P()
@@ -28,10 +30,12 @@ def test_axes_that_do_not_divide_are_left_out_and_logged(caplog):
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_every_leaf_of_the_state_that_mirrors_a_parameter_is_placed_like_it(optimizer):
     config = default_config()
-    config.model.name, config.model.image_size, config.optim.name = "vir_mu2", 8, optimizer
+    config.model.name, config.model.image_size, config.optim.name = "vir_mu2", (8, 8), optimizer
     model = model_functions(config.model, 10)
     state = jax.eval_shape(
-        lambda key: create_train_state(model.init(key), make_optimizer(config.optim, lambda _: 1e-3), ema=True),
+        lambda key: create_train_state(
+            model.init(key), make_optimizer(config.optim, lambda _: 1e-3), ema=True
+        ),
         jax.random.key(0),
     )
     shardings = state_shardings(state, make_mesh(2, 2, 2))

@@ -45,7 +45,10 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 read_only=read_only,
             ),
-            item_names=("params", "ema", "optimizer", "progress", "config", "metadata"),
+            item_handlers={
+                **{name: ocp.StandardCheckpointHandler() for name in ("params", "ema", "optimizer")},
+                **{name: ocp.JsonCheckpointHandler() for name in ("progress", "config", "metadata")},
+            },
         )
 
     def save(
@@ -76,7 +79,9 @@ class Checkpoints:
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         self._manager.save(
-            int(state.step), args=ocp.args.Composite(**items), metrics=None if metrics is None else dict(metrics)
+            int(state.step),
+            args=ocp.args.Composite(**items),
+            metrics=None if metrics is None else dict(metrics),
         )
 
     def latest_step(self) -> int | None:
@@ -150,10 +155,10 @@ class Checkpoints:
         if weights not in WEIGHTS:
             raise ValueError(f"weights {weights!r}: expected one of {WEIGHTS}")
         item = {"raw": "params", "ema": "ema"}[weights]
-        stored = self._manager.item_metadata(step)[item]
-        if stored is None:
+        if weights == "ema" and not self.has_ema(step):
             raise ValueError(f"the checkpoint of step {step} holds no EMA: the run had ema_decay = 0")
         if target is None:
+            stored = self._manager.item_metadata(step)[item]
             one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), stored.tree
@@ -165,7 +170,7 @@ class Checkpoints:
 
     def has_ema(self, step: int) -> bool:
         """Whether a checkpoint holds a moving average."""
-        return self._manager.item_metadata(step)["ema"] is not None
+        return "ema" in self._manager.item_metadata(step).keys()
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -33,7 +33,7 @@ class Clock:
       flops_per_image: of the model, forward and backward.
     """
 
-    def __init__(self, batch_size: int, *, flops_per_image: float) -> None:
+    def __init__(self, batch_size: int, *, flops_per_image: int) -> None:
         self._batch_size = batch_size
         self._flops_per_image = flops_per_image
         self._peak = peak_flops()

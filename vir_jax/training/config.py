@@ -28,7 +28,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "vir_b16"  # {vir|vit}_{size}{patch}; vir_jax.models lists the sizes.
-    model.image_size = 224  # Pixels: a square's side, or (height, width).
+    model.image_size = (224, 224)  # Pixels, (height, width); one number for a square.
     model.retention = config_dict.placeholder(str)  # "1d" (raster order) or "2d"; None: "1d". ViR only.
     model.readout = config_dict.placeholder(str)  # "last", "average", "first"; None: the family's own.
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
@@ -149,9 +149,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         check(_get(config, field) >= 0, field, "a number of at least 0")
     for field in ("label_smoothing", "ema_decay", "model.drop_path"):
         check(0 <= _get(config, field) < 1, field, "a number in [0, 1)")
-    check(
-        0 <= config.mixing.switch_probability <= 1, "mixing.switch_probability", "a probability in [0, 1]"
-    )
+    check(0 <= config.mixing.switch_probability <= 1, "mixing.switch_probability", "a probability in [0, 1]")
     check(0 < config.data.crop_fraction <= 1, "data.crop_fraction", "a fraction in (0, 1]")
     check(config.optim.name in ("adamw", "lamb"), "optim.name", "'adamw' or 'lamb'")
     check(config.optim.lr > 0, "optim.lr", "a positive number")

@@ -50,7 +50,8 @@ def fit_params(params: Params, *, fresh: Params) -> Params:
         name = dotted(path)
         old = loaded[name]
         if name == "position_embedding":
-            old = resample_position_embedding(old, new.shape[1:3])
+            _, rows, cols, _ = new.shape
+            old = resample_position_embedding(old, (rows, cols))
         if old.shape != new.shape:
             if name.startswith("head."):
                 logging.info("%s %s starts afresh (the pretrained one has %s)", name, new.shape, old.shape)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -70,8 +71,8 @@ def train(
     eval_source = eval_source or open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
     if len(train_source) < config.batch_size:
         raise ValueError(
-            f"the training data has {len(train_source)} examples, fewer than one batch of {config.batch_size};"
-            " lower config.batch_size"
+            f"the training data has {len(train_source)} examples, fewer than one batch of"
+            f" {config.batch_size}; lower config.batch_size"
         )
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch)
@@ -194,9 +195,7 @@ def train(
     return results
 
 
-def record(
-    step: int, metrics: Mapping[str, Array], window: Window, checkpoints: Checkpoints
-) -> None:
+def record(step: int, metrics: Mapping[str, Array], window: Window, checkpoints: Checkpoints) -> None:
     """Waits for a step and adds its metrics to the window.
 
     Raises:

@@ -1,6 +1,7 @@
 """The device mesh: which devices split the batch, the parameters and the heads."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import ml_collections
@@ -27,7 +28,7 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_shape(len(devices), data=data, fsdp=fsdp, tensor=tensor)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=np.array(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def mesh_shape(num_devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
@@ -68,8 +69,8 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     for field, slices in (("batch_size", config.accumulation_steps), ("eval_batch_size", 1)):
         if config[field] % (shards * slices):
             raise ValueError(
-                f"config.{field} is {config[field]}, which the mesh {dict(mesh.shape)} does not divide: it must be"
-                f" a multiple of data * fsdp = {shards}"
+                f"config.{field} is {config[field]}, which the mesh {dict(mesh.shape)} does not divide:"
+                f" it must be a multiple of data * fsdp = {shards}"
                 + (f" times accumulation_steps = {slices}" if slices > 1 else "")
             )
 
@@ -84,8 +85,10 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
     """
     shards = batch_shards(mesh)
     rows: dict[int, set[int]] = {}
-    for device, (index,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
-        rows.setdefault(device.process_index, set()).add(index.indices(shards)[0])
+    indices = batch_sharding(mesh).devices_indices_map((shards,))
+    for device in mesh.devices.flat:
+        (row,) = indices[device]
+        rows.setdefault(device.process_index, set()).add(row.indices(shards)[0])
     parts = sorted({tuple(sorted(part)) for part in rows.values()})
     if [row for part in parts for row in part] != list(range(shards)) or len({len(p) for p in parts}) > 1:
         raise ValueError(
@@ -95,11 +98,13 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Assembles the global batch from this process's part; nothing moves between processes."""
+def put_batch(batch: Mapping[str, object], mesh: Mesh) -> dict[str, jax.Array]:
+    """Assembles the global batch from this process's part (NumPy arrays); nothing moves between processes."""
     sharding = batch_sharding(mesh)
     _, parts = process_part(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * parts, *x.shape[1:]))
-        for name, x in batch.items()
-    }
+
+    def put(local: np.ndarray) -> jax.Array:
+        shape = (local.shape[0] * parts, *local.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, local, shape)
+
+    return {name: put(np.asarray(local)) for name, local in batch.items()}

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 METRICS_FILE = "metrics.jsonl"
 
+
 class MetricsWriter:
     """Writes scalars to `workdir/metrics.jsonl` and `workdir/tensorboard`; process 0 alone does.
 
@@ -41,10 +42,14 @@ class MetricsWriter:
         self._events = RecordWriter(events.open("wb"))
         self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._bar = tqdm(
-            total=total_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), smoothing=0.05
+            total=total_steps,
+            initial=start_step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            smoothing=0.05,
         )
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Writes one line. Values are plain numbers; those that are not finite become null in the JSONL."""
         if not self._active:
             return
@@ -99,7 +104,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     temporary.replace(path)
 
 
-def _short(value: float) -> str:
+def _short(value: float | int) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 

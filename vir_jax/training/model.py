@@ -79,7 +79,12 @@ def _create(config: ml_collections.ConfigDict, num_classes: int, key: Key[Array,
 
 
 def image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """(height, width) in pixels of `config.model.image_size`, which may be one number."""
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    """(height, width) in pixels of `config.model.image_size`, which may be (side,) for a square.
+
+    Raises:
+      ValueError: any other number of numbers.
+    """
+    sides = tuple(config.image_size)
+    if len(sides) not in (1, 2):
+        raise ValueError(f"config.model.image_size is {sides}; expected (height, width), or one number for a square")
+    return sides[0], sides[-1]

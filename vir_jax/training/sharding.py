@@ -40,9 +40,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     axes: list[str | None] = []
     for axis, size in zip(rule, shape, strict=False):
         if axis is not None and size % mesh.shape[axis]:
-            logging.warning(
-                "%s: dimension of %d is not split over %s=%d", path, size, axis, mesh.shape[axis]
-            )
+            logging.warning("%s: dimension of %d is not split over %s=%d", path, size, axis, mesh.shape[axis])
             axis = None
         axes.append(axis)
     return PartitionSpec(*axes)

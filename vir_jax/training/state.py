@@ -14,12 +14,15 @@ Params = Any  # Nested dict of arrays, float32.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes. A pytree; `ema` is None where no average is kept."""
+    """Everything a step reads and writes.
 
-    step: Int[Array, ""]
+    A pytree, so that its leaves may be shapes or shardings as well as arrays.
+    """
+
+    step: Any  # int32 []: optimiser steps done.
     params: Params
     opt_state: optax.OptState
-    ema: Params | None
+    ema: Params | None  # None where no average is kept.
 
 
 def create_train_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:

@@ -34,9 +34,7 @@ class StepConfig:
     ema_decay: float
 
 
-def in_top_k(
-    logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
-) -> Bool[Array, " b"]:
+def in_top_k(logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int) -> Bool[Array, " b"]:
     """Whether the label is among the k best classes; of equal scores the lower class wins, as in argmax.
 
     NaN is never right: a score that is not at most the label's counts as ahead of it.
@@ -82,9 +80,7 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
 
         # Every slices-th example makes a slice, so that each device slices its own part of the batch.
-        images, targets = (
-            jnp.swapaxes(x.reshape(-1, slices, *x.shape[1:]), 0, 1) for x in (images, targets)
-        )
+        images, targets = (jnp.swapaxes(x.reshape(-1, slices, *x.shape[1:]), 0, 1) for x in (images, targets))
         inputs = (images, targets, jax.random.split(key, slices))
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
@@ -114,9 +110,9 @@ def make_train_step(
         if state.ema is not None:
             ema = update_ema(state.ema, params, state.step, config.ema_decay)
 
-        metrics["gradient_norm"] = optax.global_norm(grads)
-        metrics["update_norm"] = optax.global_norm(updates)
-        metrics["parameter_norm"] = optax.global_norm(params)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        metrics["update_norm"] = optax.tree.norm(updates)
+        metrics["parameter_norm"] = optax.tree.norm(params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         metrics["finite"] = finite
@@ -149,6 +145,4 @@ def evaluation_sums(
         "squared_reference": jnp.sum(jnp.square(reference), axis=1),
     }
     # where, not a product: a NaN in the padding must not reach the sum.
-    return {
-        name: jnp.sum(jnp.where(mask, value, 0).astype(jnp.float32)) for name, value in values.items()
-    }
+    return {name: jnp.sum(jnp.where(mask, value, 0).astype(jnp.float32)) for name, value in values.items()}

@@ -26,6 +26,8 @@ def bytes_per_device(state: Any) -> int:
 def compiled_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes on each device of a compiled step: arguments, outputs not aliased to them, temporaries, sum."""
     memory = compiled.memory_analysis()
+    if memory is None:
+        raise ValueError("this backend does not tell the memory of a compiled program")
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -34,7 +36,7 @@ def compiled_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
-def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, flops: float) -> str:
+def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, flops: int) -> str:
     """A text of the parameters by top-level module, the mesh, and the memory of one device.
 
     Args:

@@ -1,0 +1,61 @@
+"""Training and evaluation as a user starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["--config.epochs=8", "--config.optim.warmup_epochs=1"]
+
+
+def run(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_train_resume_and_evaluate(tmp_path):
+    command = ["train.py", "--config=configs/vir_digits.py", f"--workdir={tmp_path}", *SHORT]
+    trained = run(*command)
+    assert trained.returncode == 0, trained.stderr
+    assert "203,146" in trained.stderr  # The summary comes before the first step.
+    assert trained.stderr.index("203,146") < trained.stderr.index("step 50:")
+    top1 = float(trained.stdout.split()[1])
+    assert top1 > 0.5  # Chance is 0.1.
+
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == trained.stdout
+    assert "going on from step 90 of 90" in again.stderr
+
+    evaluated = run("eval.py", f"--workdir={tmp_path}", "--mode=all")
+    assert evaluated.returncode == 0, evaluated.stderr
+    rows = [line.split() for line in evaluated.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["parallel", "recurrent", "chunkwise"]
+    for row in rows:
+        assert float(row[1].rstrip("%")) == pytest.approx(100 * top1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optim.lrr=1"], 'Did you mean "lr"'),
+        (["--config.optim.lr=-1"], "config.optim.lr is -1.0; expected a positive number"),
+        (["--config.model.name=vir_x16"], "no model is called 'vir_x16'"),
+        (["--config.mesh.fsdp=3"], "fsdp=3 x tensor=1 does not fit 1 devices"),
+        (["digits"], "unexpected arguments"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, arguments, message):
+    result = run("train.py", "--config=configs/vir_digits.py", f"--workdir={tmp_path}", *arguments)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout

@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vir_jax.evaluation as evaluation
+from vir_jax.data import eval_loader, open_source
+from vir_jax.evaluation import ModesDisagreeError, evaluate, evaluate_workdir, format_results
+from vir_jax.ops import MODES
+from vir_jax.training.loop import train
+from vir_jax.training.mesh import make_mesh
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    from vir_jax.training.config import default_config
+
+    config = default_config()
+    config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 1.0, 0.0, 0.0
+    config.batch_size, config.eval_batch_size, config.ema_decay = 128, 128, 0.5
+    config.model.name, config.model.image_size, config.model.dtype = "vir_mu2", (8, 8), "float32"
+    config.model.drop_path = 0.0
+    config.data.dataset, config.data.eval_split, config.data.threads = "digits", "test", 2
+    config.augment.crop = "none"
+    config.optim.name, config.optim.lr = "adamw", 1e-3
+    config.eval_every = 8
+    folder = tmp_path_factory.mktemp("run")
+    train(config, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("batch_size", "length"), [(8, 355), (64, 355), (512, 355), (8, 8)])
+def test_every_example_counts_once(batch_size, length):
+    """A model that knows the label from the pixels is right on all examples, and on no padding."""
+    source = open_source("digits", "test")
+
+    class Numbered:
+        num_classes, class_names = 10, source.class_names
+
+        def __len__(self):
+            return length
+
+        def __getitem__(self, index):
+            label = index % 10
+            wrong = index % 5 == 0
+            return {"image": np.full((8, 8, 3), (label + wrong) % 10, np.uint8), "label": label}
+
+        def name(self, index):
+            return str(index)
+
+    def predict(params, images, *, mode):
+        return params * jax.nn.one_hot(images[:, 0, 0, 0], 10)
+
+    batches = eval_loader(Numbered(), batch_size=batch_size, image_size=8, crop_fraction=1.0, num_threads=1)
+    results = evaluate(predict, jnp.float32(30.0), batches, make_mesh(), modes=["parallel", "chunkwise"])
+    metrics = results["parallel"].metrics
+    wrong = len(range(0, length, 5))
+    assert metrics["count"] == length
+    assert metrics["top1"] == pytest.approx((length - wrong) / length, abs=1e-12)
+    assert metrics["loss"] == pytest.approx(30.0 * wrong / length, rel=1e-6)
+    assert results["chunkwise"].difference == 0.0
+
+
+def test_all_modes_agree_on_a_trained_model(workdir):
+    results = evaluate_workdir(workdir, mode="all")
+    assert tuple(results) == MODES
+    assert len({result.metrics["top1"] for result in results.values()}) == 1
+    assert max(result.difference for result in results.values()) < 1e-5
+    table = format_results(results).splitlines()
+    assert len(table) == 1 + len(MODES)
+    assert "355" in table[1]
+
+
+def test_modes_that_disagree_fail(workdir, monkeypatch):
+    monkeypatch.setitem(evaluation.AGREEMENT, "float32", 0.0)
+    with pytest.raises(ModesDisagreeError, match=r"(?s)parallel.*recurrent.*chunkwise"):
+        evaluate_workdir(workdir, mode="all")
+
+
+def test_weights_checkpoints_and_sizes(workdir):
+    raw = evaluate_workdir(workdir, weights="raw", mode="parallel")["parallel"].metrics
+    ema = evaluate_workdir(workdir, weights="ema", mode="parallel")["parallel"].metrics
+    assert evaluate_workdir(workdir)["auto"].metrics == pytest.approx(ema, rel=1e-4)
+    assert raw["loss"] != ema["loss"]
+    best = evaluate_workdir(workdir, checkpoint="best")["auto"].metrics
+    first = evaluate_workdir(workdir, checkpoint="8")["auto"].metrics
+    assert best["top1"] >= first["top1"]
+    larger = evaluate_workdir(workdir, size=(12, 16), batch_size=64, mode="all")
+    assert larger["parallel"].metrics["count"] == 355
+
+
+def test_errors(workdir, tmp_path):
+    with pytest.raises(ValueError, match="mode 'serial': vir_mu2 knows 'auto', 'all'"):
+        evaluate_workdir(workdir, mode="serial")
+    with pytest.raises(ValueError, match="no checkpoint '1'"):
+        evaluate_workdir(workdir, checkpoint="1")
+    with pytest.raises(FileNotFoundError, match="no checkpoints in"):
+        evaluate_workdir(tmp_path)

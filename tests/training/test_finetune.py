@@ -1,0 +1,57 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vir_jax.training.config import default_config
+from vir_jax.training.finetune import fit_params
+from vir_jax.training.loop import train
+from vir_jax.training.model import model_functions
+
+
+def make_params(name="vir_mu2", image_size=(8, 8), classes=10, seed=0):
+    config = default_config()
+    config.model.name, config.model.image_size = name, image_size
+    return model_functions(config.model, classes).init(jax.random.key(seed))
+
+
+def test_another_resolution_and_other_classes():
+    old, new = make_params(), make_params(image_size=(12, 16), classes=7, seed=1)
+    fitted = fit_params(old, fresh=new)
+    chex.assert_trees_all_equal(fitted["blocks"], old["blocks"])
+    chex.assert_trees_all_equal(fitted["head"], new["head"])
+    chex.assert_shape(fitted["position_embedding"], (1, 6, 8, 64))
+    # A resampled embedding keeps what it says on average.
+    np.testing.assert_allclose(
+        fitted["position_embedding"].mean((1, 2)), old["position_embedding"].mean((1, 2)), atol=2e-3
+    )
+
+
+def test_the_same_model_is_taken_as_it_is():
+    old = make_params()
+    chex.assert_trees_all_equal(fit_params(old, fresh=make_params(seed=1)), old)
+
+
+def test_models_that_do_not_fit():
+    with pytest.raises(ValueError, match="same family and size"):
+        fit_params(make_params("vir_mu2"), fresh=make_params("vir_mu4"))
+    with pytest.raises(ValueError, match="only one of them has"):
+        fit_params(make_params("vit_mu2"), fresh=make_params("vir_mu2"))
+
+
+def test_a_run_starts_from_another_ones_weights(tmp_path, digits_config):
+    train(digits_config, tmp_path / "first")
+    digits_config.init_from = str(tmp_path / "first")
+    digits_config.model.image_size = (16, 16)
+    digits_config.optim.lr = digits_config.optim.warmup_lr = digits_config.optim.final_lr = 1e-9
+    metrics = train(digits_config, tmp_path / "second")
+    assert metrics["count"] == 355
+    from vir_jax.training.checkpoint import Checkpoints
+
+    with Checkpoints(tmp_path / "first") as first, Checkpoints(tmp_path / "second") as second:
+        old = first.restore_params(first.resolve("best"), weights="ema")
+        new = second.restore_params(second.resolve("last"), weights="raw")
+    chex.assert_trees_all_close(new["head"], old["head"], atol=1e-6)
+    assert new["position_embedding"].shape == (1, 4, 4, 64)
+    assert jnp.isfinite(metrics["loss"])

@@ -1,0 +1,101 @@
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from vir_jax.data import open_source
+from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.training.loop import NonFiniteError, train
+from vir_jax.training.metrics import read_metrics
+
+TIMES = ("images_per_second", "eta_seconds")
+
+
+class Interrupted(Exception):
+    """What stops a run in these tests."""
+
+
+class InterruptedSource:
+    """Digits that stop the run when their loader has read `reads` examples."""
+
+    def __init__(self, reads):
+        self.source = open_source("digits", "train")
+        self.reads = reads
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.reads -= 1
+        if self.reads < 0:
+            raise SystemExit("interrupted")
+        return self.source[index]
+
+
+def final_state(workdir):
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.resolve("last")
+        weights = {name: checkpoints.restore_params(step, weights=name) for name in ("raw", "ema")}
+        return step, jax.tree.map(np.asarray, weights), checkpoints.metrics(step)
+
+
+def logged(workdir):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(workdir)]
+
+
+def test_a_stopped_run_ends_as_one_that_was_never_stopped(tmp_path, digits_config):
+    digits_config.mesh.data = 2
+    digits_config.mesh.fsdp = 2
+    digits_config.mesh.tensor = 2
+    whole = train(digits_config, tmp_path / "whole")
+
+    stopped = tmp_path / "stopped"
+    with pytest.raises(BaseException):  # noqa: B017, PT011  Whatever a run dies of.
+        train(digits_config, stopped, train_source=InterruptedSource(64 * 14))
+    with Checkpoints(stopped, read_only=True) as checkpoints:
+        saved = checkpoints.latest_step()
+    assert saved is not None
+    assert 0 < saved < 23
+    resumed = train(digits_config, stopped)
+
+    assert resumed == whole
+    assert set(whole) == {"top1", "top5", "loss", "count"}
+    assert whole["count"] == 355
+    chex.assert_trees_all_equal(final_state(stopped), final_state(tmp_path / "whole"))
+    assert final_state(stopped)[0] == 23
+    assert logged(stopped) == logged(tmp_path / "whole")
+    # Nothing is left to do: a third start trains no step and gives the same result.
+    assert train(digits_config, stopped) == whole
+
+
+def test_metrics_of_a_run(tmp_path, digits_config):
+    digits_config.eval_every = 10
+    train(digits_config, tmp_path)
+    lines = read_metrics(tmp_path)
+    train_steps = [line["step"] for line in lines if "train/loss" in line]
+    eval_steps = [line["step"] for line in lines if "eval/top1" in line]
+    assert train_steps == [4, 8, 12, 16, 20, 23]
+    assert eval_steps == [10, 20, 23]
+    names = {"loss", "top1", "top5", "learning_rate", "gradient_norm", "parameter_norm", "update_norm"}
+    assert {f"train/{name}" for name in names} <= lines[0].keys()
+    assert {"images_per_second", "eta_seconds", "data/skipped"} <= lines[0].keys()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["eval_every"] == 10
+
+
+def test_values_that_are_not_finite_stop_the_run(tmp_path, digits_config):
+    digits_config.optim.lr = 1e30
+    digits_config.optim.warmup_epochs = 0.0
+    with pytest.raises(NonFiniteError, match=r"step \d+: loss .*, gradient norm .* Last checkpoint: step"):
+        train(digits_config, tmp_path)
+
+
+def test_too_few_examples(tmp_path, digits_config):
+    digits_config.batch_size = 2048
+    with pytest.raises(ValueError, match="1442 examples, fewer than one batch of 2048"):
+        train(digits_config, tmp_path)
