@@ -61,7 +61,9 @@ def differentiable(
     # Under `jax.shard_map` the decay is shared by devices whose tokens differ, and its gradient must be summed over
     # them. Adding a sum over no token changes no value, but makes the decay vary as the tokens do.
     for tokens in (q, k, v):
-        log_decay = log_decay + jnp.sum(jax.lax.stop_gradient(tokens[:, :0]), axis=(0, 1, 3), dtype=jnp.float32)
+        log_decay = log_decay + jnp.sum(
+            jax.lax.stop_gradient(tokens[:, :0]), axis=(0, 1, 3), dtype=jnp.float32
+        )
     return _retention(form, 0, False, with_final, q, k, v, log_decay, arriving)
 
 

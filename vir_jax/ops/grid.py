@@ -157,22 +157,22 @@ def _grid_then_trailing(
 ) -> Result:
     rows, cols = grid
     trailing = q.shape[1] - rows * cols
-    patches, beyond = zip(*(jnp.split(t, [rows * cols], axis=1) for t in (q, k, v)), strict=True)
+    (q, q_below), (k, k_below), (v, v_below) = (jnp.split(t, [rows * cols], axis=1) for t in (q, k, v))
 
-    out: Array = patches[2]  # nothing, if there are no rows
+    out = v  # of no tokens, if there are no rows
     if rows:
         form = _grid_form(mode, grid)
         arriving = _arriving(state, log_decay)
         with_final = return_state or trailing > 0
-        out, state = differentiable(form, *patches, log_decay, arriving, with_final=with_final)
+        out, state = differentiable(form, q, k, v, log_decay, arriving, with_final=with_final)
     if not trailing:
         return out, state
 
     # Below the grid there is one token a row: a sequence that continues the last column.
-    state = empty_grid_state(k, v, cols) if state is None else state
+    state = empty_grid_state(k_below, v_below, cols) if state is None else state
     arriving = jnp.exp(log_decay)[:, None, None] * state[:, :, -1]
     form = choose_form(mode, trailing)
-    more, last = differentiable(form, *beyond, log_decay, arriving, with_final=return_state)
+    more, last = differentiable(form, q_below, k_below, v_below, log_decay, arriving, with_final=return_state)
     out = jnp.concatenate([out, more], axis=1)
     if last is None:
         return out, None
