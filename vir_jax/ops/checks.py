@@ -17,12 +17,10 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"unknown mode {mode!r}; expected one of {', '.join(map(repr, MODES))} or 'auto'")
 
 
-def check_chunk_size(chunk_size: int | None) -> None:
-    """`chunk_size` is a positive integer, or None."""
-    if chunk_size is not None and not (isinstance(chunk_size, Integral) and chunk_size >= 1):
-        raise ValueError(
-            f"chunk_size is {chunk_size!r}; expected a positive integer, or None for the default"
-        )
+def check_chunk(name: str, size: int | None) -> None:
+    """The size of a chunk is a positive integer, or None."""
+    if size is not None and not (isinstance(size, Integral) and size >= 1):
+        raise ValueError(f"{name} is {size!r}; expected a positive integer, or None for the default")
 
 
 def check_scale(scale: float | None) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops import grid_chunkwise, grid_parallel, grid_recurrent
 from vir_jax.ops.checks import (
+    check_chunk,
     check_grid,
     check_log_decay,
     check_mode,
@@ -35,6 +36,7 @@ def retention_2d(
     *,
     grid: tuple[int, int],
     mode: str = ...,
+    chunk_rows: int | None = ...,
     initial_state: Array | None = ...,
     return_state: Literal[False] = ...,
     scale: float | None = ...,
@@ -50,6 +52,7 @@ def retention_2d(
     *,
     grid: tuple[int, int],
     mode: str = ...,
+    chunk_rows: int | None = ...,
     initial_state: Array | None = ...,
     return_state: Literal[True],
     scale: float | None = ...,
@@ -64,6 +67,7 @@ def retention_2d(
     *,
     grid: tuple[int, int],
     mode: str = "auto",
+    chunk_rows: int | None = None,
     initial_state: Float32[Array, "b h x d e"] | None = None,
     return_state: bool = False,
     scale: float | None = None,
@@ -77,7 +81,8 @@ def retention_2d(
     trailing tokens before it, and no patch sees it. n - rows * cols tokens are trailing.
 
     Modes, all one function: "parallel" (masked einsum), "recurrent" (the recurrence above), "chunkwise" (parallel
-    inside a band of rows, recurrent from band to band); "auto" is parallel up to PARALLEL_UP_TO tokens, else chunkwise.
+    inside bands of `chunk_rows` rows, recurrent from band to band; by default a band has about BAND_TOKENS tokens);
+    "auto" is parallel up to PARALLEL_UP_TO tokens, else chunkwise.
 
     The state is the last row's, S[y, :], one [d, e] matrix per column: [b, h, cols, d, e] fp32. Given back as
     `initial_state` it continues the image below, trailing rows counted, so rows may come in any number at a time; grid
@@ -87,13 +92,16 @@ def retention_2d(
     ValueError, too.
     """
     check_mode(mode)
+    check_chunk("chunk_rows", chunk_rows)
     check_scale(scale)
     check_tokens(q, k, v)
     b, n, h, d = q.shape
     check_grid(grid, n)
     check_log_decay(log_decay, h)
     check_state(initial_state, (b, h, grid[1], d, v.shape[-1]))
-    out, state = _retention_2d(q, k, v, log_decay, initial_state, mode, tuple(grid), return_state, scale)
+    out, state = _retention_2d(
+        q, k, v, log_decay, initial_state, mode, chunk_rows, tuple(grid), return_state, scale
+    )
     return (out, state) if return_state else out
 
 
@@ -115,7 +123,7 @@ def retention_2d_step(
     return retention_2d(q, k, v, log_decay, grid=grid, initial_state=state, return_state=True, scale=scale)
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7, 8))
+@partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
 def _retention_2d(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
@@ -123,6 +131,7 @@ def _retention_2d(
     log_decay: Float32[Array, "h"],
     initial_state: Float32[Array, "b h x d e"] | None,
     mode: str,
+    chunk_rows: int | None,
     grid: tuple[int, int],
     return_state: bool,
     scale: float | None,
@@ -131,7 +140,7 @@ def _retention_2d(
     if mode == "auto":
         mode = "parallel" if q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
     if mode != "parallel":
-        return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, grid, return_state)
+        return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, chunk_rows, grid, return_state)
     form = partial(grid_parallel.parallel, grid=grid)
     arriving = _arriving(initial_state, log_decay)
     return differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
@@ -152,6 +161,7 @@ def _grid_then_trailing(
     log_decay: Float32[Array, "h"],
     state: Float32[Array, "b h x d e"] | None,
     mode: str,
+    chunk_rows: int | None,
     grid: tuple[int, int],
     return_state: bool,
 ) -> Result:
@@ -161,7 +171,7 @@ def _grid_then_trailing(
 
     out = v  # of no tokens, if there are no rows
     if rows:
-        form = _grid_form(mode, grid)
+        form = _grid_form(mode, chunk_rows, grid)
         arriving = _arriving(state, log_decay)
         with_final = return_state or trailing > 0
         out, state = differentiable(form, q, k, v, log_decay, arriving, with_final=with_final)
@@ -180,8 +190,8 @@ def _grid_then_trailing(
     return out, jnp.concatenate([others, last[:, :, None]], axis=2)
 
 
-def _grid_form(mode: str, grid: tuple[int, int]) -> Form:
+def _grid_form(mode: str, chunk_rows: int | None, grid: tuple[int, int]) -> Form:
     if mode == "recurrent":
         return partial(grid_recurrent.recurrent, grid=grid)
-    band_rows = max(1, BAND_TOKENS // grid[1])
-    return partial(grid_chunkwise.chunkwise, grid=grid, band_rows=band_rows)
+    chunk_rows = chunk_rows or max(1, BAND_TOKENS // grid[1])
+    return partial(grid_chunkwise.chunkwise, grid=grid, chunk_rows=chunk_rows)

@@ -24,15 +24,15 @@ def chunkwise(
     arriving: Float32[Array, "b h x d e"] | None,
     *,
     grid: tuple[int, int],
-    band_rows: int,
+    chunk_rows: int,
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """A scan over bands of `band_rows` rows. See `gradient` and `grid_parallel` for the signature."""
+    """A scan over bands of `chunk_rows` rows. See `gradient` and `grid_parallel` for the signature."""
     (rows, cols), (b, _, h, _), e = grid, q.shape, v.shape[-1]
-    if rows <= band_rows:
+    if rows <= chunk_rows:
         return parallel(q, k, v, log_decay, arriving, grid=grid, reverse=reverse)
-    bands = (rows - 1) // band_rows
-    rest = rows - bands * band_rows  # left for the last band in time, ragged or whole
+    bands = (rows - 1) // chunk_rows
+    rest = rows - bands * chunk_rows  # left for the last band in time, ragged or whole
     gamma = jnp.exp(log_decay)[:, None, None, None]
 
     def one_band(own: Array, start_row: Array | int, rows: int) -> tuple[Array, Array]:
@@ -41,13 +41,13 @@ def chunkwise(
         return band(part(q), part(k), part(v), log_decay, own, grid=(rows, cols), reverse=reverse)
 
     def step(own: Array, start_row: Array) -> tuple[Array, Array]:
-        out, own = one_band(own, start_row, band_rows)
+        out, own = one_band(own, start_row, chunk_rows)
         return gamma * own, out
 
     own = empty_grid_state(k, v, cols) if arriving is None else arriving
-    start_rows = (rest if reverse else 0) + band_rows * jnp.arange(bands)
+    start_rows = (rest if reverse else 0) + chunk_rows * jnp.arange(bands)
     own, out = jax.lax.scan(step, own, start_rows, reverse=reverse)
-    out = jnp.moveaxis(out, 0, 1).reshape(b, bands * band_rows * cols, h, e)
+    out = jnp.moveaxis(out, 0, 1).reshape(b, bands * chunk_rows * cols, h, e)
     last, own = one_band(own, 0 if reverse else rows - rest, rest)
     out = jnp.concatenate([last, out] if reverse else [out, last], axis=1)
     return out, along_columns(own, log_decay, reverse=reverse)

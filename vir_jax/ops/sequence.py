@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.checks import (
-    check_chunk_size,
+    check_chunk,
     check_log_decay,
     check_mode,
     check_scale,
@@ -100,7 +100,7 @@ def retention(
         ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a known decay outside (0, 1].
     """
     check_mode(mode)
-    check_chunk_size(chunk_size)
+    check_chunk("chunk_size", chunk_size)
     check_scale(scale)
     check_tokens(q, k, v)
     b, _, h, d = q.shape
