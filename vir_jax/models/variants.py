@@ -59,8 +59,8 @@ def parse_name(name: str) -> tuple[str, Size, int]:
     if match is None:
         near = ", ".join(difflib.get_close_matches(name, MODEL_NAMES, n=3, cutoff=0.0))
         raise ValueError(
-            f"no model is called {name!r}; expected {{vir|vit}}_{{{'|'.join(SIZES)}}}{{patch in pixels}}, such "
-            f"as the nearest: {near}."
+            f"no model is called {name!r}; expected {{vir|vit}}_{{{'|'.join(SIZES)}}}{{patch}}, such as the "
+            f"nearest: {near}."
         )
     family, size, patch = match.groups()
     return family, SIZES[size], int(patch)
@@ -105,10 +105,11 @@ def create_model(
         ValueError: on an unknown name or option, or options that make no sense together.
     """
     family, size, patch = parse_name(name)
-    _check_range("num_classes", num_classes, num_classes >= 1, "at least 1")
-    _check_range("drop_path_rate", drop_path_rate, 0.0 <= drop_path_rate < 1.0, "in [0, 1)")
-    _check_choice("retention", retention, ("1d", "2d"))
-    _check_choice("readout", readout, ("last", "average", "first"))
+    _check("num_classes", num_classes, num_classes >= 1, "at least 1")
+    _check("drop_path_rate", drop_path_rate, 0 <= drop_path_rate < 1, "a probability in [0, 1)")
+    _check("retention", retention, retention in (None, "1d", "2d"), "'1d', '2d' or None")
+    readouts = (None, "last", "average", "first")
+    _check("readout", readout, readout in readouts, "'last', 'average', 'first' or None")
     if family == "vit":
         given = {"retention": retention, "bidirectional": bidirectional or None, "chunk_size": chunk_size}
         for option, value in given.items():
@@ -156,13 +157,6 @@ def create_model(
     )
 
 
-def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise ValueError(
-            f"{option}={value!r}; expected one of {', '.join(map(repr, choices))}, or None for the default."
-        )
-
-
-def _check_range(option: str, value: float, valid: bool, expected: str) -> None:
+def _check(option: str, value: object, valid: bool, expected: str) -> None:
     if not valid:
-        raise ValueError(f"{option}={value}; expected {expected}.")
+        raise ValueError(f"{option}={value!r}; expected {expected}.")

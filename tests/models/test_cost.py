@@ -1,0 +1,57 @@
+"""Multiply-adds: the paper's table, and what the compiler counts."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from tests.models.helpers import abstract, published
+from vir_jax.models import flops
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"), [("vir_s16", 4.60), ("vir_b16", 17.56), ("vir_l16", 61.55), ("vir_l14", 81.01)]
+)
+def test_table_of_the_paper(name, giga):
+    assert round(flops(published(name)) / 1e9, 2) == giga
+
+
+def test_a_name_stands_for_the_model_with_default_options():
+    assert flops("vit_ti16", (64, 32)) == flops(published("vit_ti16"), (64, 32))
+
+
+@pytest.mark.parametrize("name", ["vit_ti16", "vir_ti16"])
+def test_compiler_counts_the_same_and_the_elementwise_rest(name):
+    graph, params = nnx.split(published(name))
+    x = jax.ShapeDtypeStruct((1, 224, 112, 3), jnp.float32)
+    forward = jax.jit(lambda params, x: nnx.merge(graph, params)(x, mode="parallel"))
+    operations = forward.lower(params, x).compile().cost_analysis()["flops"]
+    # The compiler counts norms, GELU, masks and softmax besides.
+    assert 1 < operations / (2 * flops(published(name), (224, 112))) < 1.07
+
+
+def test_modes_are_counted_as_in_section_6():
+    # 4x4 patches of one pixel and a class token: n = 17, c = 64, d = 16, 4 blocks, 5 classes.
+    n, c, d = 17, 64, 16
+    rest = 16 * 3 * c + 4 * 12 * n * c * c + 5 * c
+    model = abstract(image_size=4, chunk_size=5)
+    assert flops(model, 4) == rest + 4 * 2 * n * n * c
+    assert flops(model, 4, mode="chunkwise") == rest + 4 * 2 * n * c * (5 + d)
+    assert flops(model, 4, mode="recurrent") == rest + 4 * (5 * n * d * c) // 2
+    assert flops(abstract(image_size=4), (4, 4), mode="chunkwise") == rest + 4 * 2 * n * c * (n + d)
+    assert (
+        flops(abstract(image_size=4, retention="2d"), 4) == flops(abstract("vit_mu1"), 4) == flops(model, 4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "mode", "reason"),
+    [
+        ("vit_mu1", {}, "recurrent", "SoftmaxAttention is counted in mode 'parallel' alone"),
+        ("vir_mu1", {"retention": "2d"}, "chunkwise", "Retention2D is counted in mode 'parallel' alone"),
+        ("vir_mu1", {}, "auto", "mode is 'auto'; expected 'parallel'"),
+    ],
+)
+def test_what_is_not_counted_is_refused(name, options, mode, reason):
+    with pytest.raises(ValueError, match=reason):
+        flops(abstract(name, **options), 4, mode=mode)

@@ -1,0 +1,68 @@
+"""Initialisation statistics, and the parts of a block that do not mix tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.helpers import fresh, images, initial_parameters, initialise, parameters
+from vir_jax.models.layers import drop_path
+
+
+@pytest.mark.parametrize("name", ["vir_mu1", "vit_mu1"])
+def test_initialisation_statistics(name):
+    deviations = {
+        "qkv.kernel": 0.02,
+        "out.kernel": 0.02,
+        "up.kernel": 0.02,
+        "down.kernel": 0.02,
+        "head.kernel": 0.02,
+        "patch_embedding.kernel": 1 / 3,  # Of U(-1/sqrt(3), 1/sqrt(3)).
+        "class_position_embedding": 0.02,
+        "position_embedding": 0.02,
+        "class_token": 1e-6,
+    }
+    constants = {"bias": 0.0, "norm1.scale": 1.0, "norm2.scale": 1.0, "final_norm.scale": 1.0}
+    constants |= {"layer_scale1.scale": 1e-5, "layer_scale2.scale": 1e-5}
+    for path, value in parameters(fresh(name)).items():
+        value = np.asarray(value, np.float64)
+        suffix = next((suffix for suffix in constants if path.endswith(suffix)), None)
+        if suffix is not None:
+            np.testing.assert_array_equal(value, np.float64(np.float32(constants[suffix])), err_msg=path)
+            continue
+        deviation = next(deviation for suffix, deviation in deviations.items() if path.endswith(suffix))
+        # Five standard errors of a normal sample's mean and deviation; the others have less.
+        assert abs(value.mean()) < 5 * deviation / value.size**0.5, path
+        assert abs(value.std() / deviation - 1) < 5 / (2 * value.size) ** 0.5, path
+        if deviation == 0.02 and path.endswith("kernel"):
+            assert abs(value).max() <= 2 * 0.02 / 0.87962566, f"{path} is not truncated"
+
+
+def test_initialisation_is_drawn_from_the_seed_and_differs_from_block_to_block():
+    first, other = initial_parameters("vir_mu1"), initial_parameters("vir_mu1", seed=1)
+    for leaf, other_leaf in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
+        is_constant = jnp.all(leaf == leaf.ravel()[0])
+        assert is_constant or jnp.any(leaf != other_leaf)
+    jax.tree.map(np.testing.assert_array_equal, first, initialise("vir_mu1", jax.random.key(0)))
+    kernels = [first["blocks"][index]["mlp"]["up"]["kernel"][...] for index in range(4)]
+    assert all(jnp.any(kernels[0] != kernel) for kernel in kernels[1:])
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
+    rate, samples = 0.3, 20_000
+    out = np.asarray(drop_path(jnp.ones((samples, 2, 3)), rate, jax.random.key(0)))
+    assert np.all(out == out[:, :1, :1])
+    kept = out[:, 0, 0] > 0
+    np.testing.assert_allclose(out[kept], 1 / (1 - rate), rtol=1e-6)
+    standard_error = (rate * (1 - rate) / samples) ** 0.5
+    assert abs(kept.mean() - (1 - rate)) < 4 * standard_error
+
+
+def test_drop_path_does_nothing_without_a_key_or_a_rate():
+    x = images((4, 2, 3))
+    assert drop_path(x, 0.5, None) is x
+    assert drop_path(x, 0.0, jax.random.key(0)) is x
+
+
+def test_drop_path_keeps_the_dtype():
+    assert drop_path(jnp.ones((4, 2, 3), jnp.bfloat16), 0.5, jax.random.key(0)).dtype == jnp.bfloat16

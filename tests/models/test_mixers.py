@@ -1,0 +1,57 @@
+"""Mixers one by one: state carried from piece to piece, and what softmax attention refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models.helpers import images, lively
+from vir_jax.models.mixers import Retention, SoftmaxAttention
+from vir_jax.ops import MODES
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("retention", "grids", "split"), [("1d", [(3, 4)] * 3, 7), ("2d", [(3, 4), (2, 4), (1, 4)], 8)]
+)
+def test_a_block_continues_from_the_state_of_the_tokens_before(retention, grids, split, mode):
+    graph, params = nnx.split(lively(retention=retention).blocks[0])
+    x = images((2, 13, 64))
+
+    @jax.jit
+    def whole_and_pieces(params):
+        block = nnx.merge(graph, params)
+        whole, end, _ = block(x, mode=mode, grid=grids[0], return_state=True)
+        first, state, _ = block(x[:, :split], mode=mode, grid=grids[1], return_state=True)
+        second, last, _ = block(
+            x[:, split:], mode=mode, grid=grids[2], initial_state=state, return_state=True
+        )
+        return (whole, end), (jnp.concatenate([first, second], axis=1), last)
+
+    whole, pieces = whole_and_pieces(params)
+    assert pieces[1].dtype == jnp.float32
+    for actual, expected in zip(pieces, whole, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_state_unless_asked_for():
+    _, state, _ = lively().blocks[0](images((1, 13, 64)), mode="auto", grid=(3, 4))
+    assert state is None
+
+
+@pytest.mark.parametrize("mode", ["recurrent", "chunkwise", "sideways"])
+def test_softmax_attention_has_one_form(mode):
+    with pytest.raises(ValueError, match=f"no '{mode}' mode; expected 'auto' or 'parallel'"):
+        lively("vit_mu1")(images(), mode=mode)
+
+
+def test_softmax_attention_has_no_state():
+    mixer = SoftmaxAttention(8, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="no state"):
+        mixer(images((1, 5, 8)), mode="auto", grid=(1, 4), return_state=True)
+
+
+def test_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match="dim=10 is not divisible by heads=3"):
+        Retention(10, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))

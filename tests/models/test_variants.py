@@ -1,0 +1,111 @@
+"""The named models: exact sizes, and options that are refused with a reason."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from tests.models.helpers import abstract, create, published
+from vir_jax.models import MODEL_NAMES, parse_name
+
+# ViR's s, b and l: PAPER.md section 3; ViT's: as published. vir_ti16 is vit_ti16 with 2 * 12 LayerScales of
+# 192 and without the class token's position embedding. mu is counted by hand below.
+PARAMETERS = {
+    "vir_ti16": 5_721_832,
+    "vir_s16": 22_059_496,
+    "vir_b16": 86_585_320,
+    "vir_l16": 304_374_760,
+    "vir_l14": 304_251_880,
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_b16": 86_567_656,
+    "vit_l16": 304_326_632,
+}
+
+
+def count(model):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model)))
+
+
+@pytest.mark.parametrize(("name", "expected"), PARAMETERS.items())
+def test_parameter_counts(name, expected):
+    assert count(published(name)) == expected
+
+
+def test_parameter_counts_of_the_tiny_models():
+    block = (64 * 192 + 192) + (64 * 64 + 64) + (64 * 256 + 256) + (256 * 64 + 64) + 2 * (64 + 64)
+    patches = (3 * 64 + 64) + 8 * 8 * 64 + 64
+    head = 2 * 64 + (64 * 1000 + 1000)
+    assert count(abstract("vir_mu1", image_size=8, num_classes=1000)) == patches + 4 * (block + 2 * 64) + head
+    assert count(abstract("vit_mu1", image_size=8, num_classes=1000)) == patches + 64 + 4 * block + head
+
+
+def test_every_published_name_is_counted():
+    assert set(MODEL_NAMES) == {*PARAMETERS, "vir_mu1", "vit_mu1"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"retention": "2d"}, {"bidirectional": True}, {"readout": "average"}, {"readout": "first"}]
+)
+def test_options_of_vir_add_no_parameter(options):
+    assert count(abstract("vir_s16", image_size=224, num_classes=1000, **options)) == PARAMETERS["vir_s16"]
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_variant_gives_logits_by_eval_shape(name):
+    tiny = "mu" in name
+    graph, params = nnx.split(abstract(name, image_size=8, num_classes=1000) if tiny else published(name))
+    size = 8 if tiny else 224
+    x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    logits = jax.eval_shape(lambda params, x: nnx.merge(graph, params)(x), params, x)
+    assert (logits.shape, logits.dtype) == ((2, 1000), jnp.float32)
+
+
+def test_any_patch_can_be_named():
+    family, size, patch = parse_name("vir_ti4")
+    assert (family, size.dim, size.depth, size.heads, patch) == ("vir", 192, 12, 3, 4)
+    assert abstract("vir_mu3", image_size=(6, 9)).grid == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["vir_s", "vir_s0", "vir_s016", "vir_x16", "vit-b16", "vir_b16 ", "resnet50", ""]
+)
+def test_unknown_names_are_refused_with_the_nearest(name):
+    with pytest.raises(ValueError, match=r"no model is called .* nearest: vi[rt]_\w+, vi"):
+        parse_name(name)
+
+
+def test_nearest_name():
+    with pytest.raises(ValueError, match="nearest: vir_b16,"):
+        abstract("virb16")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("vit_mu1", {"retention": "1d"}, "retention='1d' makes no sense for vit_mu1"),
+        ("vit_mu1", {"bidirectional": True}, "bidirectional=True makes no sense for vit_mu1"),
+        ("vit_mu1", {"chunk_size": 8}, "chunk_size=8 makes no sense for vit_mu1"),
+        ("vir_mu1", {"retention": "2d", "bidirectional": True}, "no sense with retention='2d'"),
+        ("vir_mu1", {"retention": "2d", "chunk_size": 8}, "chunk_size=8 makes no sense with retention='2d'"),
+        ("vir_mu1", {"num_classes": 0}, "num_classes=0; expected at least 1"),
+        ("vir_mu1", {"drop_path_rate": 1.0}, r"drop_path_rate=1.0; expected a probability in \[0, 1\)"),
+        ("vir_mu4", {"image_size": (8, 6)}, "8 x 6 pixels does not divide into patches of 4 x 4"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(name, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        abstract(name, **options)
+
+
+def test_layer_scale_defaults_by_family_and_can_be_set():
+    def has_layer_scale(name, **options):
+        return abstract(name, **options).blocks[1].layer_scale2 is not None
+
+    assert has_layer_scale("vir_mu1")
+    assert not has_layer_scale("vir_mu1", layer_scale=None)
+    assert not has_layer_scale("vit_mu1")
+    scale = jax.jit(lambda: nnx.state(create("vit_mu1", layer_scale=0.5).blocks[1].layer_scale2))()["scale"]
+    assert jnp.all(scale[...] == 0.5)
