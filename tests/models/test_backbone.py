@@ -57,6 +57,15 @@ def test_vit_logits_equal_the_specification(options):
     assert relative_error(run(model, x, mode="parallel"), expected) < 2e-5
 
 
+@pytest.mark.parametrize("name", ["vir_mu1", "vit_mu1"])
+def test_logits_equal_the_specification_at_initialisation(name):
+    """Here ViR's class token is of the order of 1e-6, and the epsilon of its norms decides the logits."""
+    model, x, family = fresh(name), images(), name[:3]
+    readout = "last" if family == "vir" else "first"
+    expected = reference.logits(parameters(model), x, patch=1, family=family, depth=4, readout=readout)
+    assert relative_error(run(model, x), expected) < 2e-5
+
+
 @pytest.mark.parametrize("name", ["vir_mu2", "vit_mu2"])
 def test_auto_is_a_mode_of_every_model(name):
     model, x = lively(name, image_size=(6, 8)), images((2, 6, 8, 3))

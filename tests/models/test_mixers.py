@@ -13,25 +13,33 @@ from vir_jax.ops import MODES
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("retention", "grids", "split"), [("1d", [(3, 4)] * 3, 7), ("2d", [(3, 4), (2, 4), (1, 4)], 8)]
+    ("retention", "pieces"),
+    [
+        ("1d", [(5, (3, 4)), (7, (3, 4)), (1, (3, 4))]),
+        ("2d", [(8, (2, 4)), (4, (1, 4)), (1, (0, 4))]),
+    ],
+    ids=["1d", "2d"],
 )
-def test_a_block_continues_from_the_state_of_the_tokens_before(retention, grids, split, mode):
+def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces, mode):
+    """Patches piece by piece, then the class token alone: what streaming inference rests on."""
     graph, params = nnx.split(lively(retention=retention).blocks[0])
     x = images((2, 13, 64))
 
     @jax.jit
     def whole_and_pieces(params):
         block = nnx.merge(graph, params)
-        whole, end, _ = block(x, mode=mode, grid=grids[0], return_state=True)
-        first, state, _ = block(x[:, :split], mode=mode, grid=grids[1], return_state=True)
-        second, last, _ = block(
-            x[:, split:], mode=mode, grid=grids[2], initial_state=state, return_state=True
-        )
-        return (whole, end), (jnp.concatenate([first, second], axis=1), last)
+        whole, end, _ = block(x, mode=mode, grid=(3, 4), return_state=True)
+        outputs, state, start = [], None, 0
+        for size, grid in pieces:
+            tokens = x[:, start : start + size]
+            out, state, _ = block(tokens, mode=mode, grid=grid, initial_state=state, return_state=True)
+            outputs.append(out)
+            start += size
+        return (whole, end), (jnp.concatenate(outputs, axis=1), state)
 
-    whole, pieces = whole_and_pieces(params)
-    assert pieces[1].dtype == jnp.float32
-    for actual, expected in zip(pieces, whole, strict=True):
+    whole, continued = whole_and_pieces(params)
+    for actual, expected in zip(continued, whole, strict=True):
+        assert actual.dtype == jnp.float32
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -112,15 +112,9 @@ class VisionBackbone(nnx.Module):
         self.remat = remat
 
         normal = nnx.initializers.normal
+        window = (patch, patch)
         self.patch_embedding = nnx.Conv(
-            3,
-            dim,
-            (patch, patch),
-            (patch, patch),
-            padding="VALID",
-            dtype=dtype,
-            kernel_init=conv_init,
-            rngs=rngs,
+            3, dim, window, window, padding="VALID", dtype=dtype, kernel_init=conv_init, rngs=rngs
         )
         self.position_embedding = nnx.Param(normal(0.02)(rngs.params(), (1, rows, cols, dim), jnp.float32))
         self.class_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, dim), jnp.float32))
@@ -256,18 +250,16 @@ class VisionBackbone(nnx.Module):
     def _sequence(self, patches: Float[Array, "b rows cols c"]) -> Float[Array, "b n c"]:
         """Add position embeddings, order the patches (both ways if bidirectional), add the class token."""
         b, rows, cols, c = patches.shape
-        x = (patches + resample_position_embedding(self.position_embedding[...], (rows, cols))).reshape(
-            b, -1, c
-        )
+        position_embedding = resample_position_embedding(self.position_embedding[...], (rows, cols))
+        x = (patches + position_embedding).reshape(b, rows * cols, c)
         if self.bidirectional:
             x = jnp.concatenate([x, jnp.flip(x, axis=1)], axis=1)
         class_token = self.class_token[...]
         if self.class_token_place == "first":
             class_token += self.class_position_embedding[...]
         class_token = jnp.broadcast_to(class_token, (b, 1, c))
-        return jnp.concatenate(
-            [class_token, x] if self.class_token_place == "first" else [x, class_token], axis=1
-        )
+        sequence = [class_token, x] if self.class_token_place == "first" else [x, class_token]
+        return jnp.concatenate(sequence, axis=1)
 
     def _apply(
         self,

@@ -5,6 +5,9 @@ three differ in `mix` alone and have the same parameters.
 """
 
 import abc
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -104,18 +107,8 @@ class Retention(Mixer):
         return_state: bool,
     ) -> tuple[Heads, State | None]:
         """O = (Q K^T .* D) V, or one of its equal forms."""
-        return _with_state(
-            retention(
-                q,
-                k,
-                v,
-                vir_log_decay(self.heads),
-                mode=mode,
-                chunk_size=self.chunk_size,
-                initial_state=initial_state,
-                return_state=return_state,
-            )
-        )
+        operator = partial(retention, mode=mode, chunk_size=self.chunk_size, initial_state=initial_state)
+        return _apply_retention(operator, q, k, v, return_state)
 
 
 class Retention2D(Mixer):
@@ -133,18 +126,8 @@ class Retention2D(Mixer):
         return_state: bool,
     ) -> tuple[Heads, State | None]:
         """As in 1-D, with the mask of the grid's patches and the class token below them."""
-        return _with_state(
-            retention_2d(
-                q,
-                k,
-                v,
-                vir_log_decay(self.heads),
-                grid=grid,
-                mode=mode,
-                initial_state=initial_state,
-                return_state=return_state,
-            )
-        )
+        operator = partial(retention_2d, mode=mode, grid=grid, initial_state=initial_state)
+        return _apply_retention(operator, q, k, v, return_state)
 
 
 class SoftmaxAttention(Mixer):
@@ -178,5 +161,10 @@ class SoftmaxAttention(Mixer):
         return jax.nn.dot_product_attention(q, k, v), None
 
 
-def _with_state(result: Array | tuple[Array, Array]) -> tuple[Heads, State | None]:
-    return result if isinstance(result, tuple) else (result, None)
+def _apply_retention(
+    operator: Callable[..., Any], q: Heads, k: Heads, v: Heads, return_state: bool
+) -> tuple[Heads, State | None]:
+    log_decay = vir_log_decay(q.shape[2])
+    if return_state:
+        return operator(q, k, v, log_decay, return_state=True)
+    return operator(q, k, v, log_decay), None

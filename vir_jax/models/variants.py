@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vir_jax.models.backbone import Readout, VisionBackbone
+from vir_jax.models.backbone import Place, Readout, VisionBackbone
 from vir_jax.models.mixers import Retention, Retention2D, SoftmaxAttention
 
 
@@ -90,9 +90,9 @@ def create_model(
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
             model takes images of other sizes and resamples the embeddings.
         retention: ViR's mixer: "1d" (raster order) or "2d". `None`: "1d" for ViR; ViT has none.
-        readout: what the head reads: the "last" token, the "first", or the "average" of the patch tokens.
-            `None`: the class token, which is ViR's last and ViT's first. (ViR is causal: its first token, a
-            patch, has seen itself alone.)
+        readout: what the head reads: the "last" token, the "first", or the "average" of the patch tokens (of
+            both passes where bidirectional). `None`: the class token, which is ViR's last and ViT's first. (ViR is
+            causal: its first token, a patch, has seen itself alone.)
         bidirectional: let ViR read the patches forwards, then backwards: [p1..pN, pN..p1, class token].
         layer_scale: initial LayerScale; `None`: the model has none; "default": 1e-5 for ViR, none for ViT.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
@@ -138,7 +138,7 @@ def create_model(
         mixer = partial(Retention, chunk_size=chunk_size)
     if layer_scale == "default":
         layer_scale = 1e-5 if family == "vir" else None
-    class_token: Literal["first", "last"] = "last" if family == "vir" else "first"
+    class_token: Place = "last" if family == "vir" else "first"
     return VisionBackbone(
         image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
         patch=patch,
