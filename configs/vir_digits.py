@@ -1,6 +1,8 @@
 """ViR on scikit-learn's handwritten digits (8 x 8 pixels, 16 patches): the whole pipeline on a laptop.
 
 python train.py --config=configs/vir_digits.py --workdir=runs/vir_digits
+
+Cost: 203,146 parameters. Result on two CPU cores: not measured yet.
 """
 
 import ml_collections

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import vir_jax.evaluation as evaluation
 from vir_jax.data import eval_loader, open_source
 from vir_jax.evaluation import ModesDisagreeError, evaluate, evaluate_workdir, format_results
 from vir_jax.ops import MODES
 from vir_jax.training.loop import train
 from vir_jax.training.mesh import make_mesh
+from vir_jax.training.model import ModelFunctions
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,12 @@ def test_all_modes_agree_on_a_trained_model(workdir):
 
 
 def test_modes_that_disagree_fail(workdir, monkeypatch):
-    monkeypatch.setitem(evaluation.AGREEMENT, "float32", 0.0)
+    apply = ModelFunctions.apply
+
+    def slightly_wrong(self, params, images, key=None, *, mode=None):
+        return apply(self, params, images, key, mode=mode) * (1.01 if mode == "recurrent" else 1.0)
+
+    monkeypatch.setattr(ModelFunctions, "apply", slightly_wrong)
     with pytest.raises(ModesDisagreeError, match=r"(?s)parallel.*recurrent.*chunkwise"):
         evaluate_workdir(workdir, mode="all")
 

@@ -19,7 +19,7 @@ from vir_jax.models import parse_name
 from vir_jax.ops import MODES
 from vir_jax.training.checkpoint import Checkpoints
 from vir_jax.training.log import quiet_libraries
-from vir_jax.training.mesh import check_batch, make_mesh, process_part, put_batch
+from vir_jax.training.mesh import check_divides, make_mesh, process_part, put_batch
 from vir_jax.training.mixing import normalize
 from vir_jax.training.model import ModelFunctions, image_size, model_functions
 from vir_jax.training.sharding import state_shardings
@@ -49,6 +49,7 @@ def evaluate(
     params: Params,
     batches: Iterable[Mapping[str, object]],
     mesh: Mesh,
+    parts: int = 1,
     *,
     modes: Sequence[str],
 ) -> dict[str, ModeResult]:
@@ -59,6 +60,7 @@ def evaluate(
       params: of the model.
       batches: this process's part, of `eval_loader`.
       mesh: over which batches are split.
+      parts: of `process_part`: how many processes' batches make a global one.
       modes: that `predict` is called with; the first is what the others are compared with.
 
     Raises:
@@ -69,7 +71,7 @@ def evaluate(
     seconds = dict.fromkeys(modes, 0.0)
     compiled = set()
     for host_batch in batches:
-        batch = put_batch(host_batch, mesh)
+        batch = put_batch(host_batch, mesh, parts)
         reference = None
         for mode in modes:
             if mode not in compiled:  # Compilation is not counted.
@@ -168,8 +170,12 @@ def evaluate_workdir(
         raise ValueError(
             f"the model tells {len(metadata['class_names'])} classes apart, the data has {source.num_classes}"
         )
+    if list(source.class_names) != metadata["class_names"]:
+        logging.warning(
+            "the data names its classes otherwise than the training data; labels are compared by number"
+        )
     logging.info("evaluating the %s weights of step %d in %s", weights, step, workdir)
-    check_batch(config, mesh)
+    check_divides("the evaluation batch size", config.eval_batch_size, mesh)
     part, parts = process_part(mesh)
     batches = eval_loader(
         source,
@@ -181,7 +187,7 @@ def evaluate_workdir(
         num_threads=data.threads,
     )
     predict = make_predict(model, mean=data.mean, std=data.std)
-    results = evaluate(predict, params, batches, mesh, modes=select_modes(config, mode))
+    results = evaluate(predict, params, batches, mesh, parts, modes=select_modes(config, mode))
     tolerance = AGREEMENT[config.model.dtype]
     if not all(result.difference <= tolerance for result in results.values()):  # NaN disagrees as well.
         raise ModesDisagreeError(

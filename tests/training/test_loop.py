@@ -13,10 +13,6 @@ from vir_jax.training.metrics import read_metrics
 TIMES = ("images_per_second", "eta_seconds")
 
 
-class Interrupted(Exception):
-    """What stops a run in these tests."""
-
-
 class InterruptedSource:
     """Digits that stop the run when their loader has read `reads` examples."""
 
@@ -33,7 +29,7 @@ class InterruptedSource:
     def __getitem__(self, index):
         self.reads -= 1
         if self.reads < 0:
-            raise SystemExit("interrupted")
+            raise KeyboardInterrupt("interrupted")
         return self.source[index]
 
 
@@ -55,7 +51,7 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(tmp_path, digits_confi
     whole = train(digits_config, tmp_path / "whole")
 
     stopped = tmp_path / "stopped"
-    with pytest.raises(BaseException):  # noqa: B017, PT011  Whatever a run dies of.
+    with pytest.raises(KeyboardInterrupt, match="interrupted"):
         train(digits_config, stopped, train_source=InterruptedSource(64 * 14))
     with Checkpoints(stopped, read_only=True) as checkpoints:
         saved = checkpoints.latest_step()
@@ -93,6 +89,28 @@ def test_values_that_are_not_finite_stop_the_run(tmp_path, digits_config):
     digits_config.optim.warmup_epochs = 0.0
     with pytest.raises(NonFiniteError, match=r"step \d+: loss .*, gradient norm .* Last checkpoint: step"):
         train(digits_config, tmp_path)
+
+
+def test_a_mistake_does_not_claim_the_workdir(tmp_path, digits_config):
+    digits_config.model.name = "vir_x4"
+    with pytest.raises(ValueError, match="no model is called 'vir_x4'"):
+        train(digits_config, tmp_path)
+    digits_config.model.name = "vir_mu4"
+    assert train(digits_config, tmp_path)["count"] == 355
+
+
+def test_a_run_cannot_become_shorter_than_it_is(tmp_path, digits_config):
+    train(digits_config, tmp_path)
+    digits_config.epochs = 0.3
+    with pytest.raises(ValueError, match=r"holds step 23, beyond the 9 steps .* raise config.epochs"):
+        train(digits_config, tmp_path)
+
+
+@pytest.mark.parametrize(("retention", "mode"), [("2d", "chunkwise"), ("1d", "recurrent")])
+def test_named_modes_train(tmp_path, digits_config, retention, mode):
+    digits_config.model.retention, digits_config.model.mode = retention, mode
+    digits_config.epochs, digits_config.optim.cooldown_epochs = 0.2, 0.0
+    assert train(digits_config, tmp_path)["count"] == 355
 
 
 def test_too_few_examples(tmp_path, digits_config):

@@ -2,8 +2,14 @@ import jax
 import numpy as np
 import pytest
 
-from vir_jax.training.config import default_config
-from vir_jax.training.mesh import check_batch, make_mesh, mesh_shape, process_part, put_batch
+from vir_jax.training.mesh import (
+    check_divides,
+    make_mesh,
+    mesh_shape,
+    part_of_process,
+    process_part,
+    put_batch,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,17 +40,33 @@ def test_batches_are_split_over_data_and_fsdp():
     mesh = make_mesh(2, 2, 2)
     assert process_part(mesh) == (0, 1)
     values = np.arange(8 * 3).reshape(8, 3)
-    batch = put_batch({"x": values}, mesh)["x"]
+    batch = put_batch({"x": values}, mesh, parts=1)["x"]
     np.testing.assert_array_equal(batch, values)
     assert batch.sharding.shard_shape(batch.shape) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ({0: {0, 1}, 1: {2, 3}}, [(0, 2), (1, 2)]),
+        ({0: {0, 3}, 1: {1, 2}}, [(0, 2), (1, 2)]),  # Laid out as a ring over the chips.
+        ({0: {0}, 1: {0}, 2: {1}, 3: {1}}, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # Tensor over two processes.
+    ],
+)
+def test_parts_of_processes(rows, parts):
+    shards = len(set().union(*rows.values()))
+    assert [part_of_process(rows, process, shards) for process in rows] == parts
+
+
+@pytest.mark.parametrize("rows", [{0: {0, 1}, 1: {1, 2}}, {0: {0, 1, 2}, 1: {3}}])
+def test_parts_that_overlap_or_differ_in_size(rows):
+    with pytest.raises(ValueError, match="overlapping or unequal parts of a batch"):
+        part_of_process(rows, 0, len(set().union(*rows.values())))
+
+
 def test_batches_that_the_mesh_does_not_divide():
-    config = default_config()
-    config.batch_size = 12
-    with pytest.raises(ValueError, match=r"config.batch_size is 12.* multiple of data \* fsdp = 8"):
-        check_batch(config, make_mesh())
-    config.batch_size, config.accumulation_steps = 16, 4
+    with pytest.raises(ValueError, match=r"config.batch_size is 12.* multiple of data \* fsdp = 8$"):
+        check_divides("config.batch_size", 12, make_mesh())
     with pytest.raises(ValueError, match="times accumulation_steps = 4"):
-        check_batch(config, make_mesh())
-    check_batch(config, make_mesh(1, devices=jax.devices()[:1]))
+        check_divides("config.batch_size", 16, make_mesh(), slices=4)
+    check_divides("config.batch_size", 12, make_mesh(1, devices=jax.devices()[:1]))

@@ -1,7 +1,7 @@
 import pytest
 
 from vir_jax.training.config import default_config
-from vir_jax.training.workdir import claim, compare
+from vir_jax.training.workdir import check_config, compare, write_config
 
 
 def test_differences_are_named():
@@ -12,16 +12,17 @@ def test_differences_are_named():
 
 
 def test_another_model_is_refused_and_logging_is_free(tmp_path, caplog):
-    claim(tmp_path, default_config())
-    claim(tmp_path, default_config())
+    check_config(tmp_path, default_config())
+    write_config(tmp_path, default_config())
+    check_config(tmp_path, default_config())
     config = default_config()
     config.log_every = 7
     config.epochs = 400.0
     with caplog.at_level("INFO"):
-        claim(tmp_path, config)
+        check_config(tmp_path, config)
     assert "log_every changed on resume: 100 -> 7" in caplog.text
     assert "epochs changed on resume: 310.0 -> 400.0" in caplog.text
     config.model.name = "vir_s16"
     config.seed = 1
     with pytest.raises(ValueError, match=r"(?s)model.name: 'vir_b16' -> 'vir_s16'.*seed: 0 -> 1"):
-        claim(tmp_path, config)
+        check_config(tmp_path, config)

@@ -170,7 +170,7 @@ class Checkpoints:
 
     def has_ema(self, step: int) -> bool:
         """Whether a checkpoint holds a moving average."""
-        return "ema" in self._manager.item_metadata(step).keys()
+        return "ema" in self._manager.item_metadata(step)
 
     def __enter__(self) -> "Checkpoints":
         return self

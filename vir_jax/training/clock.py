@@ -30,10 +30,10 @@ class Clock:
 
     Args:
       batch_size: images of a step, over all devices.
-      flops_per_image: of the model, forward and backward.
+      flops_per_image: of the model, forward and backward; None where they are not counted.
     """
 
-    def __init__(self, batch_size: int, *, flops_per_image: int) -> None:
+    def __init__(self, batch_size: int, *, flops_per_image: int | None) -> None:
         self._batch_size = batch_size
         self._flops_per_image = flops_per_image
         self._peak = peak_flops()
@@ -49,7 +49,7 @@ class Clock:
 
         Returns:
           images_per_second; eta_seconds, of the steps alone; mfu, the model's FLOPs (recomputation not counted)
-          over the devices' peak, where the peak is known.
+          over the devices' peak, where both are known.
         """
         now = time.perf_counter()
         seconds_per_step = (now - self._started) / self._steps
@@ -59,7 +59,7 @@ class Clock:
             "images_per_second": images_per_second,
             "eta_seconds": remaining_steps * seconds_per_step,
         }
-        if self._peak is not None:
+        if self._peak is not None and self._flops_per_image is not None:
             speed["mfu"] = images_per_second * self._flops_per_image / self._peak
         return speed
 

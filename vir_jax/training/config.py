@@ -16,7 +16,7 @@ from vir_jax.data import AugmentConfig
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The paper's recipe (section 4 of its reviewer release) for ViR-B on ImageNet, at a batch of 4096."""
+    """The recipe of `configs/vir_b.py`: ViR-B on ImageNet (PAPER.md section 4)."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # Parameters, shuffling, augmentation and drop path all derive from (seed, step).
     config.epochs = 310.0  # Passes over the training data, warm-up included, cool-down not.

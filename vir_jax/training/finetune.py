@@ -1,5 +1,6 @@
 """Starting from the weights of another run: at another resolution, with other classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from vir_jax.training.sharding import dotted
 from vir_jax.training.state import Params
 
 
-def pretrained_params(workdir: str | Path, *, fresh: Params) -> Params:
+def pretrained_params(workdir: str | Path, *, fresh: Params, class_names: Sequence[str]) -> Params:
     """The best weights of a finished run, fitted to another model of the same family and size.
 
     The moving average is taken where the run kept one. The position embedding is resampled to the new grid; the
-    head starts afresh where the number of classes differs.
+    head starts afresh where the classes differ.
 
     Args:
       workdir: of the finished run.
       fresh: initial parameters of the new model; their shapes and shardings are kept.
+      class_names: of the new model.
 
     Raises:
       ValueError: the models differ in more than resolution and classes.
@@ -31,12 +33,16 @@ def pretrained_params(workdir: str | Path, *, fresh: Params) -> Params:
         step = checkpoints.resolve("best")
         weights = "ema" if checkpoints.has_ema(step) else "raw"
         params = checkpoints.restore_params(step, weights=weights)
+        _, metadata = checkpoints.restore_config(step)
         logging.info("starting from the %s weights of step %d in %s", weights, step, workdir)
-    return fit_params(params, fresh=fresh)
+    keep_head = list(metadata["class_names"]) == list(class_names)
+    if not keep_head:
+        logging.info("the head starts afresh: the pretrained model tells other classes apart")
+    return fit_params(params, fresh=fresh, keep_head=keep_head)
 
 
-def fit_params(params: Params, *, fresh: Params) -> Params:
-    """`params` in the shapes and shardings of `fresh`; see `pretrained_params`."""
+def fit_params(params: Params, *, fresh: Params, keep_head: bool) -> Params:
+    """`params` in the shapes and shardings of `fresh`, but for the head unless kept; see `pretrained_params`."""
     loaded = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     wanted = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(fresh)[0]}
     if loaded.keys() != wanted.keys():
@@ -48,14 +54,13 @@ def fit_params(params: Params, *, fresh: Params) -> Params:
 
     def fit(path: tuple[Any, ...], new: Array) -> Array:
         name = dotted(path)
+        if name.startswith("head.") and not keep_head:
+            return new
         old = loaded[name]
         if name == "position_embedding":
             _, rows, cols, _ = new.shape
             old = resample_position_embedding(old, (rows, cols))
         if old.shape != new.shape:
-            if name.startswith("head."):
-                logging.info("%s %s starts afresh (the pretrained one has %s)", name, new.shape, old.shape)
-                return new
             raise ValueError(
                 f"pretrained {name} has shape {old.shape}, this model's has {new.shape};"
                 " config.model must name the same family and size"

@@ -1,18 +1,28 @@
 """What of the libraries' own log a user sees."""
 
 import logging as standard_logging
+from pathlib import Path
 
+import grain
+import jax
+import orbax.checkpoint
 from absl import logging
 
-# Libraries that report every file they write, or every backend they do not find, at INFO.
-_CHATTY = ("orbax", "grain", "jax")
+# Folders of libraries that report every file they write, or every backend they do not find, and the lowest level
+# that is kept of each. Orbax warns of every checkpoint without metrics; its failures are exceptions.
+_KEPT = {
+    Path(orbax.checkpoint.__file__).parent: standard_logging.ERROR,
+    Path(grain.__file__).parent: standard_logging.WARNING,
+    Path(jax.__file__).parent: standard_logging.WARNING,
+}
 
 
 def quiet_libraries() -> None:
-    """Keeps warnings of chatty libraries and drops what they log below that. Calling it twice is harmless."""
-    logging.get_absl_handler().addFilter(_drop_chatter)
+    """Drops what chatty libraries log below the level that matters. Calling it twice is harmless."""
+    logging.get_absl_handler().addFilter(keep)
 
 
-def _drop_chatter(record: standard_logging.LogRecord) -> bool:
-    chatty = any(f"/{library}/" in record.pathname.replace("\\", "/") for library in _CHATTY)
-    return record.levelno >= standard_logging.WARNING or not chatty
+def keep(record: standard_logging.LogRecord) -> bool:
+    """Whether a log record is shown."""
+    folders = Path(record.pathname).parents
+    return all(record.levelno >= level for folder, level in _KEPT.items() if folder in folders)

@@ -19,7 +19,7 @@ from vir_jax.training.clock import Clock
 from vir_jax.training.config import validate
 from vir_jax.training.finetune import pretrained_params
 from vir_jax.training.log import quiet_libraries
-from vir_jax.training.mesh import batch_sharding, check_batch, make_mesh, process_part, put_batch
+from vir_jax.training.mesh import batch_sharding, check_divides, make_mesh, process_part, put_batch
 from vir_jax.training.metrics import MetricsWriter, Window
 from vir_jax.training.model import image_size, model_functions
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -27,7 +27,7 @@ from vir_jax.training.sharding import state_shardings
 from vir_jax.training.state import TrainState, create_train_state
 from vir_jax.training.step import StepConfig, make_train_step
 from vir_jax.training.summary import summarize
-from vir_jax.training.workdir import claim
+from vir_jax.training.workdir import check_config, write_config
 
 
 class NonFiniteError(RuntimeError):
@@ -54,16 +54,17 @@ def train(
 
     Raises:
       ValueError: a config that cannot be run, with the field and what it should be.
-      NonFiniteError: a loss or gradient that is not finite; the state before that step is the last one
-        that was saved.
+      NonFiniteError: a loss, gradient or update that is not finite. The step was not applied; the newest
+        checkpoint is of a step before it.
     """
     # ------------------------------------------------------------------ config, mesh
     quiet_libraries()
     validate(config)
     workdir = Path(workdir).absolute()
     mesh = make_mesh(**config.mesh)
-    check_batch(config, mesh)
-    claim(workdir, config)
+    check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
+    check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
+    check_config(workdir, config)
 
     # ------------------------------------------------------------------ data
     data = config.data
@@ -75,7 +76,7 @@ def train(
             f" {config.batch_size}; lower config.batch_size"
         )
     steps_per_epoch = len(train_source) / config.batch_size
-    total_steps = round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch)
+    total_steps = max(1, round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch))
     part, parts = process_part(mesh)
     size = image_size(config.model)
     batches = train_loader(
@@ -123,9 +124,11 @@ def train(
     )
     compiled = step_function.lower(shapes, batch_shapes(config, size, mesh)).compile()
     predict = make_predict(model, mean=data.mean, std=data.std)
-    train_flops = 3 * model.flops(size)  # The backward pass costs twice the forward one.
+    forward_flops = model.flops(size)
+    train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
     logging.info("\n%s", summarize(shapes, mesh, compiled, flops=train_flops))
 
+    write_config(workdir, config)
     metadata = {
         "class_names": list(train_source.class_names),
         "vir_jax": vir_jax.__version__,
@@ -140,11 +143,18 @@ def train(
             start = 0
             state = jax.jit(init, out_shardings=shardings)(key)
             if config.init_from:
-                params = pretrained_params(config.init_from, fresh=state.params)
+                params = pretrained_params(
+                    config.init_from, fresh=state.params, class_names=train_source.class_names
+                )
                 state = dataclasses.replace(
                     state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params)
                 )
         else:
+            if start > total_steps:
+                raise ValueError(
+                    f"{workdir} holds step {start}, beyond the {total_steps} steps that config.epochs ="
+                    f" {config.epochs} makes; raise config.epochs to go on with that run"
+                )
             state, progress = checkpoints.restore(shapes, start)
             batches.set_state(progress["data"].encode())
             window = Window(**progress["window"])
@@ -156,7 +166,7 @@ def train(
         with MetricsWriter(workdir, start_step=start, total_steps=total_steps) as writer:
             in_flight: tuple[int, Mapping[str, Array]] | None = None
             for step in range(start + 1, total_steps + 1):
-                batch = put_batch(next(batches), mesh)
+                batch = put_batch(next(batches), mesh, parts)
                 state, metrics = compiled(state, batch)
                 clock.tick()
                 # Reading the metrics of the step before leaves the device one step of work ahead.
@@ -179,7 +189,7 @@ def train(
                     with clock.paused():
                         weights = state.params if state.ema is None else state.ema
                         mode = config.model.mode
-                        evaluated = evaluate(predict, weights, eval_batches, mesh, modes=[mode])
+                        evaluated = evaluate(predict, weights, eval_batches, mesh, parts, modes=[mode])
                         results = evaluated[mode].metrics
                     writer.write(step, {f"eval/{name}": value for name, value in results.items()})
                 if saving:
@@ -192,6 +202,7 @@ def train(
                             metadata=metadata,
                             metrics=results if evaluating else None,
                         )
+    batches.close()
     return results
 
 
@@ -205,8 +216,8 @@ def record(step: int, metrics: Mapping[str, Array], window: Window, checkpoints:
     if not values.pop("finite"):
         raise NonFiniteError(
             f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; the step was not"
-            f" applied. Last checkpoint: step {checkpoints.latest_step()}. Starting again goes on from there;"
-            " a lower config.optim.lr, a lower config.optim.clip_norm or config.model.dtype=float32 may help."
+            f" applied. Last checkpoint: step {checkpoints.latest_step()}. The same command would come to the same"
+            " end: go on from there with a lower config.optim.lr or config.optim.clip_norm."
         )
     window.add(values)
 

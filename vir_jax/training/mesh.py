@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -59,49 +58,61 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Checks that the mesh divides the batches of a config.
+def check_divides(name: str, size: int, mesh: Mesh, *, slices: int = 1) -> None:
+    """Checks that the mesh divides a batch, each of its `slices`.
 
     Raises:
-      ValueError: with the numbers.
+      ValueError: with the numbers, under the name that the user knows the size by.
     """
     shards = batch_shards(mesh)
-    for field, slices in (("batch_size", config.accumulation_steps), ("eval_batch_size", 1)):
-        if config[field] % (shards * slices):
-            raise ValueError(
-                f"config.{field} is {config[field]}, which the mesh {dict(mesh.shape)} does not divide:"
-                f" it must be a multiple of data * fsdp = {shards}"
-                + (f" times accumulation_steps = {slices}" if slices > 1 else "")
-            )
+    if size % (shards * slices):
+        raise ValueError(
+            f"{name} is {size}, which the mesh {dict(mesh.shape)} does not divide: it must be a multiple of"
+            f" data * fsdp = {shards}" + (f" times accumulation_steps = {slices}" if slices > 1 else "")
+        )
 
 
 def process_part(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process feeds, and how many parts there are.
-
-    Processes whose devices hold the same examples (a tensor axis that spans them) feed the same part.
-
-    Raises:
-      ValueError: the processes' shares of a batch are not equal, contiguous and disjoint.
-    """
+    """Which part of every batch this process feeds, and how many parts there are."""
     shards = batch_shards(mesh)
-    rows: dict[int, set[int]] = {}
     indices = batch_sharding(mesh).devices_indices_map((shards,))
+    rows: dict[int, set[int]] = {}
     for device in mesh.devices.flat:
         (row,) = indices[device]
         rows.setdefault(device.process_index, set()).add(row.indices(shards)[0])
+    return part_of_process(rows, jax.process_index(), shards)
+
+
+def part_of_process(rows: Mapping[int, set[int]], process: int, shards: int) -> tuple[int, int]:
+    """(index of a process's part, number of parts), from the shards of a batch that each process holds.
+
+    A part need not be in one piece: devices are laid out by the network, not by process. Processes that hold the
+    same shards (a tensor axis that spans them) feed the same part.
+
+    Raises:
+      ValueError: the parts overlap or are of unequal size, so that no process could feed its own.
+    """
     parts = sorted({tuple(sorted(part)) for part in rows.values()})
-    if [row for part in parts for row in part] != list(range(shards)) or len({len(p) for p in parts}) > 1:
+    if (
+        sorted(row for part in parts for row in part) != list(range(shards))
+        or len({len(p) for p in parts}) > 1
+    ):
         raise ValueError(
-            f"mesh {dict(mesh.shape)}: the processes hold unequal or interleaved parts of a batch,"
-            f" {parts}; choose axis sizes that keep each process's part in one piece"
+            f"the processes hold overlapping or unequal parts of a batch, {parts}; choose mesh axis sizes that give"
+            " each process whole shards of its own"
         )
-    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+    return parts.index(tuple(sorted(rows[process]))), len(parts)
 
 
-def put_batch(batch: Mapping[str, object], mesh: Mesh) -> dict[str, jax.Array]:
-    """Assembles the global batch from this process's part (NumPy arrays); nothing moves between processes."""
+def put_batch(batch: Mapping[str, object], mesh: Mesh, parts: int) -> dict[str, jax.Array]:
+    """Assembles the global batch from this process's part (NumPy arrays); nothing moves between processes.
+
+    Args:
+      batch: this process's part, rows in the order of its shards.
+      mesh: over which batches are split.
+      parts: of `process_part`.
+    """
     sharding = batch_sharding(mesh)
-    _, parts = process_part(mesh)
 
     def put(local: np.ndarray) -> jax.Array:
         shape = (local.shape[0] * parts, *local.shape[1:])

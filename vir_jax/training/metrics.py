@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from absl import logging
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
@@ -41,6 +41,9 @@ class MetricsWriter:
         events.parent.mkdir(exist_ok=True)
         self._events = RecordWriter(events.open("wb"))
         self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        # TensorBoard then forgets what earlier files say of the steps that are done again.
+        restart = SessionLog(status=SessionLog.START)
+        self._add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,

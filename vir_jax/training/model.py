@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vir_jax.models import VisionBackbone, create_model, flops
-from vir_jax.models.mixers import Retention
+from vir_jax.models.mixers import Retention, Retention2D
 from vir_jax.training.state import Params
 
 
@@ -45,15 +45,18 @@ class ModelFunctions:
         model = nnx.merge(self.graph, params)
         return model(images, mode=mode or self.config.mode, key=key)
 
-    def flops(self, size: tuple[int, int]) -> int:
+    def flops(self, size: tuple[int, int]) -> int | None:
         """Floating-point operations of a forward pass on one image of (height, width) pixels.
 
-        1-D retention in mode "auto" is counted as chunkwise, the cheaper of the forms it chooses from.
+        1-D retention in mode "auto" is counted as chunkwise, the cheaper of the forms it chooses from. The
+        forms of 2-D retention other than the parallel one are not counted: None.
         """
         model = nnx.eval_shape(lambda: _create(self.config, self.num_classes, jax.random.key(0)))
-        mode = self.config.mode
+        mixer, mode = model.blocks[0].mixer, self.config.mode
+        if isinstance(mixer, Retention2D) and mode != "parallel":
+            return None
         if mode == "auto":
-            mode = "chunkwise" if isinstance(model.blocks[0].mixer, Retention) else "parallel"
+            mode = "chunkwise" if isinstance(mixer, Retention) else "parallel"
         return 2 * flops(model, size, mode=mode)  # A multiply-add is two operations.
 
 
@@ -86,5 +89,7 @@ def image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
     """
     sides = tuple(config.image_size)
     if len(sides) not in (1, 2):
-        raise ValueError(f"config.model.image_size is {sides}; expected (height, width), or one number for a square")
+        raise ValueError(
+            f"config.model.image_size is {sides}; expected (height, width), or one number for a square"
+        )
     return sides[0], sides[-1]

@@ -53,7 +53,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step: (state, {"image": uint8 [b y x 3], "label": int32 [b]}) -> (state, metrics).
 
-    All randomness is folded from (seed, step). A step whose loss or gradients are not finite changes nothing
+    All randomness is folded from (seed, step). A step whose loss, gradients or updates are not finite changes nothing
     but the step counter, and says so in metrics["finite"]; the caller decides what becomes of the run.
     """
 
@@ -114,7 +114,8 @@ def make_train_step(
         metrics["update_norm"] = optax.tree.norm(updates)
         metrics["parameter_norm"] = optax.tree.norm(params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        watched = (metrics[name] for name in ("loss", "gradient_norm", "update_norm", "parameter_norm"))
+        finite = jnp.all(jnp.isfinite(jnp.stack(list(watched))))
         metrics["finite"] = finite
 
         stepped = TrainState(step=state.step, params=params, opt_state=opt_state, ema=ema)

@@ -24,10 +24,13 @@ def bytes_per_device(state: Any) -> int:
 
 
 def compiled_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes on each device of a compiled step: arguments, outputs not aliased to them, temporaries, sum."""
+    """Bytes on each device of a compiled step: arguments, outputs not aliased to them, temporaries, sum.
+
+    Empty where the backend does not tell.
+    """
     memory = compiled.memory_analysis()
     if memory is None:
-        raise ValueError("this backend does not tell the memory of a compiled program")
+        return {}
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -36,14 +39,14 @@ def compiled_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
-def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, flops: int) -> str:
+def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, flops: int | None) -> str:
     """A text of the parameters by top-level module, the mesh, and the memory of one device.
 
     Args:
       state: shapes with shardings.
       mesh: of the run.
       compiled: the train step.
-      flops: of the model on one image, forward and backward.
+      flops: of the model on one image, forward and backward; None where they are not counted.
     """
     groups: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state.params)[0]:
@@ -63,9 +66,15 @@ def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, f
             f"devices    {mesh.size} x {device.device_kind} ({device.platform}),"
             f" {jax.process_count()} process(es)",
             "mesh       " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-            f"compute    {flops / 1e9:.3g} GFLOP per image, forward and backward",
+            "compute    "
+            + (
+                "not counted" if flops is None else f"{flops / 1e9:.3g} GFLOP per image, forward and backward"
+            ),
             f"memory     train state {_mib(bytes_per_device(state))} per device; compiled step: "
-            + ", ".join(f"{name} {_mib(size)}" for name, size in memory.items()),
+            + (
+                ", ".join(f"{name} {_mib(size)}" for name, size in memory.items())
+                or "not told by this backend"
+            ),
         ]
     )
 

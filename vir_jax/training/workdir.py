@@ -24,12 +24,12 @@ FREE_FIELDS = (
     "mesh.tensor",
     "model.remat",
 )
-# Changing these on purpose (a longer run) changes the schedule from here on: allowed, but said loudly.
-SCHEDULE_FIELDS = ("epochs", "optim.cooldown_epochs")
+# Changed on purpose (a longer run, a gentler one) these change updates from here on: allowed, but said loudly.
+TUNING_FIELDS = ("epochs", "optim.cooldown_epochs", "optim.lr", "optim.final_lr", "optim.clip_norm")
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Writes the config to a new workdir, or checks it against that of the run that is there.
+def check_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Checks a config against that of the run that the workdir holds, if it holds one.
 
     Raises:
       ValueError: the run there has another model, data or optimisation; every difference is named.
@@ -37,7 +37,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     path = workdir / CONFIG_FILE
     if path.exists():
         differences = compare(json.loads(path.read_text()), json.loads(config.to_json()))
-        refused = [name for name in differences if name not in FREE_FIELDS + SCHEDULE_FIELDS]
+        refused = [name for name in differences if name not in FREE_FIELDS + TUNING_FIELDS]
         if refused:
             lines = "\n".join(f"  {name}: {differences[name]}" for name in refused)
             raise ValueError(
@@ -45,8 +45,13 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 "Give these fields their old values to go on with that run, or choose another workdir."
             )
         for name, change in differences.items():
-            level = logging.WARNING if name in SCHEDULE_FIELDS else logging.INFO
+            level = logging.WARNING if name in TUNING_FIELDS else logging.INFO
             logging.log(level, "config.%s changed on resume: %s", name, change)
+
+
+def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the workdir this run's, once nothing stands in the way of its first step."""
+    path = workdir / CONFIG_FILE
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
