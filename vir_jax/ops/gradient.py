@@ -91,7 +91,9 @@ def _backward(
     dk, _ = backward(False, v, do, q, log_decay, _transposed(d_final))
     dv, d_arriving = backward(arriving is not None, k, q, do, log_decay, d_final)
 
-    out_by_decay, final_by_decay = _retention(form, order + 1, reverse, with_final, *arguments)
+    # In fp32, for (n - m) D outgrows fp16.
+    of_decay = (q, k, v.astype(jnp.float32), log_decay, arriving)
+    out_by_decay, final_by_decay = _retention(form, order + 1, reverse, with_final, *of_decay)
     d_log_decay = jnp.sum(do.astype(jnp.float32) * out_by_decay, axis=(0, 1, 3))
     if d_final is not None and final_by_decay is not None:
         d_log_decay += jnp.sum(d_final * final_by_decay, axis=(0, *range(2, d_final.ndim)))

@@ -1,0 +1,100 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+from tests.ops.cases import random_case
+from vir_jax.ops import retention, retention_2d, retention_2d_step, retention_step
+
+
+@pytest.fixture(autouse=True)
+def _no_shape_types():
+    """The tests' shape checks off, so that what a user would meet is met here."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+CASE = random_case(n=12)
+Q, K, V, LOG_DECAY, STATE = CASE.arguments
+
+WRONG = {
+    "rank": ({"q": Q[0]}, r"rank 4.*q \(12, 3, 8\), k \(2, 12, 3, 8\)"),
+    "key width": ({"k": K[..., :4]}, r"one shape.*k \(2, 12, 3, 4\)"),
+    "heads": ({"v": V[:, :, :2]}, r"batch, tokens and heads.*v \(2, 12, 2, 5\)"),
+    "tokens": ({"v": V[:, :7]}, r"batch, tokens and heads.*v \(2, 7, 3, 5\)"),
+    "empty": ({"q": Q[:, :0], "k": K[:, :0], "v": V[:, :0]}, r"must not be empty"),
+    "dtype": ({"q": Q.astype(int)}, r"q has dtype int32; expected one of float32, bfloat16, float16"),
+    "mode": (
+        {"mode": "chunk"},
+        r"unknown mode 'chunk'; expected one of 'parallel', 'recurrent', 'chunkwise'",
+    ),
+    "scale": ({"scale": jnp.ones(())}, r"scale is .*expected a Python number"),
+    "decay shape": ({"log_decay": LOG_DECAY[:2]}, r"log_decay has shape \(2,\); expected \(3,\)"),
+    "decay dtype": ({"log_decay": LOG_DECAY.astype(jnp.bfloat16)}, r"dtype bfloat16; expected float32"),
+    "decay above one": ({"log_decay": -LOG_DECAY}, r"expected decays in \(0, 1\].*pass log\(gamma\)"),
+    "decay of zero": ({"log_decay": jnp.full(3, -jnp.inf)}, r"decays \[0.0, 0.0, 0.0\]; expected"),
+    "decay of nan": ({"log_decay": jnp.full(3, jnp.nan)}, r"expected decays in \(0, 1\]"),
+}
+SEQUENCE = {
+    "chunk of zero": ({"chunk_size": 0}, r"chunk_size is 0; expected a positive integer"),
+    "fraction of a chunk": ({"chunk_size": 2.5}, r"chunk_size is 2.5; expected a positive integer"),
+    "state shape": (
+        {"initial_state": STATE[:1]},
+        r"state has shape \(1, 3, 8, 5\); expected \(2, 3, 8, 5\)",
+    ),
+    "state dtype": (
+        {"initial_state": STATE.astype(jnp.bfloat16)},
+        r"state has dtype bfloat16; expected float32",
+    ),
+}
+GRID = {
+    "too large": ({"grid": (4, 4)}, r"4 rows by 4 columns has 16 patches, but there are 12 tokens"),
+    "one side": ({"grid": (12,)}, r"grid is \(12,\); expected \(rows, cols\)"),
+    "negative": ({"grid": (-1, 3)}, r"grid is -1 rows by 3 columns"),
+    "no column": ({"grid": (3, 0)}, r"grid is 3 rows by 0 columns"),
+    "chunk of zero": ({"chunk_rows": 0}, r"chunk_rows is 0; expected a positive integer"),
+    "state shape": ({"initial_state": STATE}, r"state has shape \(2, 3, 8, 5\); expected \(2, 3, 4, 8, 5\)"),
+}
+
+
+def _call(op, change):
+    arguments = {"q": Q, "k": K, "v": V, "log_decay": LOG_DECAY} | change
+    positional = [arguments.pop(name) for name in ("q", "k", "v", "log_decay")]
+    return op(*positional, **arguments)
+
+
+@pytest.mark.parametrize(("change", "message"), (WRONG | SEQUENCE).values(), ids=WRONG | SEQUENCE)
+def test_retention_says_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        _call(retention, change)
+
+
+@pytest.mark.parametrize(("change", "message"), (WRONG | GRID).values(), ids=WRONG | GRID)
+def test_retention_2d_says_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        _call(retention_2d, {"grid": (3, 4)} | change)
+
+
+def test_steps_say_what_is_wrong():
+    with pytest.raises(ValueError, match="the state has shape"):
+        retention_step(Q, K, V, LOG_DECAY, STATE[..., :2])
+    with pytest.raises(ValueError, match="the state has shape"):
+        retention_2d_step(Q, K, V, LOG_DECAY, STATE, grid=(3, 4))
+
+
+def test_errors_come_while_tracing():
+    shape = partial(jax.eval_shape, partial(retention, mode="chunkwise", chunk_size=0))
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        shape(Q, K, V, LOG_DECAY)
+    wrong = -LOG_DECAY
+    closed_over = jax.jit(lambda q: retention(q, K, V, wrong))
+    with pytest.raises(ValueError, match="expected decays in"):
+        closed_over(Q)
+
+
+def test_traced_decays_are_taken_as_they_are():
+    out = jax.jit(retention)(Q, K, V, -LOG_DECAY)
+    assert out.shape == V.shape

@@ -1,0 +1,221 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ops.cases import assert_close, quick_jit, random_case
+from vir_jax.ops import MODES, decay_mask_2d, retention, retention_2d, retention_2d_step
+from vir_jax.ops.grid import BAND_TOKENS, PARALLEL_UP_TO
+from vir_jax.ops.reference import naive_retention_2d, naive_retention_2d_gradients
+
+FP32 = 3e-6
+HALF = 5e-3
+
+# (rows, cols), trailing tokens, rows in a chunk: not square, one row, one column, ragged and whole chunks.
+GRIDS = [
+    ((3, 5), 0, 1),
+    ((5, 3), 1, 2),
+    ((6, 4), 1, 3),
+    ((1, 7), 1, 4),
+    ((7, 1), 0, 2),
+    ((4, 3), 3, 3),
+    ((14, 14), 1, 4),
+]
+
+
+@partial(quick_jit, static_argnames=("grid", "mode", "chunk_rows"))
+def _run(arguments, cotangents, **options):
+    """Output and final state, and the gradients of everything differentiable."""
+
+    def op(q, k, v, log_decay, initial_state):
+        return retention_2d(q, k, v, log_decay, initial_state=initial_state, return_state=True, **options)
+
+    results, pull_back = jax.vjp(op, *arguments)
+    return results, pull_back(cotangents)
+
+
+def _tokens(grid, trailing):
+    return grid[0] * grid[1] + trailing
+
+
+@pytest.mark.parametrize(("grid", "trailing", "chunk_rows"), GRIDS)
+def test_modes_agree_with_the_reference_and_each_other(grid, trailing, chunk_rows):
+    case = random_case(n=_tokens(grid, trailing), h=2, cols=grid[1])
+    arrays = list(map(np.asarray, case))
+    expected = naive_retention_2d(*arrays[:4], grid, initial_state=arrays[4])
+    gradients = naive_retention_2d_gradients(*arrays[:4], grid, *arrays[4:])
+    results = {
+        m: _run(case.arguments, case.cotangents, grid=grid, mode=m, chunk_rows=chunk_rows) for m in MODES
+    }
+    for mode in MODES:
+        assert_close(results[mode], (expected, gradients), FP32)
+        assert_close(results[mode], results["parallel"], FP32)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 6),
+    cols=st.integers(1, 6),
+    trailing=st.integers(0, 3),
+    h=st.integers(1, 2),
+    d=st.integers(1, 5),
+    e=st.integers(1, 5),
+    chunk_rows=st.integers(1, 7),
+    mode=st.sampled_from((*MODES, "auto")),
+    with_state=st.booleans(),
+    scale=st.sampled_from((None, 0.3)),
+)
+def test_any_shape(rows, cols, trailing, h, d, e, chunk_rows, mode, with_state, scale):
+    case = random_case(1, rows * cols + trailing, h, d, e, cols=cols)
+    state = case.initial_state if with_state else None
+    grid = (rows, cols)
+    op = partial(retention_2d, grid=grid, mode=mode, chunk_rows=chunk_rows, return_state=True, scale=scale)
+    result = quick_jit(op)(*case.tokens, case.log_decay, initial_state=state)
+    arrays = map(np.asarray, (*case.tokens, case.log_decay))
+    state = state if state is None else np.asarray(state)
+    expected = naive_retention_2d(*arrays, grid, initial_state=state, scale=scale)
+    assert_close(result, expected, FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_row_is_a_sequence(mode):
+    case = random_case(n=9)
+    out = retention_2d(*case.tokens, case.log_decay, grid=(1, 9), mode=mode)
+    assert_close(out, retention(*case.tokens, case.log_decay), FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_cut_between_rows_is_the_whole(mode):
+    rows, cols, trailing = 5, 4, 1
+    case = random_case(n=_tokens((rows, cols), trailing), cols=cols)
+    op = quick_jit(partial(retention_2d, mode=mode, chunk_rows=2, return_state=True), static_argnames="grid")
+    whole, final = op(*case.tokens, case.log_decay, grid=(rows, cols), initial_state=case.initial_state)
+    for cut in (3, 5):  # the second leaves the class token alone
+        above, below = ([x[:, s] for x in case.tokens] for s in (slice(cut * cols), slice(cut * cols, None)))
+        first, state = op(*above, case.log_decay, grid=(cut, cols), initial_state=case.initial_state)
+        second, last = op(*below, case.log_decay, grid=(rows - cut, cols), initial_state=state)
+        assert_close((jnp.concatenate([first, second], axis=1), last), (whole, final), FP32)
+
+
+def test_an_image_that_arrives_a_few_rows_at_a_time_is_the_whole():
+    cols = 4
+    case = random_case(n=_tokens((5, cols), 1), cols=cols)
+    whole, final = retention_2d(*case.tokens, case.log_decay, grid=(5, cols), return_state=True)
+    state, outs, start = jnp.zeros_like(case.initial_state), [], 0
+    for rows, trailing in ((1, 0), (2, 0), (2, 0), (0, 1)):
+        stop = start + _tokens((rows, cols), trailing)
+        tokens = (x[:, start:stop] for x in case.tokens)
+        out, state = retention_2d_step(*tokens, case.log_decay, state, grid=(rows, cols))
+        outs.append(out)
+        start = stop
+    assert_close((jnp.concatenate(outs, axis=1), state), (whole, final), FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_token_changes_only_what_is_below_and_right_of_it(mode):
+    grid, trailing = (5, 4), 2
+    case = random_case(n=_tokens(grid, trailing), cols=4)
+    op = quick_jit(partial(retention_2d, grid=grid, mode=mode, chunk_rows=2))
+    before = np.asarray(op(*case.tokens, case.log_decay))
+    sees = np.asarray(decay_mask_2d(grid, case.log_decay, trailing))[0] > 0
+    for token in (0, 6, 11, 19, 20):
+        changed = (x.at[:, token].multiply(-1.5) for x in case.tokens)
+        after = np.asarray(op(*changed, case.log_decay))
+        differs = (after != before).any(axis=(0, 2, 3))
+        np.testing.assert_array_equal(differs, sees[:, token])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_shifts_of_the_image_shift_the_output(mode):
+    rows, cols, side = 6, 7, 4
+    patch = [x.reshape(2, side, side, 3, -1) for x in random_case(n=side * side).tokens]
+    log_decay = random_case().log_decay
+    op = quick_jit(partial(retention_2d, grid=(rows, cols), mode=mode, chunk_rows=2))
+
+    def shifted(y, x):
+        tokens = (
+            jnp.zeros([2, rows, cols, 3, t.shape[-1]]).at[:, y : y + side, x : x + side].set(t) for t in patch
+        )
+        out = op(*(t.reshape(2, rows * cols, 3, -1) for t in tokens), log_decay)
+        return out.reshape(2, rows, cols, 3, -1)[:, y : y + side, x : x + side]
+
+    for y, x in ((1, 0), (0, 2), (2, 3)):
+        assert_close(shifted(y, x), shifted(0, 0), FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bf16_of_large_activations(mode):
+    grid = (9, 14)
+    case = random_case(b=1, n=_tokens(grid, 1), h=2, d=32, e=32, cols=14)
+    q, k, v = (100 * x for x in case.tokens)
+    case = case._replace(q=q, k=k, v=v)
+    half = case._replace(
+        **{name: getattr(case, name).astype(jnp.bfloat16) for name in ("q", "k", "v", "d_out")}
+    )
+    results, gradients = _run(half.arguments, half.cotangents, grid=grid, mode=mode, chunk_rows=4)
+
+    assert results[0].dtype == jnp.bfloat16
+    chex.assert_trees_all_equal_dtypes(gradients, half.arguments)
+    chex.assert_tree_all_finite((results, gradients))
+    arrays = list(map(np.asarray, case))
+    assert_close(results, naive_retention_2d(*arrays[:4], grid, initial_state=arrays[4]), HALF)
+    expected = naive_retention_2d_gradients(*arrays[:4], grid, *arrays[4:])
+    assert_close((*gradients[:3], gradients[4]), (*expected[:3], expected[4]), HALF)
+
+
+def test_auto_is_parallel_for_small_grids_and_chunkwise_for_large():
+    cols = BAND_TOKENS // 8
+    for rows, mode in ((PARALLEL_UP_TO // cols, "parallel"), (PARALLEL_UP_TO // cols + 1, "chunkwise")):
+        case = random_case(b=1, n=rows * cols, h=1, cols=cols)
+        op = partial(retention_2d, *case.tokens, case.log_decay, grid=(rows, cols))
+        np.testing.assert_array_equal(op(), op(mode=mode))
+
+
+def test_vmap_jit_and_remat():
+    case = random_case(b=3, n=13)
+    op = partial(retention_2d, grid=(3, 4), mode="chunkwise", chunk_rows=1)
+
+    def loss(q, k, v, log_decay):
+        return jnp.sum(op(q, k, v, log_decay) * case.d_out)
+
+    def one_loss(q, k, v, log_decay, d_out):
+        return jnp.sum(op(q[None], k[None], v[None], log_decay) * d_out)
+
+    @quick_jit
+    def run(log_decay):
+        plain = jax.value_and_grad(loss, (0, 1, 2))(*case.tokens, log_decay)
+        remat = jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))(*case.tokens, log_decay)
+        each = jax.vmap(jax.value_and_grad(one_loss, (0, 1, 2)), (0, 0, 0, None, 0))
+        losses, gradients = each(*case.tokens, log_decay, case.d_out)
+        return plain, remat, (losses.sum(), gradients)
+
+    plain, remat, mapped = run(case.log_decay)
+    assert_close(remat, plain, FP32)
+    assert_close(mapped, plain, FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradient_of_gradient(mode):
+    case = random_case(b=1, n=7, h=2, d=3, e=2)
+
+    def dense(q, k, v, log_decay):
+        """Retention without a gradient rule of its own."""
+        scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) * decay_mask_2d((2, 3), log_decay, 1)
+        return q.shape[-1] ** -0.5 * jnp.einsum("bhnm,bmhe->bnhe", scores, v)
+
+    def second_order(op):
+        def loss(*arguments):
+            return jnp.sum(jnp.sin(op(*arguments)) * case.d_out)
+
+        def penalty(*arguments):
+            return sum(jnp.sum(jnp.cos(g)) for g in jax.grad(loss, range(4))(*arguments))
+
+        return quick_jit(jax.grad(penalty, range(4)))(*case.arguments[:4])
+
+    named = partial(retention_2d, grid=(2, 3), mode=mode, chunk_rows=1)
+    assert_close(second_order(named), second_order(dense), 1e-5)

@@ -1,0 +1,219 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ops.cases import assert_close, quick_jit, random_case
+from vir_jax.ops import MODES, decay_mask, retention, retention_step
+from vir_jax.ops.reference import naive_retention, naive_retention_gradients
+from vir_jax.ops.sequence import PARALLEL_UP_TO
+
+FP32 = 3e-6  # relative RMS; sums of a few hundred fp32 products of either sign
+HALF = 5e-3
+
+# Ragged chunks, whole chunks, one chunk too large, chunks of one token.
+CHUNKS = {1: 4, 2: 1, 63: 64, 64: 16, 65: 16, 196: 64, 197: 49, 577: 50}
+
+
+@partial(quick_jit, static_argnames=("mode", "chunk_size"))
+def _run(arguments, cotangents, **options):
+    """Output and final state, and the gradients of everything differentiable."""
+
+    def op(q, k, v, log_decay, initial_state):
+        return retention(q, k, v, log_decay, initial_state=initial_state, return_state=True, **options)
+
+    results, pull_back = jax.vjp(op, *arguments)
+    return results, pull_back(cotangents)
+
+
+@pytest.mark.parametrize("n", CHUNKS)
+def test_modes_agree_with_the_reference_and_each_other(n):
+    case = random_case(n=n)
+    expected = naive_retention(*map(np.asarray, case.arguments))
+    gradients = naive_retention_gradients(*map(np.asarray, case))
+    results = {m: _run(case.arguments, case.cotangents, mode=m, chunk_size=CHUNKS[n]) for m in MODES}
+    for mode in MODES:
+        assert_close(results[mode], (expected, gradients), FP32)
+        assert_close(results[mode], results["parallel"], FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_decays_at_the_ends_of_their_range(mode):
+    case = random_case(n=65)._replace(log_decay=jnp.array([0.0, -1e-7, -120.0]))
+    results = _run(case.arguments, case.cotangents, mode=mode, chunk_size=16)
+    arrays = list(map(np.asarray, case))
+    assert_close(results, (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    b=st.integers(1, 2),
+    n=st.integers(1, 40),
+    h=st.integers(1, 3),
+    d=st.integers(1, 8),
+    e=st.integers(1, 8),
+    chunk_size=st.integers(1, 50),
+    mode=st.sampled_from((*MODES, "auto")),
+    with_state=st.booleans(),
+    scale=st.sampled_from((None, 0.3)),
+)
+def test_any_shape(b, n, h, d, e, chunk_size, mode, with_state, scale):
+    case = random_case(b, n, h, d, e)
+    state = case.initial_state if with_state else None
+    op = partial(retention, mode=mode, chunk_size=chunk_size, return_state=True, scale=scale)
+    result = quick_jit(op)(*case.tokens, case.log_decay, initial_state=state)
+    arrays = map(np.asarray, (*case.tokens, case.log_decay))
+    expected = naive_retention(
+        *arrays, initial_state=state if state is None else np.asarray(state), scale=scale
+    )
+    assert_close(result, expected, FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cut", [1, 30])
+def test_a_sequence_cut_in_two_is_the_whole(mode, cut):
+    case = random_case()
+    op = quick_jit(partial(retention, mode=mode, chunk_size=16, return_state=True))
+    whole, final = op(*case.tokens, case.log_decay, initial_state=case.initial_state)
+    first, state = op(*(x[:, :cut] for x in case.tokens), case.log_decay, initial_state=case.initial_state)
+    second, last = op(*(x[:, cut:] for x in case.tokens), case.log_decay, initial_state=state)
+    assert_close((jnp.concatenate([first, second], axis=1), last), (whole, final), FP32)
+
+
+def test_steps_of_one_token_or_a_chunk_are_the_whole():
+    case = random_case(n=21)
+    whole, final = retention(*case.tokens, case.log_decay, return_state=True)
+    for size in (1, 7):
+        state, outs = jnp.zeros_like(case.initial_state), []
+        for start in range(0, 21, size):
+            tokens = (x[:, start : start + size] for x in case.tokens)
+            out, state = retention_step(*tokens, case.log_decay, state)
+            outs.append(out)
+        assert_close((jnp.concatenate(outs, axis=1), state), (whole, final), FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_future_never_changes_the_past(mode):
+    case, other = random_case(), random_case(seed=1)
+    op = quick_jit(partial(retention, mode=mode, chunk_size=16))
+    past = np.asarray(op(*case.tokens, case.log_decay))
+    for now in (1, 15, 16, 40, 64):
+        tokens = (x.at[:, now:].set(y[:, now:]) for x, y in zip(case.tokens, other.tokens, strict=True))
+        changed = np.asarray(op(*tokens, case.log_decay))
+        np.testing.assert_array_equal(changed[:, :now], past[:, :now])
+        assert (changed[:, now:] != past[:, now:]).any(axis=(0, 2, 3)).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("mode", MODES)
+def test_half_precision_of_large_activations(mode, dtype):
+    case = random_case(b=1, n=197, h=2, d=64, e=64)
+    # fp16 ends at 65504. Scores are beyond it here; small values and cotangents bring what comes out within it.
+    scales = (100, 100, 100, 1) if dtype == jnp.bfloat16 else (100, 100, 1e-2, 1e-2)
+    q, k, v, d_out = (s * x for s, x in zip(scales, (*case.tokens, case.d_out), strict=True))
+    case = case._replace(q=q, k=k, v=v, d_out=d_out)
+    half = case._replace(**{name: getattr(case, name).astype(dtype) for name in ("q", "k", "v", "d_out")})
+    (out, final), gradients = _run(half.arguments, half.cotangents, mode=mode, chunk_size=64)
+
+    assert out.dtype == dtype
+    assert final.dtype == jnp.float32
+    chex.assert_trees_all_equal_dtypes(gradients, half.arguments)
+    chex.assert_tree_all_finite(((out, final), gradients))
+    arrays = list(map(np.asarray, case))
+    assert_close((out, final), naive_retention(*arrays[:5]), HALF)
+    expected = naive_retention_gradients(*arrays)
+    assert_close((*gradients[:3], gradients[4]), (*expected[:3], expected[4]), HALF)
+    # The decay's gradient is one sum over all tokens, of either sign, in which the rounding of the inputs weighs more.
+    rounded = naive_retention_gradients(*(np.asarray(x, np.float64) for x in half))
+    assert_close(gradients[3], rounded.log_decay, HALF)
+
+
+def test_values_keep_their_dtype_among_other_dtypes():
+    case = random_case(n=20)
+    tokens = (case.q.astype(jnp.bfloat16), case.k, case.v.astype(jnp.float16))
+    (out, _), gradients = _run(
+        (*tokens, case.log_decay, case.initial_state),
+        (case.d_out.astype(jnp.float16), case.d_final),
+        mode="chunkwise",
+        chunk_size=8,
+    )
+    assert out.dtype == jnp.float16
+    chex.assert_trees_all_equal_dtypes(gradients[:3], tokens)
+    expected, _ = naive_retention(*map(np.asarray, case.arguments))
+    assert_close(out, expected, HALF)
+
+
+def test_auto_is_parallel_for_few_tokens_and_chunkwise_for_many():
+    for n, mode in ((PARALLEL_UP_TO, "parallel"), (PARALLEL_UP_TO + 1, "chunkwise")):
+        case = random_case(n=n)
+        auto = retention(*case.tokens, case.log_decay)
+        np.testing.assert_array_equal(auto, retention(*case.tokens, case.log_decay, mode=mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vmap_jit_and_remat(mode):
+    case = random_case(b=4, n=20)
+    op = partial(retention, mode=mode, chunk_size=8)
+
+    def loss(q, k, v, log_decay):
+        return jnp.sum(op(q, k, v, log_decay) * case.d_out)
+
+    def one_loss(q, k, v, log_decay, d_out):
+        return jnp.sum(op(q[None], k[None], v[None], log_decay) * d_out)
+
+    @quick_jit
+    def run(log_decay):
+        plain = jax.value_and_grad(loss, (0, 1, 2))(*case.tokens, log_decay)
+        remat = jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))(*case.tokens, log_decay)
+        each = jax.vmap(jax.value_and_grad(one_loss, (0, 1, 2)), (0, 0, 0, None, 0))
+        losses, gradients = each(*case.tokens, log_decay, case.d_out)
+        return plain, remat, (losses.sum(), gradients)
+
+    plain, remat, mapped = run(case.log_decay)
+    assert_close(plain[0], loss(*case.tokens, case.log_decay), FP32)
+    assert_close(remat, plain, FP32)
+    assert_close(mapped, plain, FP32)
+
+
+def test_vmap_over_decays():
+    case = random_case(n=20)
+    decays = jnp.stack([case.log_decay, 2 * case.log_decay])
+    both = jax.vmap(lambda a: retention(*case.tokens, a, mode="chunkwise", chunk_size=8))(decays)
+    for out, log_decay in zip(both, decays, strict=True):
+        assert_close(out, retention(*case.tokens, log_decay), FP32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradient_of_gradient(mode):
+    case = random_case(b=1, n=9, h=2, d=3, e=2)
+
+    def dense(q, k, v, log_decay, state):
+        """Retention without a gradient rule of its own."""
+        n, scale = q.shape[1], q.shape[-1] ** -0.5
+        mask = decay_mask(n + 1, log_decay)
+        scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) * mask[:, 1:, 1:]
+        out = jnp.einsum("bhnm,bmhe->bnhe", scores, v)
+        out += jnp.einsum("bnhd,hn,bhde->bnhe", q, mask[:, 1:, 0], state)
+        final = jnp.einsum("bmhd,hm,bmhe->bhde", k, mask[:, -1, 1:], v) + mask[:, -1, 0, None, None] * state
+        return scale * out, final
+
+    def named(q, k, v, log_decay, state):
+        return retention(q, k, v, log_decay, mode=mode, chunk_size=4, initial_state=state, return_state=True)
+
+    def second_order(op):
+        def loss(*arguments):
+            out, final = op(*arguments)
+            return jnp.sum(jnp.sin(out) * case.d_out) + jnp.sum(jnp.sin(final) * case.d_final)
+
+        def penalty(*arguments):
+            gradients = jax.grad(loss, range(5))(*arguments)
+            return sum(jnp.sum(jnp.cos(g)) for g in gradients)
+
+        return quick_jit(jax.grad(penalty, range(5)))(*case.arguments)
+
+    assert_close(second_order(named), second_order(dense), 1e-5)
