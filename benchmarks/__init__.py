@@ -1,0 +1,1 @@
+"""Measurements that can be repeated: each module is one command and writes its table under benchmarks/results/."""

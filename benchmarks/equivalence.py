@@ -1,0 +1,137 @@
+"""How closely every mode agrees with the reference: `python -m benchmarks.equivalence`, about a minute.
+
+Measures the relative RMS error of outputs and of gradients against the float64 loops of `vir_jax.ops.reference`, mode
+by dtype by number of tokens, and writes the table into README.md between its markers and into
+benchmarks/results/equivalence.{md,json}.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import markdown_table, write_results
+from vir_jax.ops import MODES, retention, retention_2d, vir_log_decay
+from vir_jax.ops.reference import (
+    naive_retention,
+    naive_retention_2d,
+    naive_retention_2d_gradients,
+    naive_retention_gradients,
+)
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- equivalence:begin -->", "<!-- equivalence:end -->"
+
+HEADS, WIDTH = 4, 32
+DTYPES = ("float32", "bfloat16", "float16")
+SEQUENCES = (1, 65, 197, 577, 4097)
+GRIDS = ((1, 14), (7, 7), (14, 14), (12, 40))  # and a class token each
+
+
+@dataclasses.dataclass
+class Record:
+    """One entry: relative RMS errors of the output and, the largest, of the five gradients."""
+
+    op: str
+    size: str
+    mode: str
+    dtype: str
+    output_error: float
+    gradient_error: float
+
+
+def _relative_rms(actual: Any, expected: Any) -> float:
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
+
+
+def _inputs(n: int, dtype: str, state: tuple[int, ...]) -> list[jax.Array]:
+    """q, k, v, log_decay, initial state, and the cotangents of output and final state."""
+    rng = np.random.default_rng(0)
+    tokens = [jnp.asarray(rng.normal(size=(1, n, HEADS, WIDTH)), dtype) for _ in range(4)]
+    states = [jnp.asarray(rng.normal(size=(1, HEADS, *state)), jnp.float32) for _ in range(2)]
+    return [*tokens[:3], vir_log_decay(HEADS), states[0], tokens[3], states[1]]
+
+
+def _errors(op: Any, forward: Any, backward: Any, inputs: list[jax.Array], mode: str) -> tuple[float, float]:
+    @jax.jit
+    def run(arguments: Any, cotangents: Any) -> Any:
+        results, pull_back = jax.vjp(
+            lambda q, k, v, a, state: op(q, k, v, a, mode=mode, initial_state=state, return_state=True),
+            *arguments,
+        )
+        return results, pull_back(cotangents)
+
+    (out, _), gradients = run(tuple(inputs[:5]), tuple(inputs[5:]))
+    q, k, v, log_decay, state, d_out, d_final = (np.asarray(x, np.float64) for x in inputs)
+    expected, _ = forward(q, k, v, log_decay, initial_state=state)
+    expected_gradients = backward(q, k, v, log_decay, initial_state=state, d_out=d_out, d_final=d_final)
+    errors = (_relative_rms(a, e) for a, e in zip(gradients, expected_gradients, strict=True))
+    return _relative_rms(out, expected), max(errors)
+
+
+def _measure() -> list[Record]:
+    cases: list[tuple[str, str, int, tuple[int, ...], Any, Any, Any]] = [
+        ("retention", f"N={n}", n, (WIDTH, WIDTH), retention, naive_retention, naive_retention_gradients)
+        for n in SEQUENCES
+    ]
+    for rows, cols in GRIDS:
+        state = (cols, WIDTH, WIDTH)
+        ops = (retention_2d, naive_retention_2d, naive_retention_2d_gradients)
+        at = (partial(each, grid=(rows, cols)) for each in ops)
+        cases.append(("retention_2d", f"{rows}x{cols} + 1", rows * cols + 1, state, *at))
+
+    records = []
+    for op, size, n, state, *functions in cases:
+        for dtype in DTYPES:
+            inputs = _inputs(n, dtype, state)
+            for mode in MODES:
+                records.append(Record(op, size, mode, dtype, *_errors(*functions, inputs, mode)))
+    return records
+
+
+def _table(records: list[Record], op: str) -> str:
+    chosen = [record for record in records if record.op == op]
+    sizes = list(dict.fromkeys(record.size for record in chosen))
+    cells = {(r.mode, r.dtype, r.size): f"{r.output_error:.0e} / {r.gradient_error:.0e}" for r in chosen}
+    rows = [
+        [f"{mode}, {dtype}", *(cells[mode, dtype, size] for size in sizes)]
+        for dtype in DTYPES
+        for mode in MODES
+    ]
+    return markdown_table([f"`{op}`", *sizes], rows)
+
+
+def _markdown(records: list[Record]) -> str:
+    return (
+        "Relative RMS error against the float64 loops of `vir_jax/ops/reference.py` on the same (rounded) inputs,\n"
+        "output / worst of the gradients by q, k, v, decay and initial state, with a cotangent on the final state.\n"
+        f"{HEADS} heads of {WIDTH}, ViR's decays, standard normal inputs. An output is rounded to its dtype: 2e-03 in\n"
+        "bfloat16, 2e-04 in float16. Written by `python -m benchmarks.equivalence`.\n\n"
+        + "\n".join(_table(records, op) for op in ("retention", "retention_2d"))
+    )
+
+
+def replace_between_markers(text: str, content: str) -> str:
+    """`text` with what stands between its two markers replaced; ValueError if it does not hold each marker once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"expected {BEGIN} and {END} once each, to write the table between them")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{content}{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    records = _measure()
+    markdown = _markdown(records)
+    write_results("equivalence", markdown, records)
+    README.write_text(replace_between_markers(README.read_text(), markdown))
+    print(markdown)
+
+
+if __name__ == "__main__":
+    main()

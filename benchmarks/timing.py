@@ -1,0 +1,59 @@
+"""What benchmarks share: fair timing of compiled functions, and tables written as Markdown and JSON."""
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def median_ms(
+    calls: Mapping[str, Callable[[], Any]], *, rounds: int = 25, budget_s: float = 1.5
+) -> dict[str, float]:
+    """Median wall time of each call in milliseconds, its result waited for.
+
+    The calls take turns, so that a slow spell of the machine falls on all of them. In each round every call runs that
+    has not spent `budget_s` seconds yet. The first run of a call is left out of its median, unless it is the only one.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            if sum(times[name]) < budget_s:
+                start = time.perf_counter()
+                jax.block_until_ready(call())
+                times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(each[1:] or each) for name, each in times.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Where a measurement was made, as far as it bears on the figures."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind if device.platform != "cpu" else "cpu",
+        "devices": jax.device_count(),
+        "cpu_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column left-aligned and the rest right-aligned."""
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_results(name: str, markdown: str, records: Sequence[Any]) -> None:
+    """Writes results/NAME.md, and results/NAME.json with the machine and one object per record (a dataclass)."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(markdown)
+    content = {"machine": machine(), "records": [dataclasses.asdict(record) for record in records]}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
