@@ -28,26 +28,26 @@ def chunkwise(
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     """A scan over bands of `chunk_rows` rows. See `gradient` and `grid_parallel` for the signature."""
-    (rows, cols), (b, _, h, _), e = grid, q.shape, v.shape[-1]
+    rows, cols = grid
     if rows <= chunk_rows:
         return parallel(q, k, v, log_decay, arriving, grid=grid, reverse=reverse)
     bands = (rows - 1) // chunk_rows
     rest = rows - bands * chunk_rows  # left for the last band in time, ragged or whole
     gamma = jnp.exp(log_decay)[:, None, None, None]
 
-    def one_band(own: Array, start_row: Array | int, rows: int) -> tuple[Array, Array]:
-        start, size = start_row * cols, rows * cols
+    def one_band(own: Array, out: Array, row: Array | int, rows: int) -> tuple[Array, Array]:
+        start, size = row * cols, rows * cols
         part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
-        return band(part(q), part(k), part(v), log_decay, own, grid=(rows, cols), reverse=reverse)
+        here, own = band(part(q), part(k), part(v), log_decay, own, grid=(rows, cols), reverse=reverse)
+        return own, jax.lax.dynamic_update_slice_in_dim(out, here, start, axis=1)
 
-    def step(own: Array, start_row: Array) -> tuple[Array, Array]:
-        out, own = one_band(own, start_row, chunk_rows)
-        return gamma * own, out
+    def step(carry: tuple[Array, Array], row: Array) -> tuple[tuple[Array, Array], None]:
+        own, out = one_band(*carry, row, chunk_rows)
+        return (gamma * own, out), None
 
     own = empty_grid_state(k, v, cols) if arriving is None else arriving
-    start_rows = (rest if reverse else 0) + chunk_rows * jnp.arange(bands)
-    own, out = jax.lax.scan(step, own, start_rows, reverse=reverse)
-    out = jnp.moveaxis(out, 0, 1).reshape(b, bands * chunk_rows * cols, h, e)
-    last, own = one_band(own, 0 if reverse else rows - rest, rest)
-    out = jnp.concatenate([last, out] if reverse else [out, last], axis=1)
+    first_rows = (rest if reverse else 0) + chunk_rows * jnp.arange(bands)
+    # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
+    (own, out), _ = jax.lax.scan(step, (own, v), first_rows, reverse=reverse)
+    own, out = one_band(own, out, 0 if reverse else rows - rest, rest)
     return out, along_columns(own, log_decay, reverse=reverse)

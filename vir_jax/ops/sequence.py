@@ -20,10 +20,11 @@ from vir_jax.ops.sequence_chunkwise import chunkwise
 from vir_jax.ops.sequence_parallel import parallel
 from vir_jax.ops.sequence_recurrent import recurrent
 
-# Measured by `python -m benchmarks.retention` on two CPU cores with 12 heads of 64 (benchmarks/results/retention.md).
-# Up to PARALLEL_UP_TO tokens one masked einsum is as fast as its chunks; beyond, the chunks win by more at every size.
-# Chunks of 32 to 64 are equally fast there; 64 takes fewer steps.
-PARALLEL_UP_TO = 128
+# Measured by `python -m benchmarks.retention` on two CPU cores, 12 heads of 64 (benchmarks/results/retention.md): up to
+# PARALLEL_UP_TO tokens one masked einsum is as fast as chunks of 32, beyond it falls behind, the more so the longer.
+PARALLEL_UP_TO = 96
+# On CPUs 32 was the fastest of 16, 32, 48, 64, 96 and 128 tokens. Elsewhere nothing was measured: 64 halves the steps.
+CHUNK_SIZE_ON_CPU = 32
 CHUNK_SIZE = 64
 
 
@@ -84,7 +85,7 @@ def retention(
         v: Values [b, n, h, e].
         log_decay: log(gamma) per head, [h] fp32, at most 0. Values are checked where they are known when tracing.
         mode: One of MODES, or "auto".
-        chunk_size: Tokens in a chunk, for chunkwise alone. None is CHUNK_SIZE.
+        chunk_size: Tokens in a chunk, for chunkwise alone. None is the default for this backend.
         initial_state: The state S after the tokens before these, [b, h, d, e] fp32; None is zero.
         return_state: Whether to return the state after the last token, too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
@@ -158,5 +159,6 @@ def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
     if mode == "auto":
         mode = "parallel" if n <= PARALLEL_UP_TO else "chunkwise"
     if mode == "chunkwise":
-        return partial(chunkwise, chunk_size=chunk_size or CHUNK_SIZE)
+        default = CHUNK_SIZE_ON_CPU if jax.default_backend() == "cpu" else CHUNK_SIZE
+        return partial(chunkwise, chunk_size=chunk_size or default)
     return parallel if mode == "parallel" else recurrent

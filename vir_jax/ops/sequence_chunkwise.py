@@ -21,24 +21,25 @@ def chunkwise(
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
     """A scan over chunks of `chunk_size` tokens. See `gradient` for the signature of every form."""
-    (b, n, h, _), e = q.shape, v.shape[-1]
+    n = q.shape[1]
     if n <= chunk_size:
         return parallel(q, k, v, log_decay, arriving, reverse=reverse)
     chunks = (n - 1) // chunk_size
     rest = n - chunks * chunk_size  # left for the last chunk in time, ragged or whole
     gamma = jnp.exp(log_decay)[:, None, None]
 
-    def chunk(arriving: Array, start: Array | int, size: int) -> tuple[Array, Array]:
+    def chunk(arriving: Array, out: Array, start: Array | int, size: int) -> tuple[Array, Array]:
         part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
-        return parallel(part(q), part(k), part(v), log_decay, arriving, reverse=reverse)
+        here, state = parallel(part(q), part(k), part(v), log_decay, arriving, reverse=reverse)
+        return state, jax.lax.dynamic_update_slice_in_dim(out, here, start, axis=1)
 
-    def step(arriving: Array, start: Array) -> tuple[Array, Array]:
-        out, state = chunk(arriving, start, chunk_size)
-        return gamma * state, out
+    def step(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+        state, out = chunk(*carry, start, chunk_size)
+        return (gamma * state, out), None
 
-    start_state = empty_state(k, v) if arriving is None else arriving
+    arriving = empty_state(k, v) if arriving is None else arriving
     starts = (rest if reverse else 0) + chunk_size * jnp.arange(chunks)
-    passed, out = jax.lax.scan(step, start_state, starts, reverse=reverse)
-    out = jnp.moveaxis(out, 0, 1).reshape(b, chunks * chunk_size, h, e)
-    last, final = chunk(passed, 0 if reverse else n - rest, rest)
-    return jnp.concatenate([last, out] if reverse else [out, last], axis=1), final
+    # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
+    (passed, out), _ = jax.lax.scan(step, (arriving, v), starts, reverse=reverse)
+    final, out = chunk(passed, out, 0 if reverse else n - rest, rest)
+    return out, final

@@ -19,13 +19,14 @@ def parallel(
     """The masked einsum: n^2 scores, all at once. See `gradient` for the signature of every form."""
     n = q.shape[1]
     precision = matmul_precision(q, k, v)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     time = jnp.arange(n)[::-1] if reverse else jnp.arange(n)
+    # The order in which a CPU multiplies fastest: both products with k find it transposed.
+    q, k, v = jnp.swapaxes(q, 1, 2), jnp.transpose(k, (0, 2, 3, 1)), jnp.swapaxes(v, 1, 2)
 
-    scores = contract("bhnd,bhmd->bhnm", q, k, precision) * decay_between(log_decay, time, time)
+    scores = contract("bhnd,bhdm->bhnm", q, k, precision) * decay_between(log_decay, time, time)
     out = contract("bhnm,bhme->bhne", scores, v, precision)
-    to_end = decay_power(log_decay, n - 1 - time)[..., None]
-    final = contract("bhnd,bhne->bhde", k * to_end, v, precision)
+    to_end = decay_power(log_decay, n - 1 - time)[:, None]
+    final = contract("bhdn,bhne->bhde", k * to_end, v, precision)
     if arriving is not None:
         from_start = decay_power(log_decay, time)[..., None]
         out += from_start * contract("bhnd,bhde->bhne", q, arriving, precision)
