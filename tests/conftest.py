@@ -1,10 +1,17 @@
-"""Every test sees eight simulated CPU devices, so that sharded code is tested as it runs on a pod."""
+"""Every test sees eight simulated CPU devices, so that sharded code is tested as it runs on a pod.
+
+Most of a test's time is compilation, which this halves by leaving machine code unoptimised. The command-line
+tests start processes without the flag: there the code runs as a user's does.
+"""
+
+import os
 
 import jax
 import pytest
 
 from vir_jax.training.config import default_config
 
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 jax.config.update("jax_num_cpu_devices", 8)
 
 

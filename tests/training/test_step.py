@@ -71,12 +71,10 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
         np.testing.assert_allclose(sliced_metrics[name], whole_metrics[name], rtol=1e-5)
     # Adam divides by the gradient's size, so a parameter moves by the learning rate whatever the size:
     # compare the moments, which carry the gradients, and not only the parameters.
-    chex.assert_trees_all_close(
-        optax.tree_utils.tree_get(sliced_state.opt_state, "mu"),
-        optax.tree_utils.tree_get(whole_state.opt_state, "mu"),
-        rtol=1e-4,
-        atol=1e-8,
-    )
+    # By relative RMS of each leaf, as single entries may cancel to nearly nothing.
+    moments = (optax.tree_utils.tree_get(state.opt_state, "mu") for state in (sliced_state, whole_state))
+    errors = jax.tree.map(lambda x, y: jnp.linalg.norm(x - y) / jnp.linalg.norm(y), *moments)
+    assert max(jax.tree.leaves(errors)) < 1e-4
 
 
 def test_randomness_is_a_function_of_seed_and_step():
