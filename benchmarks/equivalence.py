@@ -6,9 +6,10 @@ benchmarks/results/equivalence.{md,json}.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,18 @@ class Record:
     gradient_error: float
 
 
+class Op(NamedTuple):
+    """An operator at one size, and its loops."""
+
+    name: str
+    size: str
+    n: int
+    state: tuple[int, ...]
+    run: Callable[..., Any]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
 def _relative_rms(actual: Any, expected: Any) -> float:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
@@ -57,40 +70,43 @@ def _inputs(n: int, dtype: str, state: tuple[int, ...]) -> list[jax.Array]:
     return [*tokens[:3], vir_log_decay(HEADS), states[0], tokens[3], states[1]]
 
 
-def _errors(op: Any, forward: Any, backward: Any, inputs: list[jax.Array], mode: str) -> tuple[float, float]:
+def _errors(op: Op, inputs: list[jax.Array], mode: str) -> tuple[float, float]:
     @jax.jit
     def run(arguments: Any, cotangents: Any) -> Any:
-        results, pull_back = jax.vjp(
-            lambda q, k, v, a, state: op(q, k, v, a, mode=mode, initial_state=state, return_state=True),
-            *arguments,
-        )
+        def at_state(q: Any, k: Any, v: Any, log_decay: Any, state: Any) -> Any:
+            return op.run(q, k, v, log_decay, mode=mode, initial_state=state, return_state=True)
+
+        results, pull_back = jax.vjp(at_state, *arguments)
         return results, pull_back(cotangents)
 
     (out, _), gradients = run(tuple(inputs[:5]), tuple(inputs[5:]))
     q, k, v, log_decay, state, d_out, d_final = (np.asarray(x, np.float64) for x in inputs)
-    expected, _ = forward(q, k, v, log_decay, initial_state=state)
-    expected_gradients = backward(q, k, v, log_decay, initial_state=state, d_out=d_out, d_final=d_final)
-    errors = (_relative_rms(a, e) for a, e in zip(gradients, expected_gradients, strict=True))
+    expected, _ = op.forward(q, k, v, log_decay, initial_state=state)
+    by_loops = op.backward(q, k, v, log_decay, initial_state=state, d_out=d_out, d_final=d_final)
+    errors = [_relative_rms(a, e) for a, e in zip(gradients, by_loops, strict=True)]
     return _relative_rms(out, expected), max(errors)
 
 
-def _measure() -> list[Record]:
-    cases: list[tuple[str, str, int, tuple[int, ...], Any, Any, Any]] = [
-        ("retention", f"N={n}", n, (WIDTH, WIDTH), retention, naive_retention, naive_retention_gradients)
+def _ops() -> list[Op]:
+    ops = [
+        Op("retention", f"N={n}", n, (WIDTH, WIDTH), retention, naive_retention, naive_retention_gradients)
         for n in SEQUENCES
     ]
     for rows, cols in GRIDS:
-        state = (cols, WIDTH, WIDTH)
-        ops = (retention_2d, naive_retention_2d, naive_retention_2d_gradients)
-        at = (partial(each, grid=(rows, cols)) for each in ops)
-        cases.append(("retention_2d", f"{rows}x{cols} + 1", rows * cols + 1, state, *at))
+        functions = (retention_2d, naive_retention_2d, naive_retention_2d_gradients)
+        run, forward, backward = (partial(function, grid=(rows, cols)) for function in functions)
+        size, n = f"{rows}x{cols} + 1", rows * cols + 1
+        ops.append(Op("retention_2d", size, n, (cols, WIDTH, WIDTH), run, forward, backward))
+    return ops
 
+
+def _measure() -> list[Record]:
     records = []
-    for op, size, n, state, *functions in cases:
+    for op in _ops():
         for dtype in DTYPES:
-            inputs = _inputs(n, dtype, state)
+            inputs = _inputs(op.n, dtype, op.state)
             for mode in MODES:
-                records.append(Record(op, size, mode, dtype, *_errors(*functions, inputs, mode)))
+                records.append(Record(op.name, op.size, mode, dtype, *_errors(op, inputs, mode)))
     return records
 
 

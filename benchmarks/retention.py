@@ -22,7 +22,7 @@ HEADS, WIDTH = 12, 64
 SEQUENCES = ((64, 8), (128, 8), (197, 8), (577, 4), (1025, 2), (4097, 1), (16384, 1))  # tokens, batch
 GRIDS = (((14, 14), 8), ((24, 24), 4), ((32, 32), 2), ((64, 64), 1))  # and a class token each
 PASSES = ("forward", "value and gradient")
-SOFTMAX = "softmax attention"
+SOFTMAX, OTHER_CHUNKS = "softmax attention", "chunkwise, chunks of 64"
 MEMORY_LIMIT = 6 * 2**30
 
 Operator = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -73,12 +73,12 @@ def _measure(op: str, size: str, operators: dict[str, Operator], n: int, batch: 
 
 
 def _measure_sequences() -> list[Record]:
+    op = partial(retention, log_decay=vir_log_decay(HEADS))
+    operators: dict[str, Operator] = {mode: partial(op, mode=mode) for mode in (*MODES, "auto")}
+    operators[OTHER_CHUNKS] = partial(op, mode="chunkwise", chunk_size=64)
+    operators[SOFTMAX] = jax.nn.dot_product_attention
     records = []
     for n, batch in SEQUENCES:
-        operators: dict[str, Operator] = {
-            mode: partial(retention, log_decay=vir_log_decay(HEADS), mode=mode) for mode in (*MODES, "auto")
-        }
-        operators[SOFTMAX] = jax.nn.dot_product_attention
         records += _measure("retention", f"N={n} (b={batch})", operators, n, batch)
     return records
 
@@ -86,10 +86,8 @@ def _measure_sequences() -> list[Record]:
 def _measure_grids() -> list[Record]:
     records = []
     for grid, batch in GRIDS:
-        operators: dict[str, Operator] = {
-            mode: partial(retention_2d, log_decay=vir_log_decay(HEADS), grid=grid, mode=mode)
-            for mode in (*MODES, "auto")
-        }
+        op = partial(retention_2d, log_decay=vir_log_decay(HEADS), grid=grid)
+        operators: dict[str, Operator] = {mode: partial(op, mode=mode) for mode in (*MODES, "auto")}
         size = f"{grid[0]}x{grid[1]} + 1 (b={batch})"
         records += _measure("retention_2d", size, operators, math.prod(grid) + 1, batch)
     return records

@@ -1,6 +1,5 @@
-"""Inputs, measures and compilation that the tests of the ops share."""
+"""Inputs and measures that the tests of the ops share."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vir_jax.ops import vir_log_decay
-
-# Without LLVM's optimiser, which takes half of the compile time; XLA's own passes all run.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Case(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, quick_jit, random_case
+from tests.ops.cases import assert_close, random_case
 from vir_jax.ops import MODES, decay_mask_2d, retention, retention_2d, retention_2d_step
 from vir_jax.ops.grid import BAND_TOKENS, PARALLEL_UP_TO
 from vir_jax.ops.reference import naive_retention_2d, naive_retention_2d_gradients
@@ -28,7 +28,7 @@ GRIDS = [
 ]
 
 
-@partial(quick_jit, static_argnames=("grid", "mode", "chunk_rows"))
+@partial(jax.jit, static_argnames=("grid", "mode", "chunk_rows"))
 def _run(arguments, cotangents, **options):
     """Output and final state, and the gradients of everything differentiable."""
 
@@ -75,7 +75,7 @@ def test_any_shape(rows, cols, trailing, h, d, e, chunk_rows, mode, with_state, 
     state = case.initial_state if with_state else None
     grid = (rows, cols)
     op = partial(retention_2d, grid=grid, mode=mode, chunk_rows=chunk_rows, return_state=True, scale=scale)
-    result = quick_jit(op)(*case.tokens, case.log_decay, initial_state=state)
+    result = jax.jit(op)(*case.tokens, case.log_decay, initial_state=state)
     arrays = map(np.asarray, (*case.tokens, case.log_decay))
     state = state if state is None else np.asarray(state)
     expected = naive_retention_2d(*arrays, grid, initial_state=state, scale=scale)
@@ -93,7 +93,7 @@ def test_one_row_is_a_sequence(mode):
 def test_an_image_cut_between_rows_is_the_whole(mode):
     rows, cols, trailing = 5, 4, 1
     case = random_case(n=_tokens((rows, cols), trailing), cols=cols)
-    op = quick_jit(partial(retention_2d, mode=mode, chunk_rows=2, return_state=True), static_argnames="grid")
+    op = jax.jit(partial(retention_2d, mode=mode, chunk_rows=2, return_state=True), static_argnames="grid")
     whole, final = op(*case.tokens, case.log_decay, grid=(rows, cols), initial_state=case.initial_state)
     for cut in (3, 5):  # the second leaves the class token alone
         above, below = ([x[:, s] for x in case.tokens] for s in (slice(cut * cols), slice(cut * cols, None)))
@@ -120,7 +120,7 @@ def test_an_image_that_arrives_a_few_rows_at_a_time_is_the_whole():
 def test_a_token_changes_only_what_is_below_and_right_of_it(mode):
     grid, trailing = (5, 4), 2
     case = random_case(n=_tokens(grid, trailing), cols=4)
-    op = quick_jit(partial(retention_2d, grid=grid, mode=mode, chunk_rows=2))
+    op = jax.jit(partial(retention_2d, grid=grid, mode=mode, chunk_rows=2))
     before = np.asarray(op(*case.tokens, case.log_decay))
     sees = np.asarray(decay_mask_2d(grid, case.log_decay, trailing))[0] > 0
     for token in (0, 6, 11, 19, 20):
@@ -135,7 +135,7 @@ def test_shifts_of_the_image_shift_the_output(mode):
     rows, cols, side = 6, 7, 4
     patch = [x.reshape(2, side, side, 3, -1) for x in random_case(n=side * side).tokens]
     log_decay = random_case().log_decay
-    op = quick_jit(partial(retention_2d, grid=(rows, cols), mode=mode, chunk_rows=2))
+    op = jax.jit(partial(retention_2d, grid=(rows, cols), mode=mode, chunk_rows=2))
 
     def shifted(y, x):
         tokens = (
@@ -186,7 +186,7 @@ def test_vmap_jit_and_remat():
     def one_loss(q, k, v, log_decay, d_out):
         return jnp.sum(op(q[None], k[None], v[None], log_decay) * d_out)
 
-    @quick_jit
+    @jax.jit
     def run(log_decay):
         plain = jax.value_and_grad(loss, (0, 1, 2))(*case.tokens, log_decay)
         remat = jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))(*case.tokens, log_decay)
@@ -215,7 +215,7 @@ def test_gradient_of_gradient(mode):
         def penalty(*arguments):
             return sum(jnp.sum(jnp.cos(g)) for g in jax.grad(loss, range(4))(*arguments))
 
-        return quick_jit(jax.grad(penalty, range(4)))(*case.arguments[:4])
+        return jax.jit(jax.grad(penalty, range(4)))(*case.arguments[:4])
 
     named = partial(retention_2d, grid=(2, 3), mode=mode, chunk_rows=1)
     assert_close(second_order(named), second_order(dense), 1e-5)

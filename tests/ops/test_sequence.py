@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, quick_jit, random_case
+from tests.ops.cases import assert_close, random_case
 from vir_jax.ops import MODES, decay_mask, retention, retention_step
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
 from vir_jax.ops.sequence import PARALLEL_UP_TO
@@ -20,7 +20,7 @@ HALF = 5e-3
 CHUNKS = {1: 4, 2: 1, 63: 64, 64: 16, 65: 16, 196: 64, 197: 49, 577: 50}
 
 
-@partial(quick_jit, static_argnames=("mode", "chunk_size"))
+@partial(jax.jit, static_argnames=("mode", "chunk_size"))
 def _run(arguments, cotangents, **options):
     """Output and final state, and the gradients of everything differentiable."""
 
@@ -66,7 +66,7 @@ def test_any_shape(b, n, h, d, e, chunk_size, mode, with_state, scale):
     case = random_case(b, n, h, d, e)
     state = case.initial_state if with_state else None
     op = partial(retention, mode=mode, chunk_size=chunk_size, return_state=True, scale=scale)
-    result = quick_jit(op)(*case.tokens, case.log_decay, initial_state=state)
+    result = jax.jit(op)(*case.tokens, case.log_decay, initial_state=state)
     arrays = map(np.asarray, (*case.tokens, case.log_decay))
     expected = naive_retention(
         *arrays, initial_state=state if state is None else np.asarray(state), scale=scale
@@ -78,7 +78,7 @@ def test_any_shape(b, n, h, d, e, chunk_size, mode, with_state, scale):
 @pytest.mark.parametrize("cut", [1, 30])
 def test_a_sequence_cut_in_two_is_the_whole(mode, cut):
     case = random_case()
-    op = quick_jit(partial(retention, mode=mode, chunk_size=16, return_state=True))
+    op = jax.jit(partial(retention, mode=mode, chunk_size=16, return_state=True))
     whole, final = op(*case.tokens, case.log_decay, initial_state=case.initial_state)
     first, state = op(*(x[:, :cut] for x in case.tokens), case.log_decay, initial_state=case.initial_state)
     second, last = op(*(x[:, cut:] for x in case.tokens), case.log_decay, initial_state=state)
@@ -100,7 +100,7 @@ def test_steps_of_one_token_or_a_chunk_are_the_whole():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_future_never_changes_the_past(mode):
     case, other = random_case(), random_case(seed=1)
-    op = quick_jit(partial(retention, mode=mode, chunk_size=16))
+    op = jax.jit(partial(retention, mode=mode, chunk_size=16))
     past = np.asarray(op(*case.tokens, case.log_decay))
     for now in (1, 15, 16, 40, 64):
         tokens = (x.at[:, now:].set(y[:, now:]) for x, y in zip(case.tokens, other.tokens, strict=True))
@@ -166,7 +166,7 @@ def test_vmap_jit_and_remat(mode):
     def one_loss(q, k, v, log_decay, d_out):
         return jnp.sum(op(q[None], k[None], v[None], log_decay) * d_out)
 
-    @quick_jit
+    @jax.jit
     def run(log_decay):
         plain = jax.value_and_grad(loss, (0, 1, 2))(*case.tokens, log_decay)
         remat = jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))(*case.tokens, log_decay)
@@ -214,6 +214,6 @@ def test_gradient_of_gradient(mode):
             gradients = jax.grad(loss, range(5))(*arguments)
             return sum(jnp.sum(jnp.cos(g)) for g in gradients)
 
-        return quick_jit(jax.grad(penalty, range(5)))(*case.arguments)
+        return jax.jit(jax.grad(penalty, range(5)))(*case.arguments)
 
     assert_close(second_order(named), second_order(dense), 1e-5)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.ops.cases import assert_close, quick_jit, random_case
+from tests.ops.cases import assert_close, random_case
 from vir_jax.ops import retention, retention_2d
 
 TOKENS, HEADS = P("data", None, "tensor"), P("tensor")
@@ -46,17 +46,17 @@ def test_nothing_is_gathered(op, mode):
         out, state = OPS[op](q, k, v, log_decay, mode=mode, return_state=True)
         return out, state
 
-    forward = quick_jit(loss).lower(*arguments).compile()
+    forward = jax.jit(loss).lower(*arguments).compile()
     assert _collectives(forward) == set()
 
     def gradients(*arguments):
         results, pull_back = jax.vjp(loss, *arguments)
         return pull_back(results)
 
-    backward = quick_jit(gradients).lower(*arguments).compile()
+    backward = jax.jit(gradients).lower(*arguments).compile()
     # The decay's gradient is summed over the batch: two of the four heads on each device.
     assert _collectives(backward) == {("all-reduce", "f32[2]")}
-    expected = quick_jit(gradients)(*CASE.arguments[:4])
+    expected = jax.jit(gradients)(*CASE.arguments[:4])
     assert_close(backward(*arguments), expected, 3e-6)
 
 
@@ -65,14 +65,14 @@ def test_shard_map_and_explicit_sharding(op):
     def loss(q, k, v, log_decay):
         return jnp.sum(jnp.sin(OPS[op](q, k, v, log_decay, mode="chunkwise")))
 
-    expected = quick_jit(jax.grad(loss, range(4)))(*CASE.arguments[:4])
+    expected = jax.jit(jax.grad(loss, range(4)))(*CASE.arguments[:4])
 
     mesh = _mesh(AxisType.Auto)
     specs = {"in_specs": (TOKENS, TOKENS, TOKENS, HEADS), "out_specs": P()}
     total = jax.shard_map(lambda *x: jax.lax.psum(loss(*x), ("data", "tensor")), mesh=mesh, **specs)
-    assert_close(quick_jit(jax.grad(total, range(4)))(*CASE.arguments[:4]), expected, 3e-6)
+    assert_close(jax.jit(jax.grad(total, range(4)))(*CASE.arguments[:4]), expected, 3e-6)
 
     mesh = _mesh(AxisType.Explicit)
     with jax.set_mesh(mesh):
-        explicit = quick_jit(jax.grad(loss, range(4)))(*_placed(mesh))
+        explicit = jax.jit(jax.grad(loss, range(4)))(*_placed(mesh))
         assert_close(jax.tree.map(np.asarray, explicit), expected, 3e-6)

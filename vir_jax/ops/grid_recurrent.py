@@ -30,7 +30,7 @@ def recurrent(
     precision = matmul_precision(q, k, v)
     gamma = jnp.exp(log_decay)[:, None, None]
     # What arrives was decayed on its way, so the first row meets it with a decay of one.
-    decay = jnp.ones([rows, 1, 1, 1]) * gamma
+    decay = jnp.ones([rows, 1, 1, 1], jnp.float32) * gamma
     decay = decay.at[-1 if reverse else 0].set(1.0)
 
     def row(above: Array, tokens: tuple[Array, ...]) -> tuple[Array, Array]:

@@ -20,10 +20,10 @@ from vir_jax.ops.sequence_chunkwise import chunkwise
 from vir_jax.ops.sequence_parallel import parallel
 from vir_jax.ops.sequence_recurrent import recurrent
 
-# Measured by `python -m benchmarks.retention` on two CPU cores, 12 heads of 64 (benchmarks/results/retention.md): up to
-# PARALLEL_UP_TO tokens one masked einsum is as fast as chunks of 32, beyond it falls behind, the more so the longer.
+# From benchmarks/results/retention.md (`python -m benchmarks.retention`; two CPU cores, 12 heads of 64): the masked
+# einsum wins at 64 tokens, has lost at 128, and falls behind more and more.
 PARALLEL_UP_TO = 96
-# On CPUs 32 was the fastest of 16, 32, 48, 64, 96 and 128 tokens. Elsewhere nothing was measured: 64 halves the steps.
+# The same table compares chunks of 32 and 64 on a CPU. Elsewhere nothing was measured; 64 takes half the steps.
 CHUNK_SIZE_ON_CPU = 32
 CHUNK_SIZE = 64
 
@@ -151,7 +151,7 @@ def scaled(
     """scale * q (d^-1/2 unless told otherwise) and k, in one dtype."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = jnp.promote_types(q.dtype, k.dtype)
-    return (scale * q.astype(jnp.float32)).astype(dtype), k.astype(dtype)
+    return (float(scale) * q.astype(jnp.float32)).astype(dtype), k.astype(dtype)
 
 
 def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:

@@ -19,7 +19,7 @@ def recurrent(
     """A scan over tokens with one [d, e] state per head. See `gradient` for the signature of every form."""
     precision = matmul_precision(q, k, v)
     # What arrives was decayed on its way, so the first token meets it with a decay of one.
-    decay = jnp.ones([q.shape[1], 1]) * jnp.exp(log_decay)
+    decay = jnp.ones([q.shape[1], 1], jnp.float32) * jnp.exp(log_decay)
     decay = decay.at[-1 if reverse else 0].set(1.0)
 
     def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
