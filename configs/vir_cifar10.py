@@ -6,7 +6,8 @@
 
 Arguments: `model`, any name of vir_jax.models; `epochs`.
 
-Cost: 5.8 epochs of vir_mu4 take 15 minutes on two CPU cores. Result: 54.4 % top-1 (one run, seed 0).
+Cost: 15 minutes on two CPU cores for 5.8 epochs. Result: 54.4 % top-1; vit_mu4 58.1 % in 13 minutes, 5.2 epochs (one
+run each, seed 0).
 """
 
 import ml_collections
