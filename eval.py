@@ -1,8 +1,10 @@
 """Evaluate a checkpoint: python eval.py --workdir=runs/vir_b [--checkpoint=best] [--mode=all] [--image_size=384]."""
 
+import jax
 from absl import app, flags
 
 from vir_jax.evaluation import evaluate_workdir, format_results
+from vir_jax.training.distributed import initialize_from_flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
@@ -23,6 +25,7 @@ def main(argv: list[str]) -> None:
     """Flags in, one call into vir_jax."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
+    initialize_from_flags()
     results = evaluate_workdir(
         WORKDIR.value,
         checkpoint=CHECKPOINT.value,
@@ -34,7 +37,8 @@ def main(argv: list[str]) -> None:
         data_dir=DATA_DIR.value,
         batch_size=BATCH_SIZE.value,
     )
-    print(format_results(results))
+    if jax.process_index() == 0:
+        print(format_results(results))
 
 
 def _image_size(sides: list[str] | None) -> int | tuple[int, int] | None:

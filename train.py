@@ -1,8 +1,10 @@
 """Train a model: python train.py --config=configs/vir_b.py --workdir=runs/vir_b [--config.optim.lr=1e-3 ...]."""
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from vir_jax.training.distributed import initialize_from_flags
 from vir_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="recipe, configs/NAME.py[:argument=value,...]")
@@ -15,8 +17,10 @@ def main(argv: list[str]) -> None:
     """Flags in, one call into vir_jax."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
+    initialize_from_flags()
     metrics = train(CONFIG.value, WORKDIR.value)
-    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "count"))
+    if jax.process_index() == 0:
+        print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "count"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import markdown_table, write_results
+from benchmarks.timing import markdown_table, replace_between_markers, write_results
 from vir_jax.ops import MODES, retention, retention_2d, vir_log_decay
 from vir_jax.ops.reference import (
     naive_retention,
@@ -25,7 +25,6 @@ from vir_jax.ops.reference import (
 )
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- equivalence:begin -->", "<!-- equivalence:end -->"
 
 HEADS, WIDTH = 4, 32
 DTYPES = ("float32", "bfloat16", "float16")
@@ -132,20 +131,12 @@ def _markdown(records: list[Record]) -> str:
     )
 
 
-def replace_between_markers(text: str, content: str) -> str:
-    """`text` with what stands between its two markers replaced; ValueError if it does not hold each marker once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"expected {BEGIN} and {END} once each, to write the table between them")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}{END}{rest.split(END)[1]}"
-
-
 def main() -> None:
     """Measures, prints and writes."""
     records = _measure()
     markdown = _markdown(records)
     write_results("equivalence", markdown, records)
-    README.write_text(replace_between_markers(README.read_text(), markdown))
+    README.write_text(replace_between_markers(README.read_text(), "equivalence", markdown))
     print(markdown)
 
 

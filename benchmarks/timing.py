@@ -57,3 +57,16 @@ def write_results(name: str, markdown: str, records: Sequence[Any]) -> None:
     (RESULTS / f"{name}.md").write_text(markdown)
     content = {"machine": machine(), "records": [dataclasses.asdict(record) for record in records]}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def replace_between_markers(text: str, name: str, content: str) -> str:
+    """`text` with what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` replaced.
+
+    Raises:
+        ValueError: the text does not hold each marker once.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected {begin} and {end} once each, to write between them")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}{end}{rest.split(end)[1]}"

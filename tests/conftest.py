@@ -1,10 +1,14 @@
 """Every test sees eight simulated CPU devices, so that sharded code is tested as it runs on a pod.
 
-Most of a test's time is compilation, which this halves by leaving machine code unoptimised. The command-line
-tests start processes without the flag: there the code runs as a user's does.
+Most of a test's time is compilation. Machine code is left unoptimised, which halves it, and kept for tests, processes
+and runs that compile the same again. The command-line tests start processes without the first: there the code runs
+as a user's does.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -12,7 +16,16 @@ import pytest
 from vir_jax.training.config import default_config
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# In the environment, so that xdist's workers and processes started by tests share it; gone after the session.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vir_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
 
 
 @pytest.fixture

@@ -8,13 +8,8 @@ import ml_collections
 import pytest
 
 from vir_jax.training.config import default_config, validate
-from vir_jax.training.loop import batch_shapes, step_config
 from vir_jax.training.mesh import make_mesh
-from vir_jax.training.model import image_size, model_functions
-from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from vir_jax.training.sharding import state_shardings
-from vir_jax.training.state import create_train_state
-from vir_jax.training.step import make_train_step
+from vir_jax.training.program import make_program
 from vir_jax.training.summary import count_parameters
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -48,22 +43,14 @@ def test_model_and_step(name):
     assert f"--config=configs/{name}.py" in doc
     assert "esult" in doc
     classes = 1000 if config.data.dataset == "imagenet2012" else 10
-    model = model_functions(config.model, classes)
-    schedule = learning_rate_schedule(config, steps_per_epoch=100.0)
-    optimizer = make_optimizer(config.optim, schedule)
-    state = jax.eval_shape(
-        lambda key: create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0),
-        jax.random.key(0),
-    )
-    step = make_train_step(model.apply, optimizer, schedule, step_config(config, classes))
-    batch = batch_shapes(config, image_size(config.model), make_mesh())
-    stepped, metrics = jax.eval_shape(step, state, batch)
+    mesh = make_mesh(**config.mesh)
+    program = make_program(config, mesh, num_classes=classes, steps_per_epoch=100.0)
+    stepped, metrics = jax.eval_shape(program.step, program.state, program.batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stepped) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state
+        lambda x: (x.shape, x.dtype), program.state
     )
     assert metrics["loss"].shape == ()
-    assert count_parameters(state.params) == PARAMETERS[name]
-    state_shardings(state, make_mesh(**config.mesh))
+    assert count_parameters(program.state.params) == PARAMETERS[name]
 
 
 def test_recipes_differ_from_vir_b_only_where_they_say():

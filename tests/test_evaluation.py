@@ -52,7 +52,14 @@ def test_every_example_counts_once(batch_size, length):
         return params * jax.nn.one_hot(images[:, 0, 0, 0], 10)
 
     batches = eval_loader(Numbered(), batch_size=batch_size, image_size=8, crop_fraction=1.0, num_threads=1)
-    results = evaluate(predict, jnp.float32(30.0), batches, make_mesh(), modes=["parallel", "chunkwise"])
+    results = evaluate(
+        predict,
+        jnp.float32(30.0),
+        batches,
+        make_mesh(),
+        batch_size=batch_size,
+        modes=["parallel", "chunkwise"],
+    )
     metrics = results["parallel"].metrics
     wrong = len(range(0, length, 5))
     assert metrics["count"] == length

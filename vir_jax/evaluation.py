@@ -19,7 +19,7 @@ from vir_jax.models import parse_name
 from vir_jax.ops import MODES
 from vir_jax.training.checkpoint import Checkpoints
 from vir_jax.training.log import quiet_libraries
-from vir_jax.training.mesh import check_divides, make_mesh, process_part, put_batch
+from vir_jax.training.mesh import check_divides, local_rows, make_mesh, put_batch
 from vir_jax.training.mixing import normalize
 from vir_jax.training.model import ModelFunctions, image_size, model_functions
 from vir_jax.training.sharding import state_shardings
@@ -49,8 +49,8 @@ def evaluate(
     params: Params,
     batches: Iterable[Mapping[str, object]],
     mesh: Mesh,
-    parts: int = 1,
     *,
+    batch_size: int,
     modes: Sequence[str],
 ) -> dict[str, ModeResult]:
     """Means over all examples of a data set, each counted once, for each mode on the same batches.
@@ -58,9 +58,9 @@ def evaluate(
     Args:
       predict: jitted (params, uint8 images, mode=...) -> logits; `make_predict` makes one.
       params: of the model.
-      batches: this process's part, of `eval_loader`.
+      batches: this process's rows of each, of `eval_loader`.
       mesh: over which batches are split.
-      parts: of `process_part`: how many processes' batches make a global one.
+      batch_size: over all processes.
       modes: that `predict` is called with; the first is what the others are compared with.
 
     Raises:
@@ -70,20 +70,21 @@ def evaluate(
     sums: dict[str, dict[str, float]] = {mode: {} for mode in modes}
     seconds = dict.fromkeys(modes, 0.0)
     compiled = set()
-    for host_batch in batches:
-        batch = put_batch(host_batch, mesh, parts)
-        reference = None
-        for mode in modes:
-            if mode not in compiled:  # Compilation is not counted.
-                jax.block_until_ready(predict(params, batch["image"], mode=mode))
-                compiled.add(mode)
-            started = time.perf_counter()
-            logits = jax.block_until_ready(predict(params, batch["image"], mode=mode))
-            seconds[mode] += time.perf_counter() - started
-            reference = logits if reference is None else reference
-            batch_sums = sums_of(logits, batch["label"], batch["mask"], reference)
-            for name, value in jax.device_get(batch_sums).items():  # Added up in float64, on the host.
-                sums[mode][name] = sums[mode].get(name, 0.0) + float(value)
+    with jax.set_mesh(mesh):
+        for host_batch in batches:
+            batch = put_batch(host_batch, mesh, batch_size)
+            reference = None
+            for mode in modes:
+                if mode not in compiled:  # Compilation is not counted.
+                    jax.block_until_ready(predict(params, batch["image"], mode=mode))
+                    compiled.add(mode)
+                started = time.perf_counter()
+                logits = jax.block_until_ready(predict(params, batch["image"], mode=mode))
+                seconds[mode] += time.perf_counter() - started
+                reference = logits if reference is None else reference
+                batch_sums = sums_of(logits, batch["label"], batch["mask"], reference)
+                for name, value in jax.device_get(batch_sums).items():  # Added up in float64, on the host.
+                    sums[mode][name] = sums[mode].get(name, 0.0) + float(value)
     return {mode: _result(sums[mode], seconds[mode]) for mode in modes}
 
 
@@ -176,18 +177,23 @@ def evaluate_workdir(
         )
     logging.info("evaluating the %s weights of step %d in %s", weights, step, workdir)
     check_divides("the evaluation batch size", config.eval_batch_size, mesh)
-    part, parts = process_part(mesh)
     batches = eval_loader(
         source,
-        batch_size=config.eval_batch_size // parts,
+        batch_size=config.eval_batch_size,
         image_size=image_size(config.model) if size is None else size,
         crop_fraction=data.crop_fraction,
-        shard_index=part,
-        shard_count=parts,
+        rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
     )
     predict = make_predict(model, mean=data.mean, std=data.std)
-    results = evaluate(predict, params, batches, mesh, parts, modes=select_modes(config, mode))
+    results = evaluate(
+        predict,
+        params,
+        batches,
+        mesh,
+        batch_size=config.eval_batch_size,
+        modes=select_modes(config, mode),
+    )
     tolerance = AGREEMENT[config.model.dtype]
     if not all(result.difference <= tolerance for result in results.values()):  # NaN disagrees as well.
         raise ModesDisagreeError(

@@ -1,13 +1,17 @@
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from vir_jax.training.mesh import (
+    batch_sharding,
     check_divides,
+    local_rows,
     make_mesh,
     mesh_shape,
-    part_of_process,
-    process_part,
+    over_slices,
     put_batch,
 )
 
@@ -38,30 +42,48 @@ def test_shapes_that_do_not_fit(sizes, message):
 
 def test_batches_are_split_over_data_and_fsdp():
     mesh = make_mesh(2, 2, 2)
-    assert process_part(mesh) == (0, 1)
+    assert local_rows(mesh, 8) == tuple(range(8))
     values = np.arange(8 * 3).reshape(8, 3)
-    batch = put_batch({"x": values}, mesh, parts=1)["x"]
+    batch = put_batch({"x": values}, mesh, 8)["x"]
     np.testing.assert_array_equal(batch, values)
     assert batch.sharding.shard_shape(batch.shape) == (2, 3)
 
 
+def test_rows_of_a_process_need_not_be_in_one_piece(monkeypatch):
+    """As on a ring of chips: the devices of this process hold the first and the last quarter."""
+    mesh = make_mesh(4, devices=jax.devices()[:4])
+    first, *_, last = mesh.devices.flat
+    everyone = batch_sharding(mesh).devices_indices_map((8,))
+    own = {device: everyone[device] for device in (first, last)}
+    monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", lambda self, shape: own)
+    assert local_rows(mesh, 8) == (0, 1, 6, 7)
+
+
+def fake_devices(count, *, per_slice):
+    """Enough of devices for laying out a mesh."""
+    return [
+        mock.Mock(spec=jax.Device, platform="gpu", device_kind="fake", id=i, slice_index=i // per_slice)
+        for i in range(count)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("rows", "parts"),
-    [
-        ({0: {0, 1}, 1: {2, 3}}, [(0, 2), (1, 2)]),
-        ({0: {0, 3}, 1: {1, 2}}, [(0, 2), (1, 2)]),  # Laid out as a ring over the chips.
-        ({0: {0}, 1: {0}, 2: {1}, 3: {1}}, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # Tensor over two processes.
-    ],
+    ("sizes", "over"), [((4, 2, 2), (2, 1, 1)), ((1, 8, 2), (1, 2, 1)), ((2, 4, 2), (2, 1, 1))]
 )
-def test_parts_of_processes(rows, parts):
-    shards = len(set().union(*rows.values()))
-    assert [part_of_process(rows, process, shards) for process in rows] == parts
+def test_slices_are_crossed_by_data_then_fsdp(sizes, over):
+    assert over_slices(sizes, 2) == over
+    mesh = make_mesh(*sizes, devices=fake_devices(16, per_slice=8))
+    assert mesh.devices.shape == sizes
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    crossed = over.index(2)
+    for half in (0, 1):
+        part = np.split(slices, 2, axis=crossed)[half]
+        assert (part == half).all()
 
 
-@pytest.mark.parametrize("rows", [{0: {0, 1}, 1: {1, 2}}, {0: {0, 1, 2}, 1: {3}}])
-def test_parts_that_overlap_or_differ_in_size(rows):
-    with pytest.raises(ValueError, match="overlapping or unequal parts of a batch"):
-        part_of_process(rows, 0, len(set().union(*rows.values())))
+def test_the_tensor_axis_stays_inside_a_slice():
+    with pytest.raises(ValueError, match=r"does not fit 4 slices .* must be a multiple of 4"):
+        make_mesh(2, 1, 4, devices=fake_devices(8, per_slice=2))
 
 
 def test_batches_that_the_mesh_does_not_divide():

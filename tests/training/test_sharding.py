@@ -6,7 +6,7 @@ from vir_jax.training.config import default_config
 from vir_jax.training.mesh import make_mesh
 from vir_jax.training.model import model_functions
 from vir_jax.training.optimizer import make_optimizer
-from vir_jax.training.sharding import dotted, partition_spec, state_shardings
+from vir_jax.training.sharding import dotted, partition_spec, state_shardings, unsplit
 from vir_jax.training.state import create_train_state
 
 
@@ -20,11 +20,17 @@ def test_first_matching_rule_applies():
     assert partition_spec("blocks.0.norm1.scale", (64,), mesh) == P()
 
 
-def test_axes_that_do_not_divide_are_left_out_and_logged(caplog):
+def test_axes_that_do_not_divide_are_left_out_and_named():
     mesh = make_mesh(2, 2, 2)
-    with caplog.at_level("WARNING"):
-        assert partition_spec("head.kernel", (64, 1001), mesh) == P("fsdp", None)
-    assert "head.kernel: dimension of 1001 is not split over tensor=2" in caplog.text
+    assert partition_spec("head.kernel", (64, 1001), mesh) == P("fsdp", None)
+    params = {
+        "head": {"kernel": jax.ShapeDtypeStruct((64, 1001), "float32")},
+        "blocks": [{"mlp": {"up": {"bias": jax.ShapeDtypeStruct((5,), "float32")}}}] * 2,
+    }
+    assert sorted(unsplit(params, mesh)) == [
+        "blocks.*.mlp.up.bias: dimension of 5 over tensor=2",
+        "head.kernel: dimension of 1001 over tensor=2",
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])

@@ -1,9 +1,9 @@
 """Batches for training and evaluation, loaded by threads with Grain.
 
 Training examples stand in one endless global order: epoch after epoch, each shuffled on its own. Which
-example stands at position p, and all randomness in preparing it, are pure functions of (seed, p). Shard s of
-n takes positions s, s + n, s + 2n, ..., so that a step covers the same examples however many shards share
-it, and the state of a loader is no more than a position.
+example stands at position p, and all randomness in preparing it, are pure functions of (seed, p). A batch is
+the next `batch_size` positions, and each process loads the rows of it that its devices hold: a batch is the same
+however many processes share it, and the state of a loader is no more than a position.
 """
 
 import dataclasses
@@ -61,22 +61,20 @@ def train_loader(
     image_size: int | tuple[int, int],
     augment: AugmentConfig,
     seed: int,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_threads: int | None = None,
     prefetch: int = 2,
     max_corrupt_fraction: float = 0.01,
 ) -> "TrainLoader":
-    """Endless shuffled and augmented batches of one shard of a source.
+    """Endless batches of shuffled and augmented examples, or some rows of each.
 
     Args:
       source: the examples.
-      batch_size: examples per batch of this shard (this process).
+      batch_size: examples per batch, over all processes.
       image_size: side, or (height, width), of the images.
       augment: what is done to each image.
       seed: of order and augmentation, non-negative.
-      shard_index: which shard this is, 0 <= shard_index < shard_count.
-      shard_count: number of shards, one per process.
+      rows: of each batch, those to load here, ascending; None: all.
       num_threads: threads that read and decode; None: one per core. The batches do not depend on it.
       prefetch: batches prepared ahead.
       max_corrupt_fraction: share of corrupt examples (of those seen, at least 1,000) above which
@@ -85,7 +83,8 @@ def train_loader(
     Raises:
       ValueError: an empty source, or arguments out of range.
     """
-    _check_arguments(source, batch_size, shard_index, shard_count, num_threads, prefetch)
+    places = _Places(batch_size, _check_rows(rows, batch_size))
+    _check_arguments(source, num_threads, prefetch)
     # Grain adds the epoch to the seed of its shuffle; hashing keeps the orders of neighbouring seeds apart.
     shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     load = functools.partial(_load_augmented, source=source, size=size_pair(image_size), config=augment)
@@ -97,9 +96,8 @@ def train_loader(
     )
     return TrainLoader(
         examples,
-        batching=_Batching(batch_size, num_threads or _num_cores(), prefetch),
-        shard_index=shard_index,
-        shard_count=shard_count,
+        places=places,
+        batching=_Batching(len(places.rows), num_threads or _num_cores(), prefetch),
         max_corrupt_fraction=max_corrupt_fraction,
         identity={"seed": seed, "examples": len(source)},
     )
@@ -109,47 +107,48 @@ class TrainLoader(Iterator[TrainBatch]):
     """The iterator that `train_loader` makes.
 
     Attributes:
-      skipped: corrupt examples skipped so far in this shard. Another example, drawn at random, takes the
-        place of each, so that shards stay in step.
+      skipped: corrupt examples skipped by this loader. Another example, drawn at random, takes the place of
+        each, so that processes stay in step.
     """
 
     def __init__(
         self,
         examples: grain.MapDataset,
         *,
+        places: "_Places",
         batching: "_Batching",
-        shard_index: int,
-        shard_count: int,
         max_corrupt_fraction: float,
         identity: dict[str, int],
     ):
         self._examples = examples  # the global order, endless
+        self._places = places
         self._batching = batching
-        self._shard_index = shard_index
-        self._shard_count = shard_count
         self._max_corrupt_fraction = max_corrupt_fraction
         self._identity = identity  # what a saved state must agree with
-        self._position = 0  # in the global order, of the next batch's first example over all shards
+        self._position = 0  # in the global order, of the next batch's first example
         self._batches: grain.DatasetIterator | None = None
+        self._seen = 0
         self.skipped = 0
 
     def __next__(self) -> TrainBatch:
         if self._batches is None:
-            shard = self._examples[self._position + self._shard_index :: self._shard_count]
-            self._batches = self._batching.iterate(shard)
+            load = functools.partial(_load_place, self._examples, self._places, self._position)
+            own = grain.MapDataset.range(len(self._examples) - self._position).map(load)
+            self._batches = self._batching.iterate(own)
         batch = next(self._batches)
-        self._position += self._batching.batch_size * self._shard_count
+        self._position += self._places.batch_size
         self.skipped += int(batch.pop("skipped").sum())
-        seen = self._position // self._shard_count
-        _check_corrupt(self.skipped, seen, self._max_corrupt_fraction * max(seen, MIN_EXAMPLES_FOR_FRACTION))
+        self._seen += len(self._places.rows)
+        allowed = self._max_corrupt_fraction * max(self._seen, MIN_EXAMPLES_FOR_FRACTION)
+        _check_corrupt(self.skipped, self._seen, allowed)
         return batch
 
     def get_state(self) -> bytes:
-        """The position after the last batch taken, as JSON. Only `skipped` in it differs between shards."""
-        return json.dumps({"position": self._position, "skipped": self.skipped, **self._identity}).encode()
+        """The position after the last batch taken, as JSON; the same in every process."""
+        return json.dumps({"position": self._position, **self._identity}).encode()
 
     def set_state(self, state: bytes) -> None:
-        """Go on after the batch that came before `state` was taken, with any number of threads or shards.
+        """Go on after the batch that came before `state` was taken, with any number of threads or processes.
 
         Raises:
           ValueError: the state belongs to another seed or to a source of another length.
@@ -162,13 +161,17 @@ class TrainLoader(Iterator[TrainBatch]):
                     "would come in another order. Use the data and the seed that the state was saved with"
                 )
         self.close()
-        self._position, self.skipped = values["position"], values["skipped"]
+        self._position = values["position"]
 
     def close(self) -> None:
         """Stop the threads. Asking for the next batch starts them again."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
+
+
+def _load_place(examples: grain.MapDataset, places: "_Places", start: int, index: int) -> dict[str, Any]:
+    return examples[start + places.position(index)]
 
 
 def _load_augmented(
@@ -196,41 +199,41 @@ def eval_loader(
     batch_size: int,
     image_size: int | tuple[int, int],
     crop_fraction: float = 0.875,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_threads: int | None = None,
     prefetch: int = 2,
     max_corrupt_fraction: float = 0.01,
 ) -> "EvalLoader":
-    """One pass over a source: every example exactly once over all shards, and as many batches on each shard.
+    """One pass over a source: every example exactly once over all processes, and as many batches in each.
 
     Args:
       source: the examples, read in their own order.
-      batch_size: examples per batch of this shard (this process); the last batches are padded to it.
+      batch_size: examples per batch, over all processes; the last batch is padded to it.
       image_size: side, or (height, width), of the images.
       crop_fraction: see `eval_transform`.
-      shard_index: which shard this is, 0 <= shard_index < shard_count.
-      shard_count: number of shards, one per process.
+      rows: of each batch, those to load here, ascending; None: all.
       num_threads: threads that read and decode; None: one per core.
       prefetch: batches prepared ahead.
-      max_corrupt_fraction: share of corrupt examples in this shard above which `TooManyCorruptError` is
-        raised.
+      max_corrupt_fraction: share of corrupt examples, of those loaded here, above which `TooManyCorruptError`
+        is raised.
 
     Raises:
       ValueError: an empty source, or arguments out of range.
     """
-    _check_arguments(source, batch_size, shard_index, shard_count, num_threads, prefetch)
+    places = _Places(batch_size, _check_rows(rows, batch_size))
+    _check_arguments(source, num_threads, prefetch)
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction is {crop_fraction}: expected 0 < crop_fraction <= 1")
-    num_batches = -(-len(source) // (batch_size * shard_count))
+    num_batches = -(-len(source) // batch_size)
     load = functools.partial(
         _load_centered, source=source, size=size_pair(image_size), crop_fraction=crop_fraction
     )
-    examples = grain.MapDataset.range(num_batches * batch_size * shard_count).map(load)
+    own = grain.MapDataset.range(num_batches * len(places.rows)).map(places.position)
+    last_rows = len(source) - (num_batches - 1) * batch_size
     return EvalLoader(
-        examples[shard_index::shard_count],
-        num_examples=len(range(shard_index, len(source), shard_count)),
-        batching=_Batching(batch_size, num_threads or _num_cores(), prefetch),
+        own.map(load),
+        num_examples=(num_batches - 1) * len(places.rows) + sum(row < last_rows for row in places.rows),
+        batching=_Batching(len(places.rows), num_threads or _num_cores(), prefetch),
         max_corrupt_fraction=max_corrupt_fraction,
     )
 
@@ -239,7 +242,7 @@ class EvalLoader:
     """The iterable that `eval_loader` makes; each `iter()` starts a new pass.
 
     Attributes:
-      skipped: corrupt examples met so far in the pass that was started last, in this shard.
+      skipped: corrupt examples met so far in the pass that was started last.
     """
 
     def __init__(
@@ -250,7 +253,7 @@ class EvalLoader:
         batching: "_Batching",
         max_corrupt_fraction: float,
     ):
-        self._examples = examples  # of this shard, with the padding
+        self._examples = examples  # with the padding
         self._num_examples = num_examples  # without it
         self._batching = batching
         self._max_corrupt_fraction = max_corrupt_fraction
@@ -317,14 +320,27 @@ def _check_corrupt(skipped: int, seen: int, allowed: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where in the global order the examples stand that are loaded here."""
+
+    batch_size: int  # over all processes
+    rows: Sequence[int]  # of each batch, loaded here
+
+    def position(self, index: int) -> int:
+        """In the global order, of the `index`-th example loaded here."""
+        batch, row = divmod(index, len(self.rows))
+        return batch * self.batch_size + self.rows[row]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Batching:
-    """How a shard becomes batches. What is in them does not depend on threads and prefetch."""
+    """How examples become batches. What is in them does not depend on threads and prefetch."""
 
     batch_size: int
     threads: int
     prefetch: int  # batches ahead
 
-    def iterate(self, shard: grain.MapDataset) -> grain.DatasetIterator:
+    def iterate(self, examples: grain.MapDataset) -> grain.DatasetIterator:
         """Batches of consecutive examples; an incomplete last one is left out.
 
         Threads work on chunks of a few examples: handing over each example by itself costs more than a tenth
@@ -335,7 +351,7 @@ class _Batching:
         options = grain.ReadOptions(
             num_threads=self.threads, prefetch_buffer_size=max(self.threads, self.prefetch * chunks_per_batch)
         )
-        chunks = shard.batch(chunk_size, drop_remainder=True).to_iter_dataset(options)
+        chunks = examples.batch(chunk_size, drop_remainder=True).to_iter_dataset(options)
         return iter(chunks.batch(chunks_per_batch, drop_remainder=True, batch_fn=_concatenate))
 
 
@@ -350,24 +366,18 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_arguments(
-    source: Source,
-    batch_size: int,
-    shard_index: int,
-    shard_count: int,
-    num_threads: int | None,
-    prefetch: int,
-) -> None:
+def _check_rows(rows: Sequence[int] | None, batch_size: int) -> Sequence[int]:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+    rows = range(batch_size) if rows is None else tuple(rows)
+    if not rows or list(rows) != sorted(set(rows)) or rows[0] < 0 or rows[-1] >= batch_size:
+        raise ValueError(f"rows are {rows}: expected ascending numbers, 0 <= row < batch_size = {batch_size}")
+    return rows
+
+
+def _check_arguments(source: Source, num_threads: int | None, prefetch: int) -> None:
     if not len(source):
         raise ValueError("the source has no examples")
-    at_least_one = {
-        "batch_size": batch_size,
-        "shard_count": shard_count,
-        "num_threads": 1 if num_threads is None else num_threads,
-        "prefetch": prefetch,
-    }
-    for name, value in at_least_one.items():
-        if value < 1:
+    for name, value in {"num_threads": num_threads, "prefetch": prefetch}.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: expected at least 1")
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard_index is {shard_index}: expected 0 <= shard_index < {shard_count}")

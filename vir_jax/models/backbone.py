@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 from vir_jax.models.layers import LAYER_NORM_EPSILON, MLP, LayerScale, conv_init, drop_path, linear_init
 from vir_jax.models.mixers import Mixer, State
 from vir_jax.models.position import resample_position_embedding
+from vir_jax.models.sharding import constrain
 
 Readout = Literal["last", "average", "first"]
 Place = Literal["first", "last"]
@@ -274,7 +275,7 @@ class VisionBackbone(nnx.Module):
         """One block, rematerialised in the backward pass if so configured."""
 
         def apply(x: Array, key: PRNGKeyArray | None) -> tuple[Array, dict[str, Array]]:
-            x, _, intermediates = block(x, mode=mode, grid=grid, key=key)
+            x, _, intermediates = block(constrain(x, "batch", None, None), mode=mode, grid=grid, key=key)
             return x, {name: intermediates[name] for name in names}
 
         if self.remat:

@@ -6,6 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from vir_jax.models.sharding import constrain
+
 LAYER_NORM_EPSILON = 1e-6
 
 # Standard deviation of a standard normal cut at +-2: `truncated_normal` does not correct for the cut, so
@@ -27,7 +29,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Apply the MLP to each token."""
-        return self.down(nnx.gelu(self.up(x), approximate=False))
+        hidden = constrain(self.up(x), "batch", None, "hidden")
+        return self.down(nnx.gelu(hidden, approximate=False))
 
 
 class LayerScale(nnx.Module):

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vir_jax.models.layers import linear_init
+from vir_jax.models.sharding import constrain
 from vir_jax.ops import retention, retention_2d, vir_log_decay
 
 Heads = Float[Array, "b n h d"]
@@ -78,7 +79,7 @@ class Mixer(nnx.Module):
             The mixed tokens, the state (`None` unless asked for), and by name what was computed on the way:
             "q" (not yet scaled), "k", "v", and "heads", each head's output before the output projection.
         """
-        qkv = self.qkv(x)
+        qkv = constrain(self.qkv(x), "batch", None, None, "heads", None)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         heads, state = self.mix(
             q, k, v, mode=mode, grid=grid, initial_state=initial_state, return_state=return_state

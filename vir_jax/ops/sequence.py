@@ -159,6 +159,15 @@ def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
     if mode == "auto":
         mode = "parallel" if n <= PARALLEL_UP_TO else "chunkwise"
     if mode == "chunkwise":
-        default = CHUNK_SIZE_ON_CPU if jax.default_backend() == "cpu" else CHUNK_SIZE
+        default = CHUNK_SIZE_ON_CPU if platform() == "cpu" else CHUNK_SIZE
         return partial(chunkwise, chunk_size=chunk_size or default)
     return parallel if mode == "parallel" else recurrent
+
+
+def platform() -> str:
+    """What is compiled for: "cpu", "tpu" or "gpu".
+
+    That of the mesh in context, whose devices need not be on this machine, or else of JAX's default device.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

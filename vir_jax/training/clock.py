@@ -6,23 +6,13 @@ from collections.abc import Iterator
 
 import jax
 
-# Dense bf16 peak of one device, FLOP/s, by `device_kind`, from the makers' public data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from vir_jax.training.hardware import CHIPS
 
 
 def peak_flops() -> float | None:
     """Peak bf16 FLOP/s of all devices together; None where it is not known (CPUs, other chips)."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    return None if peak is None else peak * jax.device_count()
+    chip = CHIPS.get(jax.devices()[0].device_kind)
+    return None if chip is None else chip.peak_flops * jax.device_count()
 
 
 class Clock:

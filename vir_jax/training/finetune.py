@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jaxtyping import Array
 
@@ -65,6 +65,7 @@ def fit_params(params: Params, *, fresh: Params, keep_head: bool) -> Params:
                 f"pretrained {name} has shape {old.shape}, this model's has {new.shape};"
                 " config.model must name the same family and size"
             )
-        return jax.device_put(jnp.asarray(old, new.dtype), new.sharding)
+        # NumPy arrays can be put on the devices of other processes as well.
+        return jax.device_put(np.asarray(old, new.dtype), new.sharding)
 
     return jax.tree_util.tree_map_with_path(fit, fresh)

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,15 +16,12 @@ from vir_jax.evaluation import evaluate, make_predict
 from vir_jax.training.checkpoint import Checkpoints
 from vir_jax.training.clock import Clock
 from vir_jax.training.config import validate
+from vir_jax.training.distributed import sum_over_processes
 from vir_jax.training.finetune import pretrained_params
 from vir_jax.training.log import quiet_libraries
-from vir_jax.training.mesh import batch_sharding, check_divides, make_mesh, process_part, put_batch
+from vir_jax.training.mesh import check_divides, local_rows, make_mesh, put_batch
 from vir_jax.training.metrics import MetricsWriter, Window
-from vir_jax.training.model import image_size, model_functions
-from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from vir_jax.training.sharding import state_shardings
-from vir_jax.training.state import TrainState, create_train_state
-from vir_jax.training.step import StepConfig, make_train_step
+from vir_jax.training.program import make_program
 from vir_jax.training.summary import summarize
 from vir_jax.training.workdir import check_config, write_config
 
@@ -62,7 +58,6 @@ def train(
     validate(config)
     workdir = Path(workdir).absolute()
     mesh = make_mesh(**config.mesh)
-    check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
     check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
     check_config(workdir, config)
 
@@ -77,56 +72,35 @@ def train(
         )
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = max(1, round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch))
-    part, parts = process_part(mesh)
-    size = image_size(config.model)
+
+    # ------------------------------------------------------------------ model, optimiser, step
+    program = make_program(
+        config, mesh, num_classes=train_source.num_classes, steps_per_epoch=steps_per_epoch
+    )
+    compiled = program.compile()
+    predict = make_predict(program.model, mean=data.mean, std=data.std)
+    forward_flops = program.model.flops(program.size)
+    train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
+    logging.info("\n%s", summarize(program.state, mesh, compiled, flops=train_flops))
+
+    # ------------------------------------------------------------------ batches
     batches = train_loader(
         train_source,
-        batch_size=config.batch_size // parts,
-        image_size=size,
+        batch_size=config.batch_size,
+        image_size=program.size,
         augment=AugmentConfig(**config.augment, mean=data.mean, std=data.std),
         seed=config.seed,
-        shard_index=part,
-        shard_count=parts,
+        rows=local_rows(mesh, config.batch_size),
         num_threads=data.threads,
     )
     eval_batches = eval_loader(
         eval_source,
-        batch_size=config.eval_batch_size // parts,
-        image_size=size,
+        batch_size=config.eval_batch_size,
+        image_size=program.size,
         crop_fraction=data.crop_fraction,
-        shard_index=part,
-        shard_count=parts,
+        rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
     )
-
-    # ------------------------------------------------------------------ model, optimiser, state
-    model = model_functions(config.model, train_source.num_classes)
-    schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
-    optimizer = make_optimizer(config.optim, schedule)
-
-    def init(key: Array) -> TrainState:
-        return create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0)
-
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
-    shardings = state_shardings(shapes, mesh)
-    shapes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-
-    # ------------------------------------------------------------------ compile, summary
-    step_function = jax.jit(
-        make_train_step(model.apply, optimizer, schedule, step_config(config, train_source.num_classes)),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-    compiled = step_function.lower(shapes, batch_shapes(config, size, mesh)).compile()
-    predict = make_predict(model, mean=data.mean, std=data.std)
-    forward_flops = model.flops(size)
-    train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
-    logging.info("\n%s", summarize(shapes, mesh, compiled, flops=train_flops))
 
     write_config(workdir, config)
     metadata = {
@@ -137,11 +111,11 @@ def train(
     }
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
         # -------------------------------------------------------------- restore, or start
-        window = Window()
+        window, skipped_before = Window(), 0
         start = checkpoints.latest_step()
         if start is None:
             start = 0
-            state = jax.jit(init, out_shardings=shardings)(key)
+            state = program.init(jax.random.key(config.seed))
             if config.init_from:
                 params = pretrained_params(
                     config.init_from, fresh=state.params, class_names=train_source.class_names
@@ -155,9 +129,9 @@ def train(
                     f"{workdir} holds step {start}, beyond the {total_steps} steps that config.epochs ="
                     f" {config.epochs} makes; raise config.epochs to go on with that run"
                 )
-            state, progress = checkpoints.restore(shapes, start)
+            state, progress = checkpoints.restore(program.state, start)
             batches.set_state(progress["data"].encode())
-            window = Window(**progress["window"])
+            window, skipped_before = Window(**progress["window"]), progress["skipped"]
             logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
 
         # -------------------------------------------------------------- the loop
@@ -166,7 +140,7 @@ def train(
         with MetricsWriter(workdir, start_step=start, total_steps=total_steps) as writer:
             in_flight: tuple[int, Mapping[str, Array]] | None = None
             for step in range(start + 1, total_steps + 1):
-                batch = put_batch(next(batches), mesh, parts)
+                batch = put_batch(next(batches), mesh, config.batch_size)
                 state, metrics = compiled(state, batch)
                 clock.tick()
                 # Reading the metrics of the step before leaves the device one step of work ahead.
@@ -180,21 +154,33 @@ def train(
                 if log or saving:
                     record(*in_flight, window, checkpoints)
                     in_flight = None
+                    skipped = skipped_before + sum_over_processes(batches.skipped)
                 if log:
                     train_metrics = {f"train/{name}": value for name, value in window.pop_means().items()}
                     speed = clock.read(remaining_steps=total_steps - step)
-                    writer.write(step, {**train_metrics, **speed, "data/skipped": batches.skipped})
+                    writer.write(step, {**train_metrics, **speed, "data/skipped": skipped})
                 writer.advance()
                 if evaluating:
                     with clock.paused():
                         weights = state.params if state.ema is None else state.ema
                         mode = config.model.mode
-                        evaluated = evaluate(predict, weights, eval_batches, mesh, parts, modes=[mode])
+                        evaluated = evaluate(
+                            predict,
+                            weights,
+                            eval_batches,
+                            mesh,
+                            batch_size=config.eval_batch_size,
+                            modes=[mode],
+                        )
                         results = evaluated[mode].metrics
                     writer.write(step, {f"eval/{name}": value for name, value in results.items()})
                 if saving:
                     with clock.paused():
-                        progress = {"data": batches.get_state().decode(), "window": window.state()}
+                        progress = {
+                            "data": batches.get_state().decode(),
+                            "window": window.state(),
+                            "skipped": skipped,
+                        }
                         checkpoints.save(
                             state,
                             progress=progress,
@@ -220,30 +206,3 @@ def record(step: int, metrics: Mapping[str, Array], window: Window, checkpoints:
             " end: go on from there with a lower config.optim.lr or config.optim.clip_norm."
         )
     window.add(values)
-
-
-def step_config(config: ml_collections.ConfigDict, num_classes: int) -> StepConfig:
-    """What the train step takes from a run's config."""
-    return StepConfig(
-        seed=config.seed,
-        num_classes=num_classes,
-        mean=config.data.mean,
-        std=config.data.std,
-        label_smoothing=config.label_smoothing,
-        mixup_alpha=config.mixing.mixup,
-        cutmix_alpha=config.mixing.cutmix,
-        switch_probability=config.mixing.switch_probability,
-        accumulation_steps=config.accumulation_steps,
-        ema_decay=config.ema_decay,
-    )
-
-
-def batch_shapes(
-    config: ml_collections.ConfigDict, size: tuple[int, int], mesh: jax.sharding.Mesh
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global training batch."""
-    shape = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
-    return {
-        "image": shape((config.batch_size, *size, 3), "uint8"),
-        "label": shape((config.batch_size,), "int32"),
-    }

@@ -1,10 +1,14 @@
 """The device mesh: which devices split the batch, the parameters and the heads."""
 
+import bisect
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -12,9 +16,12 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list[jax.Device] | None = None
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """A mesh with the axes data, fsdp and tensor; one size may be -1 and takes the devices left over.
+
+    Devices are laid out by the network: neighbours on the tensor axis are neighbours on the chip's links, and the data
+    axis, then fsdp, crosses from one slice (TPUs) or node (GPUs) to the next.
 
     Args:
       data: devices that split the batch alone.
@@ -23,11 +30,31 @@ def make_mesh(
       devices: all devices of all processes by default.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or the tensor axis would have to cross slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_shape(len(devices), data=data, fsdp=fsdp, tensor=tensor)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        layout = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        over = over_slices(sizes, slices)
+        within = [size // factor for size, factor in zip(sizes, over, strict=True)]
+        layout = mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
+    return Mesh(layout, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def over_slices(sizes: tuple[int, int, int], slices: int) -> tuple[int, int, int]:
+    """How many slices each mesh axis crosses: data as many as it can, then fsdp; tensor stays inside a slice."""
+    data, fsdp, tensor = sizes
+    data_over = math.gcd(data, slices)
+    fsdp_over = math.gcd(fsdp, slices // data_over)
+    if data_over * fsdp_over != slices:
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {slices} slices (or nodes): data * fsdp"
+            f" must be a multiple of {slices}, as the tensor axis does not cross the network between them"
+        )
+    return data_over, fsdp_over, 1
 
 
 def mesh_shape(num_devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
@@ -72,50 +99,39 @@ def check_divides(name: str, size: int, mesh: Mesh, *, slices: int = 1) -> None:
         )
 
 
-def process_part(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process feeds, and how many parts there are."""
-    shards = batch_shards(mesh)
-    indices = batch_sharding(mesh).devices_indices_map((shards,))
-    rows: dict[int, set[int]] = {}
-    for device in mesh.devices.flat:
-        (row,) = indices[device]
-        rows.setdefault(device.process_index, set()).add(row.indices(shards)[0])
-    return part_of_process(rows, jax.process_index(), shards)
+@functools.cache
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """The rows of a global batch that the devices of this process hold, ascending.
 
-
-def part_of_process(rows: Mapping[int, set[int]], process: int, shards: int) -> tuple[int, int]:
-    """(index of a process's part, number of parts), from the shards of a batch that each process holds.
-
-    A part need not be in one piece: devices are laid out by the network, not by process. Processes that hold the
-    same shards (a tensor axis that spans them) feed the same part.
-
-    Raises:
-      ValueError: the parts overlap or are of unequal size, so that no process could feed its own.
+    They need not be in one piece, as devices are laid out by the network and not by process; and processes may hold
+    the same rows, where a tensor axis spans them.
     """
-    parts = sorted({tuple(sorted(part)) for part in rows.values()})
-    if (
-        sorted(row for part in parts for row in part) != list(range(shards))
-        or len({len(p) for p in parts}) > 1
-    ):
-        raise ValueError(
-            f"the processes hold overlapping or unequal parts of a batch, {parts}; choose mesh axis sizes that give"
-            " each process whole shards of its own"
-        )
-    return parts.index(tuple(sorted(rows[process]))), len(parts)
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return tuple(sorted({row for index in indices.values() for row in _rows(index, batch_size)}))
 
 
-def put_batch(batch: Mapping[str, object], mesh: Mesh, parts: int) -> dict[str, jax.Array]:
-    """Assembles the global batch from this process's part (NumPy arrays); nothing moves between processes.
+def _rows(index: Any, batch_size: int) -> range:
+    """The rows that an index (a tuple of slices) of an array takes."""
+    return range(*index[0].indices(batch_size))
+
+
+def put_batch(batch: Mapping[str, object], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """Assembles a global batch from this process's `local_rows` of it; nothing moves between processes.
 
     Args:
-      batch: this process's part, rows in the order of its shards.
+      batch: NumPy arrays, their first axis the local rows.
       mesh: over which batches are split.
-      parts: of `process_part`.
+      batch_size: of the global batch.
     """
     sharding = batch_sharding(mesh)
+    rows = local_rows(mesh, batch_size)
 
     def put(local: np.ndarray) -> jax.Array:
-        shape = (local.shape[0] * parts, *local.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, local, shape)
+        def shard(index: Any) -> np.ndarray:
+            wanted = _rows(index, batch_size)
+            first = bisect.bisect_left(rows, wanted.start)
+            return local[first : first + len(wanted)]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
 
     return {name: put(np.asarray(local)) for name, local in batch.items()}

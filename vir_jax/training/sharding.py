@@ -1,6 +1,5 @@
-"""Which mesh axes split which parameter: ordered rules, the first that matches applies.
+"""Where every leaf of a train state lies: `vir_jax.models.sharding.PARAMETERS`, applied to a mesh.
 
-A rule is a pattern searched at the end of a dotted parameter path, and the mesh axis of each dimension.
 Optimiser state and moving averages carry the parameters' paths, so that the same rules place them.
 """
 
@@ -8,23 +7,9 @@ import re
 from typing import Any
 
 import jax
-from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-# Kernels: c width of the residual stream, h heads, d width of a head, f hidden width of the MLP.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"mixer\.qkv\.kernel", PartitionSpec("fsdp", None, "tensor", None)),  # c 3 h d
-    (r"mixer\.qkv\.bias", PartitionSpec(None, "tensor", None)),  # 3 h d
-    (r"mixer\.out\.kernel", PartitionSpec("tensor", None, "fsdp")),  # h d c
-    (r"mlp\.up\.kernel", PartitionSpec("fsdp", "tensor")),  # c f
-    (r"mlp\.up\.bias", PartitionSpec("tensor")),  # f
-    (r"mlp\.down\.kernel", PartitionSpec("tensor", "fsdp")),  # f c
-    (r"head\.kernel", PartitionSpec("fsdp", "tensor")),  # c classes
-    (r"head\.bias", PartitionSpec("tensor")),  # classes
-    (r"patch_embedding\.kernel", PartitionSpec(None, None, None, "fsdp")),  # y x rgb c
-    (r"position_embedding", PartitionSpec(None, None, None, "fsdp")),  # 1 y x c
-    (r".*", PartitionSpec()),  # Norms, LayerScale, remaining biases, class token, counters: replicated.
-)
+from vir_jax.models.sharding import PARAMETERS
 
 
 def dotted(path: tuple[Any, ...]) -> str:
@@ -32,22 +17,36 @@ def dotted(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The first matching rule, less the axes that do not divide their dimension (logged)."""
-    rule = next(spec for pattern, spec in RULES if re.search(rf"(^|\.)({pattern})$", path))
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The first matching rule, less the axes that do not divide their dimension."""
+    rule = _rule(path)
     if len(rule) > len(shape):  # A reduced form of the parameter, such as a scalar of an optimiser.
         return PartitionSpec()
-    axes: list[str | None] = []
-    for axis, size in zip(rule, shape, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
-            logging.warning("%s: dimension of %d is not split over %s=%d", path, size, axis, mesh.shape[axis])
-            axis = None
-        axes.append(axis)
+    axes = (
+        axis if axis is None or size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(rule, shape, strict=False)
+    )
     return PartitionSpec(*axes)
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """The sharding of every leaf of a train state (arrays or their shapes), by `RULES`."""
+def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The sharding of every leaf of a train state (arrays or their shapes)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(dotted(path), leaf.shape, mesh)), state
     )
+
+
+def unsplit(params: Any, mesh: Mesh | AbstractMesh) -> list[str]:
+    """A line for each dimension that a rule would split and the mesh does not divide; blocks share one."""
+    lines: dict[str, None] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = dotted(path)
+        for axis, size in zip(_rule(name), leaf.shape, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                shared = re.sub(r"^blocks\.\d+", "blocks.*", name)
+                lines[f"{shared}: dimension of {size} over {axis}={mesh.shape[axis]}"] = None
+    return list(lines)
+
+
+def _rule(path: str) -> PartitionSpec:
+    return next(spec for pattern, spec in PARAMETERS if re.search(rf"(^|\.)({pattern})$", path))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vir_jax.training.sharding import dotted
+from vir_jax.training.sharding import dotted, unsplit
 from vir_jax.training.state import Params, TrainState
 
 
@@ -66,6 +66,7 @@ def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, f
             f"devices    {mesh.size} x {device.device_kind} ({device.platform}),"
             f" {jax.process_count()} process(es)",
             "mesh       " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+            *(f"not split  {line}" for line in unsplit(state.params, mesh)),
             "compute    "
             + (
                 "not counted" if flops is None else f"{flops / 1e9:.3g} GFLOP per image, forward and backward"

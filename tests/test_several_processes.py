@@ -1,0 +1,112 @@
+"""Two processes of two devices each, started as a user would, do what one process of four devices does."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vir_jax.evaluation import evaluate_workdir
+from vir_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+RUN = [
+    "--config=configs/vir_digits.py",
+    "--config.epochs=2",
+    "--config.optim.warmup_epochs=1",
+    "--config.mesh.fsdp=2",
+    "--config.log_every=5",
+    "--config.checkpoint_every=10",
+]
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        return opened.getsockname()[1]
+
+
+def start(script, *arguments, processes, devices):
+    """Runs a command in so many processes; (standard output, standard error) of each."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    address = f"--coordinator_address=localhost:{free_port()}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, script, *arguments]
+            + ([address, f"--num_processes={processes}", f"--process_id={index}"] if processes > 1 else []),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(processes)
+    ]
+    outputs = [process.communicate(timeout=300) for process in started]
+    for process, (_, errors) in zip(started, outputs, strict=True):
+        assert process.returncode == 0, errors
+    # JAX's CPU collectives report their connections on the standard output.
+    return [
+        ("".join(line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]")), errors)
+        for output, errors in outputs
+    ]
+
+
+def numbers(workdir, name):
+    return [line[name] for line in read_metrics(workdir) if name in line]
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    (one,) = start("train.py", *RUN, f"--workdir={folder / 'one'}", processes=1, devices=4)
+    two = start("train.py", *RUN, f"--workdir={folder / 'two'}", processes=2, devices=2)
+    return folder, one, two
+
+
+def test_training_is_the_same(workdirs):
+    folder, one, two = workdirs
+    for name in ("train/loss", "train/top1", "train/gradient_norm", "eval/loss", "eval/top1", "eval/count"):
+        values = numbers(folder / "two", name)
+        assert values
+        np.testing.assert_allclose(values, numbers(folder / "one", name), rtol=1e-5, err_msg=name)
+    assert two[0][0] == one[0]
+
+
+def test_process_0_alone_reports(workdirs):
+    (_, first), (printed, second) = workdirs[2]
+    assert "4 x cpu (cpu), 2 process(es)" in first
+    assert "step 5:" in first
+    assert printed == ""
+    assert "step 5:" not in second
+    assert "parameters" not in second
+
+
+def test_what_two_processes_wrote_one_can_read_and_go_on_with(workdirs):
+    folder, *_ = workdirs
+    results = {
+        name: evaluate_workdir(folder / name, mode="parallel")["parallel"].metrics for name in ("one", "two")
+    }
+    assert results["two"] == pytest.approx(results["one"], rel=1e-5)
+    longer = [*RUN, "--config.epochs=3", f"--workdir={folder / 'two'}"]
+    ((_, log),) = start("train.py", *longer, processes=1, devices=4)
+    assert re.search(r"going on from step \d+ of", log)
+
+
+def test_evaluation_counts_every_example_once(workdirs, tmp_path):
+    folder, *_ = workdirs
+    rng = np.random.default_rng(0)
+    for index in range(1003):
+        place = tmp_path / "test" / str(index % 10)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(place / f"{index}.png")
+    data = ["--dataset=folder", f"--data_dir={tmp_path}", "--batch_size=128"]
+    (first, _), (second, _) = start("eval.py", f"--workdir={folder / 'two'}", *data, processes=2, devices=2)
+    assert first.splitlines()[1].split()[4] == "1,003"
+    assert second == ""

@@ -1,0 +1,56 @@
+"""How a model is split over a device mesh: one table for its parameters, one for its activations.
+
+A mesh has the axes data, fsdp and tensor. Data and fsdp split the batch; fsdp splits each parameter besides, which is
+then gathered where it is used; tensor splits heads and hidden units.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Shaped
+
+# Ordered rules: a pattern searched at the end of a dotted parameter path, and the mesh axis of each dimension; the
+# first that matches applies. c width of the residual stream, h heads, d width of a head, f hidden width of the MLP.
+PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"mixer\.qkv\.kernel", PartitionSpec("fsdp", None, "tensor", None)),  # c 3 h d
+    (r"mixer\.qkv\.bias", PartitionSpec(None, "tensor", None)),  # 3 h d
+    (r"mixer\.out\.kernel", PartitionSpec("tensor", None, "fsdp")),  # h d c
+    (r"mlp\.up\.kernel", PartitionSpec("fsdp", "tensor")),  # c f
+    (r"mlp\.up\.bias", PartitionSpec("tensor")),  # f
+    (r"mlp\.down\.kernel", PartitionSpec("tensor", "fsdp")),  # f c
+    (r"head\.kernel", PartitionSpec("fsdp", "tensor")),  # c classes
+    (r"head\.bias", PartitionSpec("tensor")),  # classes
+    (r"patch_embedding\.kernel", PartitionSpec(None, None, None, "fsdp")),  # y x rgb c
+    (r"position_embedding", PartitionSpec(None, None, None, "fsdp")),  # 1 y x c
+    (r".*", PartitionSpec()),  # Norms, LayerScale, remaining biases, class token, counters: replicated.
+)
+
+# Dimensions of activations; those not named here are not split.
+ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "heads": ("tensor",),
+    "hidden": ("tensor",),
+}
+
+
+def constrain(x: Shaped[Array, "..."], *dimensions: str | None) -> Shaped[Array, "..."]:
+    """Says how an activation is split, where a mesh is set (`jax.set_mesh`) and divides it.
+
+    Left to itself the partitioner may follow the parameters instead and split the channels, which then travel
+    between devices at every layer norm.
+
+    Args:
+        x: the activation.
+        *dimensions: the name of each dimension in `ACTIVATIONS`, None for one that is not split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    spec: list[tuple[str, ...] | None] = []
+    for name, size in zip(dimensions, x.shape, strict=True):
+        axes = () if name is None else ACTIVATIONS[name]
+        known = all(types.get(axis) == AxisType.Auto for axis in axes)
+        spec.append(
+            axes if axes and known and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+        )
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x

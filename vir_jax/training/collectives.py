@@ -1,0 +1,135 @@
+"""What a compiled program sends between devices, read from its text (HLO)."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", re.M)
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$", re.M)
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """The collectives of one kind in one step.
+
+    Attributes:
+      count: how often one is executed; those in a loop count once per iteration.
+      bytes: of the whole (gathered, or not yet scattered) arrays on one device, summed over them. What crosses a link
+        depends on the algorithm: in a ring nearly these bytes, for an all-reduce twice.
+    """
+
+    count: int
+    bytes: int
+
+
+def collectives(hlo: str) -> dict[str, Traffic]:
+    """Counts the collectives that each device takes part in when the program runs once.
+
+    Args:
+      hlo: `jax.stages.Compiled.as_text()`.
+
+    Returns:
+      By kind, those that occur.
+    """
+    entry = _entry(hlo)
+    computations = dict(_computations(hlo))
+    runs = _runs(computations, entry=entry)
+    # TPUs overlap a collective with other work by splitting it over several fusions, which share its channel.
+    found: dict[str, tuple[str, int, int]] = {}
+    for name, body in computations.items():
+        for number, (result, opcode, rest) in enumerate(_INSTRUCTION.findall(body)):
+            kind = opcode.removesuffix("-start")
+            if kind in KINDS and name in runs:
+                channel = re.search(r"\bchannel_id=(\d+)", rest)
+                size = _size(kind, result, rest, asynchronous=opcode.endswith("-start"))
+                found[channel.group(1) if channel else f"{name}.{number}"] = (kind, runs[name], size)
+    total: dict[str, Traffic] = {}
+    for kind, times, size in found.values():
+        before = total.get(kind, Traffic(0, 0))
+        total[kind] = Traffic(before.count + times, before.bytes + times * size)
+    return dict(sorted(total.items()))
+
+
+def _entry(hlo: str) -> str:
+    match = re.search(r"^ENTRY %?([\w.\-]+) ", hlo, re.M)
+    if match is None:
+        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
+    return match.group(1)
+
+
+def _computations(hlo: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of each computation."""
+    starts = list(_COMPUTATION.finditer(hlo))
+    ends = [match.start() for match in starts[1:]] + [len(hlo)]
+    for match, end in zip(starts, ends, strict=True):
+        yield match.group(1), hlo[match.end() : end]
+
+
+def _runs(computations: Mapping[str, str], *, entry: str) -> dict[str, int]:
+    """How often each computation is run; a loop of unknown length counts as one iteration."""
+    calls = {
+        name: [
+            (
+                called.strip(" %"),
+                int(trips.group(1)) if opcode == "while" and (trips := _TRIPS.search(rest)) else 1,
+            )
+            for _, opcode, rest in _INSTRUCTION.findall(body)
+            for group in _CALLED.findall(rest)
+            for called in group.strip("{}").split(",")
+        ]
+        for name, body in computations.items()
+    }
+    runs: dict[str, int] = {}
+
+    def visit(name: str, times: int) -> None:
+        runs[name] = runs.get(name, 0) + times
+        for called, trips in calls.get(name, ()):
+            visit(called, times * trips)
+
+    visit(entry, 1)
+    return runs
+
+
+def _size(kind: str, result: str, rest: str, *, asynchronous: bool) -> int:
+    sizes = [math.prod(map(int, dims.split(","))) * _itemsize(dtype) if dims else _itemsize(dtype)
+             for dtype, dims in _SHAPE.findall(result)]  # fmt: skip
+    if asynchronous and kind == "all-gather":  # (operands, results)
+        sizes = sizes[len(sizes) // 2 :]
+    elif asynchronous and kind == "collective-permute":  # (operand, result, contexts)
+        sizes = sizes[1:2]
+    return sum(sizes) * (_group_size(rest) if kind == "reduce-scatter" else 1)
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of an element; `pred` and types below a byte take one."""
+    digits = re.search(r"\d+", dtype)
+    return max(int(digits.group()) // 8, 1) if digits else 1
+
+
+def _group_size(rest: str) -> int:
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    if listed:
+        return len(listed.group(1).split(","))
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest)
+    if iota:
+        return int(iota.group(1))
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", rest)
+    if mesh:
+        sizes = dict(re.findall(r"('\w+')=(\d+)", mesh.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", mesh.group(2)))
+    raise ValueError(f"no replica_groups in {rest[:200]!r}")

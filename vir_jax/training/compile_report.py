@@ -1,0 +1,202 @@
+"""Compiles a recipe's training step for machines that are not there: memory, FLOPs and communication per chip.
+
+    python -m vir_jax.training.compile_report --config=configs/vir_l.py --topology=v5e:16x16
+    python -m vir_jax.training.compile_report --config=configs/vir_digits.py --num_classes=10 --topology=cpu:8
+
+TPU slices (v4, v5e, v5p, v6e) need the package libtpu (`pip install -r requirements-compile.txt`), and no TPU. The
+exit status is 1 when the step does not fit the chip's memory.
+"""
+
+import dataclasses
+import math
+import re
+import sys
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from vir_jax.training.collectives import Traffic, collectives
+from vir_jax.training.config import validate
+from vir_jax.training.hardware import CHIPS, GIB
+from vir_jax.training.mesh import make_mesh
+from vir_jax.training.program import make_program
+from vir_jax.training.sharding import unsplit
+from vir_jax.training.summary import bytes_per_device, compiled_memory
+
+IMAGENET_EXAMPLES = 1_281_167
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A compiled training step, seen from one device.
+
+    Attributes:
+      mesh: sizes of the axes.
+      device_kind: of the devices.
+      memory: bytes of arguments, outputs, temporaries, and their total; empty where the compiler gave up.
+      capacity: bytes that the device has; None where that is not known.
+      overflow: what the compiler said when the step did not fit.
+      state: bytes of the train state.
+      model_flops: of the model in a step (forward and backward, recomputation not counted); None where not counted.
+      collectives: by kind.
+      unsplit: dimensions that the rules would split and the mesh does not divide.
+    """
+
+    mesh: dict[str, int]
+    device_kind: str
+    memory: dict[str, int]
+    capacity: int | None
+    overflow: str | None
+    state: int
+    model_flops: float | None
+    collectives: dict[str, Traffic]
+    unsplit: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits the device's memory, as far as is known."""
+        return self.overflow is None and (self.capacity is None or self.memory["total"] <= self.capacity)
+
+
+def compile_report(
+    config: ml_collections.ConfigDict,
+    topology: str,
+    *,
+    num_classes: int = 1000,
+    num_examples: int = IMAGENET_EXAMPLES,
+) -> Report:
+    """Compiles the training step of a config for a topology.
+
+    Args:
+      config: see `default_config`.
+      topology: see `topology_devices`.
+      num_classes: of the data.
+      num_examples: of the training data; the schedule depends on it.
+
+    Raises:
+      ValueError: a config that cannot be run, or an unknown topology.
+    """
+    validate(config)
+    devices = topology_devices(topology)
+    mesh = make_mesh(**config.mesh, devices=devices)
+    program = make_program(
+        config, mesh, num_classes=num_classes, steps_per_epoch=num_examples / config.batch_size
+    )
+    chip = CHIPS.get(devices[0].device_kind)
+    flops = program.model.flops(program.size)
+    memory, overflow, traffic = {}, None, {}
+    try:
+        compiled = program.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        overflow = _overflow(str(error))
+    else:
+        memory = compiled_memory(compiled)
+        traffic = collectives(compiled.as_text() or "")
+    return Report(
+        mesh=dict(mesh.shape),
+        device_kind=devices[0].device_kind,
+        memory=memory,
+        capacity=None if chip is None else chip.memory,
+        overflow=overflow,
+        state=bytes_per_device(program.state),
+        model_flops=flops and 3 * flops * config.batch_size / mesh.size,
+        collectives=traffic,
+        unsplit=unsplit(program.state.params, mesh),
+    )
+
+
+def topology_devices(topology: str) -> list[Any]:
+    """The devices of a machine by name.
+
+    Args:
+      topology: "cpu:8" for eight of this machine's simulated devices, or a TPU slice as "v5e:4x4"; several slices
+        joined by the data-centre network as "2*v5e:4x4".
+
+    Raises:
+      ValueError: an unknown name, or more CPU devices than JAX was told to simulate.
+      RuntimeError: a TPU without the package libtpu.
+    """
+    match = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)", topology)
+    if match is None:
+        raise ValueError(f"topology {topology!r}: expected such as 'cpu:8', 'v5e:16x16' or '2*v5e:4x4'")
+    slices, kind, shape = int(match.group(1) or 1), match.group(2), match.group(3)
+    if kind == "cpu":
+        count = int(shape) if shape.isdigit() else 0
+        devices = jax.devices("cpu")
+        if not 0 < count <= len(devices) or slices > 1:
+            raise ValueError(
+                f"topology {topology!r}: expected cpu:N with N up to the {len(devices)} devices that JAX simulates"
+                " (jax_num_cpu_devices)"
+            )
+        return devices[:count]
+    try:
+        return list(
+            topologies.get_topology_desc(f"{kind}:{shape}", platform="tpu", num_slices=slices).devices
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"topology {topology!r}: {error}") from error
+
+
+def format_report(report: Report) -> str:
+    """The report as text for people."""
+    lines = [
+        f"devices        {math.prod(report.mesh.values())} x {report.device_kind}",
+        "mesh           " + ", ".join(f"{axis}={size}" for axis, size in report.mesh.items()),
+        *(f"not split      {line}" for line in report.unsplit),
+        f"train state    {_size(report.state)} per device",
+    ]
+    if report.overflow is not None:
+        return "\n".join([*lines, f"does not fit   {report.overflow}"])
+    capacity = "not known" if report.capacity is None else _size(report.capacity)
+    lines.append(
+        "memory         "
+        + ", ".join(f"{name} {_size(size)}" for name, size in report.memory.items())
+        + f"; the device has {capacity}: {'fits' if report.fits else 'DOES NOT FIT'}"
+    )
+    if report.model_flops is not None:
+        lines.append(f"model          {report.model_flops / 1e9:,.1f} GFLOP per device and step")
+    lines.append("communication  per device and step" if report.collectives else "communication  none")
+    lines += [
+        f"  {kind:<22}{traffic.count:>7,} x {_size(traffic.bytes):>14} in all"
+        for kind, traffic in report.collectives.items()
+    ]
+    return "\n".join(lines)
+
+
+def _overflow(message: str) -> str:
+    """The sentences of the compiler's error that give the numbers."""
+    found = re.findall(r"Used [^\n]*?hbm\.[^\n]*?\.(?=\s|$)|Exceeded [^\n]*", message)
+    return " ".join(dict.fromkeys(found)) or message.splitlines()[0]
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.2f} MiB"
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, a printed report out."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
+    topology = flags.FLAGS.topology
+    # Where libtpu is installed JAX would look for a TPU.
+    jax.config.update("jax_platforms", "cpu")
+    if match := re.fullmatch(r"cpu:(\d+)", topology):
+        jax.config.update("jax_num_cpu_devices", int(match.group(1)))
+    logging.set_verbosity(logging.ERROR)
+    report = compile_report(flags.FLAGS.config, topology, num_classes=flags.FLAGS.num_classes)
+    print(format_report(report))
+    sys.exit(0 if report.fits else 1)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", help_string="recipe; see train.py")
+    flags.DEFINE_string("topology", None, "v5e:16x16, v5p:4x4x4, 2*v6e:16x16, cpu:8, ...")
+    flags.DEFINE_integer("num_classes", 1000, "of the data", lower_bound=1)
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(main)

@@ -1,0 +1,112 @@
+"""What a config makes on a mesh before any example is read or parameter allocated: shapes, shardings, the step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from vir_jax.training.mesh import batch_sharding, check_divides
+from vir_jax.training.model import ModelFunctions, image_size, model_functions
+from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from vir_jax.training.sharding import state_shardings
+from vir_jax.training.state import TrainState, create_train_state
+from vir_jax.training.step import Batch, Metrics, StepConfig, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run's computation.
+
+    Attributes:
+      mesh: over which it is split.
+      model: as pure functions.
+      size: (height, width) of the training images, pixels.
+      state: the train state's shapes, dtypes and shardings.
+      batch: those of a global batch.
+      init: key -> the state before the first step, born sharded.
+      step: (state, batch) -> (state, metrics); the old state's memory is used for the new one.
+    """
+
+    mesh: Mesh
+    model: ModelFunctions
+    size: tuple[int, int]
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    init: Callable[[Key[Array, ""]], TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+    def compile(self) -> jax.stages.Compiled:
+        """The compiled step. It runs for minutes where the model is large."""
+        with jax.set_mesh(self.mesh):
+            return jax.jit(
+                self.step,
+                donate_argnums=0,
+                out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.state), None),
+            ).lower(self.state, self.batch).compile()  # fmt: skip
+
+
+def make_program(
+    config: ml_collections.ConfigDict, mesh: Mesh, *, num_classes: int, steps_per_epoch: float
+) -> Program:
+    """Builds the model, optimiser and step of a config; nothing is compiled or allocated.
+
+    Args:
+      config: see `default_config`.
+      mesh: its devices need not be on this machine.
+      num_classes: of the data.
+      steps_per_epoch: optimiser steps per pass over the training data.
+
+    Raises:
+      ValueError: a config that cannot be run, with the field and what it should be.
+    """
+    check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
+    model = model_functions(config.model, num_classes)
+    schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
+    optimizer = make_optimizer(config.optim, schedule)
+
+    def init(key: Array) -> TrainState:
+        return create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = state_shardings(shapes, mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    size = image_size(config.model)
+    return Program(
+        mesh=mesh,
+        model=model,
+        size=size,
+        state=state,
+        batch=batch_shapes(config.batch_size, size, mesh),
+        init=jax.jit(init, out_shardings=shardings),
+        step=make_train_step(model.apply, optimizer, schedule, step_config(config, num_classes)),
+    )
+
+
+def step_config(config: ml_collections.ConfigDict, num_classes: int) -> StepConfig:
+    """What the train step takes from a run's config."""
+    return StepConfig(
+        seed=config.seed,
+        num_classes=num_classes,
+        mean=config.data.mean,
+        std=config.data.std,
+        label_smoothing=config.label_smoothing,
+        mixup_alpha=config.mixing.mixup,
+        cutmix_alpha=config.mixing.cutmix,
+        switch_probability=config.mixing.switch_probability,
+        accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_decay,
+    )
+
+
+def batch_shapes(batch_size: int, size: tuple[int, int], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global training batch."""
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
+    return {"image": shape((batch_size, *size, 3), "uint8"), "label": shape((batch_size,), "int32")}
