@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from vir_jax.models.layers import LAYER_NORM_EPSILON, MLP, LayerScale, conv_init, drop_path, linear_init
 from vir_jax.models.mixers import Mixer, State
-from vir_jax.models.position import resample_position_embedding
+from vir_jax.models.position import resample_position_embedding, sincos_position_embedding
 from vir_jax.models.sharding import constrain
 
 Readout = Literal["last", "average", "first"]
 Place = Literal["first", "last"]
+Position = Literal["learned", "sincos"]
 
 
 class Block(nnx.Module):
@@ -83,9 +84,9 @@ class Block(nnx.Module):
 class VisionBackbone(nnx.Module):
     """Patches -> tokens -> blocks -> logits. `create_model` makes the named variants.
 
-    Parameters, all float32: `patch_embedding`, `position_embedding [1, rows, cols, c]`, `class_token
-    [1, 1, c]`, `class_position_embedding [1, 1, c]` (only where the class token comes first), `blocks`,
-    `final_norm`, `head`. There is no other variable: `nnx.split(model)` gives a static graph and the
+    Parameters, all float32: `patch_embedding`, `position_embedding [1, rows, cols, c]` (only where learned),
+    `class_token [1, 1, c]`, `class_position_embedding [1, 1, c]` (only where the class token comes first),
+    `blocks`, `final_norm`, `head`. There is no other variable: `nnx.split(model)` gives a static graph and the
     parameters, and the forward pass is a pure function of parameters, images and key.
     """
 
@@ -100,6 +101,7 @@ class VisionBackbone(nnx.Module):
         make_mixer: Callable[[nnx.Rngs], Mixer],
         class_token: Place,
         readout: Readout,
+        position: Position,
         bidirectional: bool,
         layer_scale: float | None,
         drop_path_rate: float,
@@ -110,14 +112,16 @@ class VisionBackbone(nnx.Module):
         rows, cols = patch_grid(image_size, patch)
         self.patch, self.dim, self.num_classes = patch, dim, num_classes
         self.class_token_place, self.readout, self.bidirectional = class_token, readout, bidirectional
-        self.remat = remat
+        self.position, self.remat = position, remat
 
         normal = nnx.initializers.normal
         window = (patch, patch)
         self.patch_embedding = nnx.Conv(
             3, dim, window, window, padding="VALID", dtype=dtype, kernel_init=conv_init, rngs=rngs
         )
-        self.position_embedding = nnx.Param(normal(0.02)(rngs.params(), (1, rows, cols, dim), jnp.float32))
+        if position == "learned":
+            shape = (1, rows, cols, dim)
+            self.position_embedding = nnx.Param(normal(0.02)(rngs.params(), shape, jnp.float32))
         self.class_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, dim), jnp.float32))
         if class_token == "first":
             self.class_position_embedding = nnx.Param(normal(0.02)(rngs.params(), (1, 1, dim), jnp.float32))
@@ -136,7 +140,7 @@ class VisionBackbone(nnx.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches that the position embeddings were made for."""
+        """(rows, columns) of patches that the learned position embeddings were made for."""
         _, rows, cols, _ = self.position_embedding.shape
         return rows, cols
 
@@ -251,7 +255,11 @@ class VisionBackbone(nnx.Module):
     def _sequence(self, patches: Float[Array, "b rows cols c"]) -> Float[Array, "b n c"]:
         """Add position embeddings, order the patches (both ways if bidirectional), add the class token."""
         b, rows, cols, c = patches.shape
-        position_embedding = resample_position_embedding(self.position_embedding[...], (rows, cols))
+        if self.position == "learned":
+            position_embedding = resample_position_embedding(self.position_embedding[...], (rows, cols))
+        else:
+            y, x = jnp.divmod(jnp.arange(rows * cols), cols)
+            position_embedding = sincos_position_embedding(y, x, c).reshape(1, rows, cols, c)
         x = (patches + position_embedding).reshape(b, rows * cols, c)
         if self.bidirectional:
             x = jnp.concatenate([x, jnp.flip(x, axis=1)], axis=1)

@@ -1,7 +1,8 @@
-"""Learned position embeddings on an explicit grid, and their resampling to other grids."""
+"""Position embeddings: learned ones on an explicit grid and their resampling to other grids, and sine-cosine ones."""
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
 def resample_position_embedding(
@@ -19,3 +20,39 @@ def resample_position_embedding(
     if embedding.shape[1:3] == grid:
         return embedding
     return jax.image.resize(embedding, (1, *grid, embedding.shape[3]), method="bicubic", antialias=True)
+
+
+def resampling_weights(
+    size: int, new_size: int | Int[Array, ""], *, start: int | Int[Array, ""] = 0, count: int
+) -> Float[Array, "count size"]:
+    """What `resample_position_embedding` does along one axis, as a matrix, and of that the rows asked for.
+
+    Row i holds the weights with which the `size` old points make point start + i of `new_size` new ones. So a
+    part of a grid is resampled without the rest of it: E'[y, x] = sum_ij W_rows[y, i] W_cols[x, j] E[i, j].
+
+    Args:
+        size: points there are.
+        new_size: points there would be; may be traced, and `start` too.
+        start: the first of the new points wanted.
+        count: how many of them.
+    """
+    return jax.image.scale_and_translate(
+        jnp.eye(size, dtype=jnp.float32),
+        (count, size),
+        spatial_dims=(0,),
+        scale=jnp.asarray(new_size, jnp.float32)[None] / size,
+        translation=-jnp.asarray(start, jnp.float32)[None],
+        method="bicubic",
+        antialias=True,
+    )
+
+
+def sincos_position_embedding(y: Int[Array, "n"], x: Int[Array, "n"], dim: int) -> Float[Array, "n dim"]:
+    """Fixed embeddings of the patches in rows y and columns x (as in MoCo v3, arXiv 2104.02057), of any grid.
+
+    A quarter of the channels each for sin(w y), cos(w y), sin(w x), cos(w x), with w = 10000^(-4 i / dim) for
+    i = 0 .. dim / 4 - 1. Dim is divisible by 4.
+    """
+    frequency = 10_000.0 ** (-4 * jnp.arange(dim // 4) / dim)
+    angles = (position[:, None] * frequency for position in (y, x))
+    return jnp.concatenate([f(angle) for angle in angles for f in (jnp.sin, jnp.cos)], axis=-1)

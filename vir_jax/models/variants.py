@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vir_jax.models.backbone import Place, Readout, VisionBackbone
+from vir_jax.models.backbone import Place, Position, Readout, VisionBackbone
 from vir_jax.models.mixers import Retention, Retention2D, SoftmaxAttention
 
 
@@ -74,6 +74,7 @@ def create_model(
     image_size: int | tuple[int, int] = 224,
     retention: Literal["1d", "2d"] | None = None,
     readout: Readout | None = None,
+    position: Position = "learned",
     bidirectional: bool = False,
     layer_scale: float | Literal["default"] | None = "default",
     drop_path_rate: float = 0.0,
@@ -93,6 +94,8 @@ def create_model(
         readout: what the head reads: the "last" token, the "first", or the "average" of the patch tokens (of
             both passes where bidirectional). `None`: the class token, which is ViR's last and ViT's first. (ViR is
             causal: its first token, a patch, has seen itself alone.)
+        position: position embeddings of the patches: "learned" for a grid and resampled to others, or "sincos": fixed,
+            of rows and columns, so that an image of unknown height can be read as it arrives.
         bidirectional: let ViR read the patches forwards, then backwards: [p1..pN, pN..p1, class token].
         layer_scale: initial LayerScale; `None`: the model has none; "default": 1e-5 for ViR, none for ViT.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
@@ -110,6 +113,7 @@ def create_model(
     _check("retention", retention, retention in (None, "1d", "2d"), "'1d', '2d' or None")
     readouts = (None, "last", "average", "first")
     _check("readout", readout, readout in readouts, "'last', 'average', 'first' or None")
+    _check("position", position, position in ("learned", "sincos"), "'learned' or 'sincos'")
     if family == "vit":
         given = {"retention": retention, "bidirectional": bidirectional or None, "chunk_size": chunk_size}
         for option, value in given.items():
@@ -148,6 +152,7 @@ def create_model(
         make_mixer=lambda rngs: mixer(size.dim, size.heads, dtype=dtype, rngs=rngs),
         class_token=class_token,
         readout=class_token if readout is None else readout,
+        position=position,
         bidirectional=bidirectional,
         layer_scale=layer_scale,
         drop_path_rate=drop_path_rate,

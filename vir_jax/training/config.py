@@ -31,6 +31,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.image_size = (224, 224)  # Pixels, (height, width); one number for a square.
     model.retention = config_dict.placeholder(str)  # "1d" (raster order) or "2d"; None: "1d". ViR only.
     model.readout = config_dict.placeholder(str)  # "last", "average", "first"; None: the family's own.
+    model.position = "learned"  # Position embeddings: "learned" or "sincos".
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.drop_path = 0.2  # Stochastic depth of the last block; rises linearly over the blocks.
     model.remat = False  # Recompute each block in the backward pass: less memory, a third more work.

@@ -1,0 +1,303 @@
+"""ViR in each mode and as a stream, and ViT beside it, from 224 to 8192 pixels: `python -m benchmarks.resolution`.
+
+One image a call, uint8, normalised by the program, through models with fresh parameters in float32. Every point is a
+process of its own, whose peak resident memory is read when it is done. A point is not run if its compiled program asks
+for more than MEMORY_LIMIT, or if the size before took so long that a cost linear in the patches exceeds TIME_LIMIT; it
+is stopped at TIME_LIMIT. Nothing is extrapolated.
+
+    python -m benchmarks.resolution [MODEL ...]      # about eight minutes a model; without a name, all of them
+    python -m benchmarks.resolution --report         # tables and figure from what was measured
+
+Writes benchmarks/results/resolution.{md,json}, docs/figures/resolution.png and the table in README.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.timing import RESULTS, machine, markdown_table, replace_between_markers, write_results
+from vir_jax.inference import stream
+from vir_jax.models import VisionBackbone, create_model
+from vir_jax.ops import MODES
+from vir_jax.training.mixing import normalize
+
+ROOT = Path(__file__).parents[1]
+SIZES = (224, 512, 1024, 2048, 4096, 8192)
+STREAM, STREAM_2D, ATTENTION = "stream", "stream, 2-D", "attention"
+SERIES = {
+    "vir_s16": (*MODES, STREAM, STREAM_2D),
+    "vir_b16": (*MODES, STREAM),
+    "vit_s16": (ATTENTION,),
+    "vit_b16": (ATTENTION,),
+}
+MEMORY_LIMIT = 16 * 2**30
+TIME_LIMIT = 150.0
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OK, OUT_OF_MEMORY, NOT_RUN = "ok", "out of memory", "not run"
+
+
+@dataclasses.dataclass
+class Point:
+    """A model in one mode at one size, in pixels of a square's side."""
+
+    model: str
+    mode: str
+    size: int
+    status: str
+    seconds: float | None = None  # Per image, compilation not counted.
+    peak_bytes: int | None = None  # Resident memory of the process, at its highest.
+    program_bytes: int | None = None  # What the compiled program asks for: arguments, results, temporaries.
+
+    def cell(self) -> str:
+        """Seconds and gigabytes; or why there are none."""
+        if self.status == OUT_OF_MEMORY:
+            return f"out of memory ({_gigabytes(self.program_bytes)})"
+        if self.status == NOT_RUN:
+            return f"not run ({_gigabytes(self.program_bytes)})"
+        return f"{_seconds(self.seconds)} ({_gigabytes(self.peak_bytes)})"
+
+
+def _seconds(seconds: float | None) -> str:
+    assert seconds is not None
+    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}"
+
+
+def _gigabytes(number: int | None) -> str:
+    assert number is not None
+    return f"{number / 1e9:.2f}" if number < 1e10 else f"{number / 1e9:.0f}"
+
+
+# --- One point, in a process of its own ---
+
+
+def _forward(mode: str) -> Callable[[VisionBackbone, jax.Array], jax.Array]:
+    if mode in (STREAM, STREAM_2D):
+        return lambda model, images: stream(model, images, normalization=(MEAN, STD))
+    form = "parallel" if mode == ATTENTION else mode
+    return lambda model, images: model(normalize(images, MEAN, STD), mode=form)
+
+
+def measure_point(name: str, mode: str, size: int, *, run: bool) -> Point:
+    """Compiles, and runs what fits into memory if asked to: once if that takes six seconds, else up to four times."""
+    options: dict[str, Any] = {"retention": "2d"} if mode == STREAM_2D else {}
+
+    @jax.jit
+    def initialise() -> nnx.State:
+        return nnx.state(create_model(name, num_classes=1000, rngs=nnx.Rngs(0), **options))
+
+    graph = nnx.graphdef(
+        nnx.eval_shape(lambda: create_model(name, num_classes=1000, rngs=nnx.Rngs(0), **options))
+    )
+    params = initialise()
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8))
+    forward = _forward(mode)
+    compiled = (
+        jax.jit(lambda params, images: forward(nnx.merge(graph, params), images))
+        .lower(params, images)
+        .compile()
+    )
+    analysis = compiled.memory_analysis()
+    program = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    if program > MEMORY_LIMIT:
+        return Point(name, mode, size, OUT_OF_MEMORY, program_bytes=program)
+    if not run:
+        return Point(name, mode, size, NOT_RUN, program_bytes=program)
+    times: list[float] = []
+    while len(times) < 4 and sum(times) < 6:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(params, images))
+        times.append(time.perf_counter() - start)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Point(name, mode, size, OK, statistics.median(times[1:] or times), peak, program)
+
+
+# --- All points ---
+
+
+def _measure_series(name: str, mode: str) -> list[Point]:
+    points: list[Point] = []
+    for size in SIZES:
+        before = points[-1] if points else None
+        growth = 1 if before is None else (size / before.size) ** 2
+        run = before is None or (before.status == OK and (before.seconds or 0) * growth < TIME_LIMIT)
+        points.append(_in_process(name, mode, size, run=run))
+        print(f"{name:8} {mode:12} {size:5}  {points[-1].cell()}", flush=True)
+    return points
+
+
+def _in_process(name: str, mode: str, size: int, *, run: bool) -> Point:
+    command = [sys.executable, "-m", "benchmarks.resolution", "--point", name, mode, str(size)]
+    if not run:
+        command.append("--compile")
+    try:
+        result = subprocess.run(
+            command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=TIME_LIMIT + 30
+        )
+    except subprocess.TimeoutExpired:
+        return _in_process(name, mode, size, run=False)
+    return Point(**json.loads(result.stdout.splitlines()[-1]))
+
+
+# --- Reports ---
+
+
+def _load() -> list[Point]:
+    path = RESULTS / "resolution.json"
+    return [Point(**record) for record in json.loads(path.read_text())["records"]] if path.exists() else []
+
+
+def _table(points: list[Point]) -> str:
+    by_key = {(point.model, point.mode, point.size): point for point in points}
+    rows = []
+    for name, modes in SERIES.items():
+        for mode in modes:
+            cells = [by_key.get((name, mode, size)) for size in SIZES]
+            if any(cells):
+                rows.append([f"{_title(name)}, {mode}", *(cell.cell() if cell else "" for cell in cells)])
+    header = [f"{size} px" for size in SIZES]
+    tokens = [f"{(size // 16) ** 2 + 1:,} tokens" for size in SIZES]
+    return markdown_table(["seconds per image (GB)", *header], [["", *tokens], *rows])
+
+
+def _title(name: str) -> str:
+    return {"vir": "ViR", "vit": "ViT"}[name[:3]] + f"-{name[4].upper()}/16"
+
+
+def crossings(points: list[Point], first: tuple[str, str], second: tuple[str, str]) -> str:
+    """Between which measured sizes the first series becomes the faster one, and where the second one stops."""
+    at = {(p.model, p.mode, p.size): p for p in points}
+    both = [
+        (size, at[(*first, size)], at[(*second, size)])
+        for size in SIZES
+        if (*first, size) in at and (*second, size) in at
+    ]
+    faster = [size for size, a, b in both if a.seconds and b.seconds and a.seconds < b.seconds]
+    slower = [size for size, a, b in both if a.seconds and b.seconds and a.seconds >= b.seconds]
+    stops = [size for size, _, b in both if b.status == OUT_OF_MEMORY]
+    names = [f"{_title(name)} ({mode})" for name, mode in (first, second)]
+    if not faster:
+        text = f"{names[0]} is faster than {names[1]} at no size measured"
+    elif not slower:
+        text = f"{names[0]} is faster than {names[1]} from {faster[0]} px, the smallest size measured"
+    else:
+        text = f"{names[0]} becomes faster than {names[1]} between {slower[-1]} and {faster[0]} px"
+    return text + (f"; the latter is out of memory at {stops[0]} px" if stops else "") + ".\n"
+
+
+def report(points: list[Point]) -> None:
+    """Writes tables, figure and README from all points measured so far."""
+    where = ", ".join(f"{key} {value}" for key, value in machine().items())
+    lines = [
+        f"- {crossings(points, (f'vir_{s}16', STREAM), other)}"
+        for s in "sb"
+        for other in ((f"vir_{s}16", "parallel"), (f"vit_{s}16", ATTENTION))
+    ]
+    markdown = (
+        "Seconds per image and, in parentheses, the peak resident memory of the process in GB, of which the program\n"
+        "without any image takes about half a GB and the parameters of ViR-S and ViR-B 0.09 and 0.35 GB. One image,\n"
+        f"float32; {where}. Out of memory: the compiled program asks for the GB in parentheses, more than the\n"
+        f"{_gigabytes(MEMORY_LIMIT)} of the limit. Not run: it would take more than {TIME_LIMIT:.0f} s. "
+        "Written by `python -m benchmarks.resolution`.\n\n" + _table(points) + "\n" + "".join(lines)
+    )
+    write_results("resolution", "# Resolution\n\n" + markdown, points)
+    readme = ROOT / "README.md"
+    readme.write_text(replace_between_markers(readme.read_text(), "resolution", markdown))
+    _draw(points)
+    print(markdown)
+
+
+def _draw(points: list[Point]) -> None:
+    import matplotlib.pyplot as plt
+
+    colours = {
+        "parallel": "C3",
+        "recurrent": "C1",
+        "chunkwise": "C0",
+        STREAM: "C2",
+        STREAM_2D: "C4",
+        ATTENTION: "0.2",
+    }
+    figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for name, modes in SERIES.items():
+        style = {
+            "linestyle": "-" if name[4] == "s" else "--",
+            "marker": "o" if name[4] == "s" else "s",
+            "markersize": 4,
+        }
+        for mode in modes:
+            series = [p for p in points if (p.model, p.mode) == (name, mode)]
+            run = [p for p in series if p.status == OK]
+            if not run:
+                continue
+            label = _title(name) + ("" if mode == ATTENTION else f", {mode}")
+            x = [p.size for p in run]
+            time_axes.plot(x, [p.seconds for p in run], color=colours[mode], label=label, **style)
+            memory_axes.plot(
+                x, [(p.peak_bytes or 0) / 1e9 for p in run], color=colours[mode], label=label, **style
+            )
+            lost = [p for p in series if p.status == OUT_OF_MEMORY][:1]
+            for p in lost:
+                memory_axes.plot(
+                    p.size,
+                    (p.program_bytes or 0) / 1e9,
+                    "x",
+                    color=colours[mode],
+                    markersize=9,
+                    markeredgewidth=2,
+                )
+    memory_axes.axhline(MEMORY_LIMIT / 1e9, color="0.6", linewidth=1)
+    memory_axes.text(
+        SIZES[0], MEMORY_LIMIT / 1e9 * 1.1, "limit; crosses: what the program asks for", color="0.4", fontsize=8
+    )
+    for axes, title in (
+        (time_axes, "Seconds per image"),
+        (memory_axes, "Peak resident memory of the process, GB"),
+    ):
+        axes.set(xscale="log", yscale="log", xlabel="side of the image, pixels", title=title)
+        axes.set_xticks(SIZES, [str(size) for size in SIZES])
+        axes.minorticks_off()
+        axes.grid(color="0.9")
+    time_axes.legend(fontsize=8, frameon=False)
+    figure.savefig(ROOT / "docs" / "figures" / "resolution.png", dpi=130)
+
+
+def main() -> None:
+    """Measures the models named, or one point, or reports."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(SERIES)}; default: all")
+    parser.add_argument("--modes", nargs="*", help="of the models', default: all")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing, write tables and figure again"
+    )
+    parser.add_argument("--compile", action="store_true", help="of a point, the memory it asks for alone")
+    parser.add_argument(
+        "--point", nargs=3, metavar=("MODEL", "MODE", "SIZE"), help="measure one point, print it"
+    )
+    arguments = parser.parse_args()
+    if arguments.point:
+        name, mode, size = arguments.point
+        print(json.dumps(dataclasses.asdict(measure_point(name, mode, int(size), run=not arguments.compile))))
+        return
+    points = _load()
+    for name in [] if arguments.report else arguments.models or SERIES:
+        for mode in arguments.modes or SERIES[name]:
+            points = [p for p in points if (p.model, p.mode) != (name, mode)] + _measure_series(name, mode)
+            write_results("resolution", "", points)
+    report(points)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Classify images: python predict.py --workdir=runs/vir_b image.jpg folder/ [--stream] [--json] [--top=5].
+
+A line for each file, errors on the standard error; with --json an object a line for all of them. Exits with 1 if there
+was a file that could not be read.
+"""
+
+import json
+import sys
+
+from absl import app, flags
+
+from vir_jax.inference.predict import predict_files
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
+WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
+TOP = flags.DEFINE_integer("top", 5, "classes named for each file", lower_bound=1)
+STREAM = flags.DEFINE_bool(
+    "stream",
+    False,
+    "read images at their own size in constant memory; TIFF and .npy may be larger than memory",
+)
+JSON = flags.DEFINE_bool("json", False, "one JSON object a line")
+
+
+def main(argv: list[str]) -> int:
+    """Flags in, one call into vir_jax."""
+    if len(argv) < 2:
+        raise app.UsageError("name image files or folders")
+    predictions = predict_files(
+        WORKDIR.value,
+        argv[1:],
+        checkpoint=CHECKPOINT.value,
+        weights=WEIGHTS.value,
+        top=TOP.value,
+        streamed=STREAM.value,
+    )
+    failed = False
+    for prediction in predictions:
+        failed |= prediction.error is not None
+        if JSON.value:
+            classes = [{"class": name, "probability": p} for name, p in prediction.classes]
+            found = {"classes": classes} if prediction.error is None else {"error": prediction.error}
+            print(json.dumps({"file": prediction.file, **found}), flush=True)
+        else:
+            print(prediction, file=sys.stdout if prediction.error is None else sys.stderr, flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)

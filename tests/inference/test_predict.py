@@ -1,0 +1,208 @@
+"""Predictions from files: equal to the model's on the same pixels; bad files are told and stop nothing."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+import tifffile
+from flax import nnx
+from PIL import Image
+
+from tests.test_command_line import ROOT, run
+from vir_jax.data import open_source
+from vir_jax.inference.predict import predict_files
+from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.training.config import default_config
+from vir_jax.training.loop import train
+from vir_jax.training.mixing import normalize
+from vir_jax.training.model import model_functions
+
+
+def train_briefly(folder, **model):
+    config = default_config()
+    config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 1.0, 0.0, 0.0
+    config.batch_size, config.eval_batch_size, config.ema_decay = 128, 128, 0.5
+    config.model.name, config.model.image_size, config.model.dtype = "vir_mu2", (8, 8), "float32"
+    config.model.drop_path = 0.0
+    config.model.update(model)
+    config.data.dataset, config.data.eval_split, config.data.threads = "digits", "test", 2
+    config.data.crop_fraction = 1.0
+    config.augment.crop = "none"
+    config.optim.name, config.optim.lr = "adamw", 1e-3
+    train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return train_briefly(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Pixels [20, 8, 8, 3] of the test set."""
+    source = open_source("digits", "test")
+    return np.stack([source[i]["image"] for i in range(20)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digits):
+    folder = tmp_path_factory.mktemp("digits")
+    (folder / "more").mkdir()
+    for i, pixels in enumerate(digits):
+        Image.fromarray(pixels).save(folder / ("more" if i >= 15 else ".") / f"{i:02}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def expected_probabilities(workdir, pixels, weights="ema"):
+    """By the model itself, restored leaf by leaf."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.resolve("last")
+        config, metadata = checkpoints.restore_config(step)
+        params = checkpoints.restore_params(step, weights=weights)
+    model = nnx.merge(model_functions(config.model, len(metadata["class_names"])).graph, params)
+    logits = model(normalize(pixels, config.data.mean, config.data.std), mode="parallel")
+    return metadata["class_names"], np.asarray(jax.nn.softmax(logits))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_predictions_of_a_folder(workdir, folder, digits, streamed):
+    predictions = list(predict_files(workdir, [folder], top=3, streamed=streamed))
+    assert [p.file for p in predictions] == [
+        *(str(folder / f"{i:02}.png") for i in range(15)),
+        *(str(folder / "more" / f"{i:02}.png") for i in range(15, 20)),
+    ]
+    names, probabilities = expected_probabilities(workdir, digits)
+    for prediction, expected in zip(predictions, probabilities, strict=True):
+        best = np.argsort(-expected)[:3]
+        assert [name for name, _ in prediction.classes] == [names[i] for i in best]
+        np.testing.assert_allclose([p for _, p in prediction.classes], expected[best], rtol=1e-4)
+
+
+def test_weights_and_top(workdir, folder, digits):
+    (prediction,) = predict_files(workdir, [folder / "00.png"], top=99, weights="raw")
+    _, probabilities = expected_probabilities(workdir, digits[:1], weights="raw")
+    assert len(prediction.classes) == 10
+    assert sum(p for _, p in prediction.classes) == pytest.approx(1)
+    np.testing.assert_allclose([p for _, p in prediction.classes], np.sort(probabilities[0])[::-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["npy", "tif", "png"])
+def test_streamed_files_lose_at_most_the_edges(workdir, digits, tmp_path, kind):
+    """19 x 13 pixels in patches of 2: a row and a column are left out, and the rest is read at its own size."""
+    tile = np.tile(digits[0], (3, 2, 1))
+    larger = tile[:19, :13]
+    inner = larger[:18, :12]
+    for name, pixels in (("whole", larger), ("inner", inner)):
+        path = tmp_path / f"{name}.{kind}"
+        if kind == "npy":
+            np.save(path, pixels)
+        elif kind == "tif":
+            tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib", rowsperstrip=5)
+        else:
+            Image.fromarray(pixels).save(path)
+    whole, part = predict_files(
+        workdir, [tmp_path / f"{name}.{kind}" for name in ("whole", "inner")], streamed=True
+    )
+    _, probabilities = expected_probabilities(workdir, inner[None])
+    assert whole.classes == part.classes
+    np.testing.assert_allclose(whole.classes[0][1], probabilities.max(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_bad_files_are_told_one_by_one(workdir, folder, tmp_path, streamed):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.new("RGB", (1, 8)).save(tmp_path / "narrow.png")
+    whole = (folder / "01.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    bad = [tmp_path / name for name in ("absent.png", "text.jpg", "narrow.png", "cut.png", "empty")]
+    paths = [bad[0], folder / "00.png", *bad[1:], folder / "01.png"]
+    predictions = list(predict_files(workdir, paths, streamed=streamed))
+    assert [p.file for p in predictions] == [str(path) for path in paths]
+    assert [p.error is None for p in predictions] == [path not in bad for path in paths]
+    errors = {p.file.rsplit("/", 1)[1]: p.error for p in predictions if p.error}
+    assert errors["absent.png"] == "No such file or directory"
+    assert "cannot identify" in errors["text.jpg"]
+    assert errors["narrow.png"] == "1 x 8 pixels: smaller than one patch of the model, 2 x 2"
+    assert errors["cut.png"]
+    assert errors["empty"].startswith("no images in this folder; looked for .jpg")
+    together = [p.classes for p in predictions if p.error is None]
+    alone = [p.classes for p in predict_files(workdir, [paths[1], paths[-1]], streamed=streamed)]
+    assert [[c for c, _ in p] for p in together] == [[c for c, _ in p] for p in alone]
+
+
+def test_whole_images_have_a_limit_of_pixels(workdir, folder, monkeypatch):
+    monkeypatch.setattr("vir_jax.inference.predict.MAX_PIXELS", 63)
+    (prediction,) = predict_files(workdir, [folder / "00.png"])
+    assert prediction.error == "8 x 8 pixels: more than the 63 that are decoded; --stream reads it"
+
+
+def test_a_model_that_cannot_be_streamed(tmp_path, folder):
+    train_briefly(tmp_path, bidirectional=True)
+    with pytest.raises(ValueError, match="a bidirectional model cannot be streamed"):
+        list(predict_files(tmp_path, [folder], streamed=True))
+    assert not any(p.error for p in predict_files(tmp_path, [folder]))
+
+
+def test_command_line(workdir, folder, tmp_path):
+    good, bad = folder / "00.png", tmp_path / "absent.png"
+    text = run("predict.py", f"--workdir={workdir}", bad, good)
+    assert text.returncode == 1
+    (line,) = text.stdout.splitlines()
+    assert line.startswith(f"{good}: ")
+    assert line.count("%") == 5
+    assert f"{bad}: No such file or directory" in text.stderr
+
+    objects = run("predict.py", f"--workdir={workdir}", "--json", "--stream", "--top=2", good)
+    assert objects.returncode == 0, objects.stderr
+    (found,) = map(json.loads, objects.stdout.splitlines())
+    assert found["file"] == str(good)
+    first = found["classes"][0]
+    assert line.split(": ")[1].startswith(f"{first['class']} {first['probability']:.2%}")
+    assert len(found["classes"]) == 2
+
+    nothing = run("predict.py", f"--workdir={workdir}")
+    assert nothing.returncode != 0
+    assert "name image files or folders" in nothing.stdout + nothing.stderr
+
+
+def test_a_hundred_thousand_rows_in_constant_memory(tmp_path):
+    """A file of 154 MB adds less to the resident memory than a tenth of it, beyond what its first rows took."""
+    code = f"""
+    import resource
+    from flax import nnx
+    import numpy as np
+    from vir_jax.inference import ImageStream
+    from vir_jax.inference.files import open_image
+    from vir_jax.models import create_model
+
+    path = "{tmp_path}/tall.npy"
+    pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (100_000, 512, 3))
+    pixels[::1000] = 255
+    pixels.flush()
+    del pixels
+    model = create_model("vir_mu64", num_classes=5, rngs=nnx.Rngs(0), position="sincos")
+    image = open_image(path)
+    stream = ImageStream(model, width=512, normalization=((0.5,) * 3, (0.5,) * 3))
+    def resident():
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for strip in image.strips():
+        stream.push(strip)
+        if stream.received == 6400:
+            stream.predict()
+            before = resident()
+    assert stream.received == 100_000
+    assert np.isfinite(stream.predict()).all()
+    print(resident() - before)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 15_000_000

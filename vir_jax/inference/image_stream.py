@@ -1,0 +1,211 @@
+"""Images that arrive over time: rows of pixels in, a prediction at any moment."""
+
+import os
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Num
+
+from vir_jax.inference.recurrent import (
+    CHUNK_SIZE,
+    Normalization,
+    StreamState,
+    check_pixels,
+    check_streamable,
+    initial_state,
+    read_out,
+    read_rows,
+)
+from vir_jax.models import VisionBackbone
+
+
+class ImageStream:
+    """One image that arrives row by row, or several of the same width side by side.
+
+        stream = ImageStream(model, width=4096, height=100_000, normalization=(mean, std))
+        for rows in scanner:  # uint8 [any number, 4096, 3]
+            stream.push(rows)
+            print(stream.predict())
+
+    Pixels are collected until a row of patches is whole; the model then reads it, by one function that is compiled
+    once for a width and a batch, whatever the height and however the rows arrive. Memory is the state of
+    `StreamState`, one row of patches of pixels, and the activations of a chunk.
+
+    Args:
+        model: a ViR, 1-D or 2-D, that reads the image once.
+        width: pixels, divisible by the patch.
+        height: pixels of the whole image, divisible by the patch; a model with sine-cosine position embeddings does
+            without, and its images have no end.
+        batch: images that arrive together.
+        chunk_size: patches read at a time, at most; a row of patches in 2-D.
+        normalization: (mean, std) of the colours in [0, 1]: the pixels are uint8. None: they are floating point,
+            normalised already.
+
+    Raises:
+        ValueError: for a model that cannot be computed so, sides that the patch does not divide, or no height where
+            position embeddings are learned.
+    """
+
+    def __init__(
+        self,
+        model: VisionBackbone,
+        *,
+        width: int,
+        height: int | None = None,
+        batch: int = 1,
+        chunk_size: int = CHUNK_SIZE,
+        normalization: Normalization | None = None,
+    ) -> None:
+        check_streamable(model)
+        self._patch = model.patch
+        for name, pixels in (("width", width), ("height", height)):
+            if pixels is not None and (pixels < self._patch or pixels % self._patch):
+                raise ValueError(
+                    f"{name} is {pixels} pixels; expected a positive multiple of the patch, {self._patch}"
+                )
+        if height is None and model.position == "learned":
+            raise ValueError(
+                "learned position embeddings are resampled to the whole image's grid: give its height, or use a model "
+                "made with position='sincos'"
+            )
+        self.width, self.height, self.batch = width, height, batch
+        self._graph, self._params = nnx.split(model)
+        rows = None if height is None else np.int32(height // self._patch)
+        self._read = partial(
+            _read,
+            self._graph,
+            chunk_size,
+            normalization and (tuple(normalization[0]), tuple(normalization[1])),
+        )
+        self._rows = rows
+        dtype = np.float32 if normalization is None else np.uint8
+        check_pixels(dtype, normalization)
+        self._strip = np.zeros(
+            (batch, self._patch, width, 3), dtype
+        )  # Pixels of a row of patches not yet whole.
+        self._received = 0
+        self._state: StreamState = initial_state(model, batch, width)
+
+    @property
+    def received(self) -> int:
+        """Rows of pixels that were pushed."""
+        return self._received
+
+    @property
+    def read(self) -> int:
+        """Rows of pixels that the model has read: those of whole rows of patches."""
+        return self._received - self._received % self._patch
+
+    def push(self, rows: Num[np.ndarray, "*b n width 3"]) -> None:
+        """Take the next rows of pixels, any number of them.
+
+        Args:
+            rows: [batch, n, width, 3], or [n, width, 3] where the batch is 1; they are copied.
+
+        Raises:
+            ValueError: another shape or dtype, or more rows than the image has. Nothing was taken then.
+        """
+        rows = self._checked(rows)
+        while rows.shape[1]:
+            filled = self._received % self._patch
+            taken = min(self._patch - filled, rows.shape[1])
+            self._strip[:, filled : filled + taken] = rows[:, :taken]
+            rows = rows[:, taken:]
+            self._received += taken
+            if filled + taken == self._patch:
+                # Wait for the row before, lest rows pile up in memory that arrive faster than they are read. The
+                # device may read the pixels after the call has returned: they are never written to again.
+                jax.block_until_ready(self._state)
+                strip, self._strip = self._strip, np.zeros_like(self._strip)
+                self._state = self._read(self._params, self._state, strip, self._rows)
+
+    def predict(self) -> Float[Array, "b classes"]:
+        """Logits of what the model has read so far, as if the image ended there. More rows may follow.
+
+        Raises:
+            ValueError: there is no whole row of patches yet.
+        """
+        if not self.read:
+            raise ValueError(
+                f"{self._received} rows of pixels have arrived; a prediction needs a row of patches, {self._patch}"
+            )
+        return _predict(self._graph, self._params, self._state)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a NumPy .npz file, from which `restore` goes on. An older file is replaced at once."""
+        temporary = Path(path).with_name(Path(path).name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, **(self._identity() | self._variables()))
+        temporary.replace(path)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a saved state, bit for bit, in a stream made with the same arguments.
+
+        Raises:
+            ValueError: the state is of another model, width, height or batch.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            for name, value in self._identity().items():
+                found = int(file[name])
+                if found != value:
+                    raise ValueError(f"{path}: {name} is {found}, of this stream it is {value}")
+            self._received = int(file["received"])
+            self._strip = file["strip"]
+            leaves = [file[name] for name in self._variables() if name.startswith("state")]
+        self._state = jax.tree.unflatten(jax.tree.structure(self._state), map(jnp.array, leaves))
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same where a state is restored."""
+        weights = 0
+        for leaf in jax.tree.leaves(self._params):
+            weights = zlib.crc32(np.asarray(leaf).tobytes(), weights)
+        height = self.height or 0
+        return {"width": self.width, "height": height, "batch": self.batch, "checksum_of_weights": weights}
+
+    def _variables(self) -> dict[str, Any]:
+        state = {f"state{i:03}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self._state))}
+        return {"received": self._received, "strip": self._strip, **state}
+
+    def _checked(self, rows: Num[np.ndarray, "*b n width 3"]) -> Num[np.ndarray, "b n width 3"]:
+        shape, dtype = rows.shape, rows.dtype
+        if rows.ndim == 3 and self.batch == 1:
+            rows = rows[None]
+        if rows.ndim != 4 or (rows.shape[0], *rows.shape[2:]) != (self.batch, self.width, 3):
+            raise ValueError(f"rows have shape {shape}; expected [{self.batch}, any, {self.width}, 3]")
+        if dtype != self._strip.dtype:
+            raise ValueError(
+                f"rows are {dtype}; expected {self._strip.dtype}: uint8 where the stream has a normalization, "
+                "else normalised float32"
+            )
+        if self.height is not None and self._received + rows.shape[1] > self.height:
+            raise ValueError(
+                f"{rows.shape[1]} rows after {self._received} are more than the {self.height} of the image"
+            )
+        return rows
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _read(
+    graph: nnx.GraphDef[VisionBackbone],
+    chunk_size: int,
+    normalization: Normalization | None,
+    params: Any,
+    state: StreamState,
+    strip: Num[Array, "b y x 3"],
+    rows: Int[Array, ""] | None,
+) -> StreamState:
+    model = nnx.merge(graph, params)
+    return read_rows(model, state, strip, rows=rows, chunk_size=chunk_size, normalization=normalization)
+
+
+@partial(jax.jit, static_argnums=0)
+def _predict(
+    graph: nnx.GraphDef[VisionBackbone], params: Any, state: StreamState
+) -> Float[Array, "b classes"]:
+    return read_out(nnx.merge(graph, params), state)

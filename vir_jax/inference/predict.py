@@ -1,0 +1,184 @@
+"""The classes of image files, by a checkpoint of a run."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from jaxtyping import Float, UInt8
+
+from vir_jax.data import CorruptImageError, eval_transform
+from vir_jax.data.decode import MAX_PIXELS
+from vir_jax.data.folder import EXTENSIONS
+from vir_jax.evaluation import make_predict
+from vir_jax.inference.files import ImageFile, open_image
+from vir_jax.inference.image_stream import ImageStream
+from vir_jax.inference.recurrent import check_streamable
+from vir_jax.models import VisionBackbone
+from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.training.log import quiet_libraries
+from vir_jax.training.model import image_size, model_functions
+
+# Images classified together, at most.
+BATCH_SIZE = 16
+
+Logits = Float[np.ndarray, "classes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a file shows, or why that is not known."""
+
+    file: str
+    classes: tuple[tuple[str, float], ...]  # Names and probabilities, the most probable first.
+    error: str | None = None
+
+    def __str__(self) -> str:
+        found = self.error or "  ".join(f"{name} {probability:.2%}" for name, probability in self.classes)
+        return f"{self.file}: {found}"
+
+
+def predict_files(
+    workdir: str | os.PathLike[str],
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    checkpoint: str = "last",
+    weights: str | None = None,
+    top: int = 5,
+    streamed: bool = False,
+) -> Iterator[Prediction]:
+    """Classifies image files one after another; those that cannot be read are told, and do not stop the rest.
+
+    Args:
+      workdir: folder of the run.
+      paths: files, and folders whose images are taken, those of folders below them too.
+      checkpoint: "last", "best" or the number of a step.
+      weights: "raw" or "ema"; None takes the average where the run kept one.
+      top: classes named for each file.
+      streamed: read images at their own size, row by row, less the few pixels at the edges by which a side exceeds a
+        multiple of the patch; otherwise they are resized and cropped as for evaluation. TIFF and .npy files may be
+        larger than memory then.
+
+    Raises:
+      ValueError: no such checkpoint or weights; a model that cannot be streamed.
+    """
+    quiet_libraries()
+    with Checkpoints(Path(workdir), read_only=True) as checkpoints:
+        step = checkpoints.resolve(checkpoint)
+        config, metadata = checkpoints.restore_config(step)
+        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
+        params = checkpoints.restore_params(step, weights=weights)
+    logging.info("predicting with the %s weights of step %d in %s", weights, step, workdir)
+    names, data = metadata["class_names"], config.data
+    functions = model_functions(config.model, len(names))
+    model = nnx.merge(functions.graph, params)
+
+    files = list(find_images(paths))
+    if streamed:
+        check_streamable(model)
+        normalization = (tuple(data.mean), tuple(data.std))
+        logits_of = functools.partial(_stream_files, model, normalization)
+        batch = 1
+    else:
+        forward = functools.partial(
+            make_predict(functions, mean=data.mean, std=data.std), params, mode="auto"
+        )
+        transform = functools.partial(
+            _whole_image, patch=model.patch, size=image_size(config.model), crop_fraction=data.crop_fraction
+        )
+        batch = max(min(BATCH_SIZE, len(files)), 1)
+        logits_of = functools.partial(_classify_files, forward, transform, batch)
+    for start in range(0, len(files), batch):
+        part = files[start : start + batch]
+        for file, result in zip(part, logits_of(part), strict=True):
+            yield _prediction(file, result, names, top)
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The files, and in place of a folder the images in and below it, sorted. What is missing stays in the list."""
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in (*EXTENSIONS, ".npy"))
+        yield from found or [path]
+
+
+def _prediction(file: Path, result: Logits | Exception, names: Sequence[str], top: int) -> Prediction:
+    if isinstance(result, IsADirectoryError):
+        return Prediction(
+            str(file), (), f"no images in this folder; looked for {', '.join(EXTENSIONS)}, .npy"
+        )
+    if isinstance(result, Exception):
+        return Prediction(str(file), (), getattr(result, "strerror", None) or str(result))
+    probabilities = np.asarray(jax.nn.softmax(result))
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return Prediction(str(file), tuple((names[i], float(probabilities[i])) for i in best))
+
+
+def _classify_files(
+    forward: Callable[[UInt8[np.ndarray, "b y x 3"]], Any],
+    transform: Callable[[Path], UInt8[np.ndarray, "y x 3"]],
+    batch: int,
+    files: Sequence[Path],
+) -> list[Logits | Exception]:
+    """The logits of each file, or what went wrong; one call of the model, always of `batch` images."""
+    images = [_attempt(transform, file) for file in files]
+    good = [image for image in images if not isinstance(image, Exception)]
+    if not good:
+        return images
+    padding = [np.zeros_like(good[0])] * (batch - len(good))
+    logits = iter(np.asarray(forward(np.stack(good + padding))))
+    return [image if isinstance(image, Exception) else next(logits) for image in images]
+
+
+def _stream_files(
+    model: VisionBackbone, normalization: Any, files: Sequence[Path]
+) -> list[Logits | Exception]:
+    return [_attempt(functools.partial(_stream_file, model, normalization), file) for file in files]
+
+
+def _attempt(function: Callable[[Path], Any], file: Path) -> Any:
+    try:
+        return function(file)
+    except (OSError, CorruptImageError) as error:
+        return error
+
+
+def _whole_image(
+    file: Path, *, patch: int, size: tuple[int, int], crop_fraction: float
+) -> UInt8[np.ndarray, "y x 3"]:
+    image = open_image(file)
+    _check_large_enough(image, patch)
+    if image.height * image.width > MAX_PIXELS:
+        raise CorruptImageError(
+            f"{image.width} x {image.height} pixels: more than the {MAX_PIXELS:,} that are decoded; --stream reads it"
+        )
+    return eval_transform(np.concatenate(list(image.strips())), size, crop_fraction)
+
+
+def _stream_file(model: VisionBackbone, normalization: Any, file: Path) -> Logits:
+    image = open_image(file)
+    _check_large_enough(image, model.patch)
+    height, width = (side // model.patch * model.patch for side in (image.height, image.width))
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    stream = ImageStream(model, width=width, height=height, normalization=normalization)
+    y = 0
+    for strip in image.strips():
+        rows = strip[max(top - y, 0) : max(top + height - y, 0), left : left + width]
+        stream.push(rows)
+        y += len(strip)
+    return np.asarray(stream.predict()[0])
+
+
+def _check_large_enough(image: ImageFile, patch: int) -> None:
+    if min(image.height, image.width) < patch:
+        raise CorruptImageError(
+            f"{image.width} x {image.height} pixels: smaller than one patch of the model, {patch} x {patch}"
+        )
