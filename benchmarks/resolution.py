@@ -1,9 +1,9 @@
 """ViR in each mode and as a stream, and ViT beside it, from 224 to 8192 pixels: `python -m benchmarks.resolution`.
 
 One image a call, uint8, normalised by the program, through models with fresh parameters in float32. Every point is a
-process of its own, whose peak resident memory is read when it is done. A point is not run if its compiled program asks
-for more than MEMORY_LIMIT, or if the size before took so long that a cost linear in the patches exceeds TIME_LIMIT; it
-is stopped at TIME_LIMIT. Nothing is extrapolated.
+process of its own, whose peak resident memory is read when it is done. A point is out of memory if its compiled program
+asks for more than the machine has. It is not run if that is more than MEMORY_LIMIT, or if the size before took so long
+that a cost linear in the patches exceeds TIME_LIMIT; it is stopped at TIME_LIMIT. Nothing is extrapolated.
 
     python -m benchmarks.resolution [MODEL ...]      # about eight minutes a model; without a name, all of them
     python -m benchmarks.resolution --report         # tables and figure from what was measured
@@ -14,6 +14,7 @@ Writes benchmarks/results/resolution.{md,json}, docs/figures/resolution.png and 
 import argparse
 import dataclasses
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -43,6 +44,7 @@ SERIES = {
     "vit_s16": (ATTENTION,),
     "vit_b16": (ATTENTION,),
 }
+MACHINE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 MEMORY_LIMIT = 16 * 2**30
 TIME_LIMIT = 150.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -111,9 +113,9 @@ def measure_point(name: str, mode: str, size: int, *, run: bool) -> Point:
     )
     analysis = compiled.memory_analysis()
     program = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-    if program > MEMORY_LIMIT:
+    if program > MACHINE_BYTES:
         return Point(name, mode, size, OUT_OF_MEMORY, program_bytes=program)
-    if not run:
+    if not run or program > MEMORY_LIMIT:
         return Point(name, mode, size, NOT_RUN, program_bytes=program)
     times: list[float] = []
     while len(times) < 4 and sum(times) < 6:
