@@ -262,7 +262,11 @@ def _draw(points: list[Point]) -> None:
                 )
     memory_axes.axhline(MEMORY_LIMIT / 1e9, color="0.6", linewidth=1)
     memory_axes.text(
-        SIZES[0], MEMORY_LIMIT / 1e9 * 1.1, "limit; crosses: what the program asks for", color="0.4", fontsize=8
+        SIZES[0],
+        MEMORY_LIMIT / 1e9 * 1.1,
+        "limit; crosses: what the program asks for",
+        color="0.4",
+        fontsize=8,
     )
     for axes, title in (
         (time_axes, "Seconds per image"),

@@ -8,7 +8,7 @@ from flax import nnx
 
 from tests.models.helpers import abstract, images, lively, relative_error, run
 from vir_jax.inference import stream
-from vir_jax.inference.recurrent import initial_state, read_out, read_rows
+from vir_jax.inference.recurrent import initial_state, read_rows
 from vir_jax.training.mixing import normalize
 
 IMAGE = (2, 10, 14, 3)  # 5 x 7 patches; the model's own grid is 3 x 4.
@@ -78,26 +78,6 @@ def test_uint8_images_are_normalised_as_in_training():
     pixels = np.random.default_rng(3).integers(0, 256, IMAGE, dtype=np.uint8)
     expected = run(model, normalize(jnp.asarray(pixels), MEAN, STD), mode="parallel")
     assert relative_error(stream(model, pixels, normalization=(MEAN, STD)), expected) < ROUNDING
-
-
-@pytest.mark.parametrize("retention", ["1d", "2d"])
-def test_rows_in_parts_equal_rows_at_once(retention):
-    """The pure functions that `stream` is made of, and a prediction in between, which disturbs nothing."""
-    graph, params = nnx.split(model_of(retention=retention))
-    x = images(IMAGE)
-
-    @jax.jit
-    def in_parts(params):
-        model = nnx.merge(graph, params)
-        state = initial_state(model, 2, 14)
-        state = read_rows(model, state, x[:, :6], rows=5)
-        read_out(model, state)
-        state = read_rows(model, state, x[:, 6:], rows=5)
-        return read_out(model, state), state.patches
-
-    logits, patches = in_parts(params)
-    assert patches == 35
-    assert relative_error(logits, run(nnx.merge(graph, params), x, mode="parallel")) < ROUNDING
 
 
 def test_memory_depends_on_the_chunk_and_not_on_the_image():
