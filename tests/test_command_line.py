@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from vir_jax.data import open_source
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config.epochs=8", "--config.optim.warmup_epochs=1"]
@@ -43,6 +46,20 @@ def test_train_resume_and_evaluate(tmp_path):
     assert [row[0] for row in rows] == ["parallel", "recurrent", "chunkwise"]
     for row in rows:
         assert float(row[1].rstrip("%")) == pytest.approx(100 * top1, abs=0.01)
+
+    digits = open_source("digits", "test")
+    for index in range(20):
+        Image.fromarray(digits[index]["image"]).save(tmp_path / f"{index:02}.png")
+    files = [tmp_path / f"{index:02}.png" for index in range(20)]
+    predicted = run("predict.py", f"--workdir={tmp_path}", "--stream", "--top=3", tmp_path / "no.png", *files)
+    assert predicted.returncode == 1  # One file is not there.
+    assert f"{tmp_path / 'no.png'}: No such file or directory" in predicted.stderr
+    lines = predicted.stdout.splitlines()
+    assert [line.split(": ")[0] for line in lines] == list(map(str, files))
+    assert all(line.count("%") == 3 for line in lines)
+    named = [line.split(": ")[1].split()[0] for line in lines]
+    right = [name == digits.class_names[digits[i]["label"]] for i, name in enumerate(named)]
+    assert sum(right) > 10  # Chance is 2.
 
 
 @pytest.mark.parametrize(
