@@ -76,14 +76,8 @@ class ImageStream:
             )
         self.width, self.height, self.batch = width, height, batch
         self._graph, self._params = nnx.split(model)
-        rows = None if height is None else np.int32(height // self._patch)
-        self._read = partial(
-            _read,
-            self._graph,
-            chunk_size,
-            normalization and (tuple(normalization[0]), tuple(normalization[1])),
-        )
-        self._rows = rows
+        self._read = partial(_read, self._graph, chunk_size, normalization)
+        self._rows = None if height is None else np.int32(height // self._patch)
         dtype = np.float32 if normalization is None else np.uint8
         check_pixels(dtype, normalization)
         self._strip = np.zeros(
