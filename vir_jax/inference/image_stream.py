@@ -80,9 +80,8 @@ class ImageStream:
         self._rows = None if height is None else np.int32(height // self._patch)
         dtype = np.float32 if normalization is None else np.uint8
         check_pixels(dtype, normalization)
-        self._strip = np.zeros(
-            (batch, self._patch, width, 3), dtype
-        )  # Pixels of a row of patches not yet whole.
+        # The pixels of a row of patches that is not yet whole.
+        self._strip = np.zeros((batch, self._patch, width, 3), dtype)
         self._received = 0
         self._state: StreamState = initial_state(model, batch, width)
 
