@@ -179,13 +179,18 @@ def _title(name: str) -> str:
 
 
 def crossings(points: list[Point], first: tuple[str, str], second: tuple[str, str]) -> str:
-    """Between which measured sizes the first series becomes the faster one, and where the second one stops."""
+    """Between which measured sizes the first series becomes the faster one, and where the second one stops.
+
+    Nothing where they were not measured.
+    """
     at = {(p.model, p.mode, p.size): p for p in points}
     both = [
         (size, at[(*first, size)], at[(*second, size)])
         for size in SIZES
         if (*first, size) in at and (*second, size) in at
     ]
+    if not both:
+        return ""
     faster = [size for size, a, b in both if a.seconds and b.seconds and a.seconds < b.seconds]
     slower = [size for size, a, b in both if a.seconds and b.seconds and a.seconds >= b.seconds]
     stops = [size for size, _, b in both if b.status == OUT_OF_MEMORY]
@@ -202,16 +207,19 @@ def crossings(points: list[Point], first: tuple[str, str], second: tuple[str, st
 def report(points: list[Point]) -> None:
     """Writes tables, figure and README from all points measured so far."""
     where = ", ".join(f"{key} {value}" for key, value in machine().items())
-    lines = [
-        f"- {crossings(points, (f'vir_{s}16', STREAM), other)}"
+    pairs = [
+        ((f"vir_{s}16", STREAM), other)
         for s in "sb"
         for other in ((f"vir_{s}16", "parallel"), (f"vit_{s}16", ATTENTION))
     ]
+    lines = [f"- {crossing}" for pair in pairs if (crossing := crossings(points, *pair))]
     markdown = (
-        "Seconds per image and, in parentheses, the peak resident memory of the process in GB, of which the program\n"
-        "without any image takes about half a GB and the parameters of ViR-S and ViR-B 0.09 and 0.35 GB. One image,\n"
-        f"float32; {where}. Out of memory: the compiled program asks for the GB in parentheses, more than the\n"
-        f"{_gigabytes(MEMORY_LIMIT)} of the limit. Not run: it would take more than {TIME_LIMIT:.0f} s. "
+        "Seconds per image and, in parentheses, the peak resident memory of the process in GB, compilation and image\n"
+        f"included. One image, float32; {where}.\n"
+        f"Out of memory: the compiled program asks for the GB in parentheses, and the machine has "
+        f"{_gigabytes(MACHINE_BYTES)}.\n"
+        f"Not run: it would take more than {TIME_LIMIT:.0f} s, or asks, as said in parentheses, for more than "
+        f"{_gigabytes(MEMORY_LIMIT)}.\n"
         "Written by `python -m benchmarks.resolution`.\n\n" + _table(points) + "\n" + "".join(lines)
     )
     write_results("resolution", "# Resolution\n\n" + markdown, points)
@@ -260,14 +268,9 @@ def _draw(points: list[Point]) -> None:
                     markersize=9,
                     markeredgewidth=2,
                 )
-    memory_axes.axhline(MEMORY_LIMIT / 1e9, color="0.6", linewidth=1)
-    memory_axes.text(
-        SIZES[0],
-        MEMORY_LIMIT / 1e9 * 1.1,
-        "limit; crosses: what the program asks for",
-        color="0.4",
-        fontsize=8,
-    )
+    memory_axes.axhline(MACHINE_BYTES / 1e9, color="0.6", linewidth=1)
+    text = "the machine's memory; crosses: what a program asks for"
+    memory_axes.text(SIZES[0], MACHINE_BYTES / 1e9 * 1.1, text, color="0.4", fontsize=8)
     for axes, title in (
         (time_axes, "Seconds per image"),
         (memory_axes, "Peak resident memory of the process, GB"),
@@ -275,6 +278,7 @@ def _draw(points: list[Point]) -> None:
         axes.set(xscale="log", yscale="log", xlabel="side of the image, pixels", title=title)
         axes.set_xticks(SIZES, [str(size) for size in SIZES])
         axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(color="0.9")
     time_axes.legend(fontsize=8, frameon=False)
     figure.savefig(ROOT / "docs" / "figures" / "resolution.png", dpi=130)
