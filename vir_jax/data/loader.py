@@ -171,6 +171,7 @@ class TrainLoader(Iterator[TrainBatch]):
 
 
 def _load_place(examples: grain.MapDataset, places: "_Places", start: int, index: int) -> dict[str, Any]:
+    """The `index`-th example loaded here, counted from position `start` of the global order."""
     return examples[start + places.position(index)]
 
 

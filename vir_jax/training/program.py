@@ -41,12 +41,10 @@ class Program:
 
     def compile(self) -> jax.stages.Compiled:
         """The compiled step. It runs for minutes where the model is large."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
         with jax.set_mesh(self.mesh):
-            return jax.jit(
-                self.step,
-                donate_argnums=0,
-                out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.state), None),
-            ).lower(self.state, self.batch).compile()  # fmt: skip
+            return step.lower(self.state, self.batch).compile()
 
 
 def make_program(

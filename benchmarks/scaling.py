@@ -1,0 +1,121 @@
+"""What training steps need on TPU slices, compiled for them without owning one: the table of docs/scaling.md.
+
+    pip install -r requirements-compile.txt
+    python -m benchmarks.scaling
+
+Memory and communication are the compiler's; nothing is run.
+"""
+
+import dataclasses
+import itertools
+import math
+from importlib import import_module
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from benchmarks.timing import markdown_table, replace_between_markers, write_results
+from vir_jax.training.collectives import Traffic
+from vir_jax.training.compile_report import compile_report
+from vir_jax.training.hardware import GIB
+
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:16x16")
+RECIPES = ("vir_b", "vir_l")
+# Image side, and the batch: the recipes' own at 224 px, and 8 images a chip at 1024 px.
+SIZES = (224, 1024)
+IMAGES_PER_CHIP = {1024: 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One compiled step, per chip: bytes; capacity is the chip's."""
+
+    recipe: str
+    topology: str
+    size: int
+    batch_size: int
+    mesh: dict[str, int]
+    remat: bool
+    state: int
+    memory: int | None  # None: the compiler gave up.
+    capacity: int
+    fits: bool
+    model_flops: float
+    collectives: dict[str, Traffic]
+
+
+def recipe(name: str, size: int, chips: int) -> ml_collections.ConfigDict:
+    """The recipe at another image size."""
+    config = import_module(f"configs.{name}").get_config()
+    config.model.image_size = (size, size)
+    if size in IMAGES_PER_CHIP:
+        config.batch_size = IMAGES_PER_CHIP[size] * chips
+        config.model.remat = True
+    return config
+
+
+def measure(name: str, topology: str, size: int) -> Record:
+    """Compiles one step."""
+    chips = math.prod(map(int, topology.partition(":")[2].split("x")))
+    config = recipe(name, size, chips)
+    report = compile_report(config, topology)
+    return Record(
+        recipe=name,
+        topology=topology,
+        size=size,
+        batch_size=config.batch_size,
+        mesh=report.mesh,
+        remat=config.model.remat,
+        state=report.state,
+        memory=report.memory.get("total"),
+        capacity=report.capacity,
+        fits=report.fits,
+        model_flops=report.model_flops,
+        collectives=report.collectives,
+    )
+
+
+def table(records: list[Record]) -> str:
+    """One line a step."""
+    header = ["recipe, px", "slice", "data x fsdp", "batch", "per chip", "state", "memory", "of", "TFLOP"]
+    header += ["gather", "reduce", "other"]
+    rows = []
+    for r in records:
+        chips = math.prod(r.mesh.values())
+        kinds = ("all-gather", ("all-reduce", "reduce-scatter"))
+        sent = {kind: traffic.bytes for kind, traffic in r.collectives.items()}
+        gather = sent.pop(kinds[0], 0)
+        reduce = sum(sent.pop(kind, 0) for kind in kinds[1])
+        rows.append(
+            [
+                f"`{r.recipe}`, {r.size}{', remat' if r.remat else ''}",
+                r.topology,
+                f"{r.mesh['data']} x {r.mesh['fsdp']}",
+                f"{r.batch_size:,}",
+                str(r.batch_size // chips),
+                f"{r.state / GIB:.2f}",
+                "does not fit" if r.memory is None else f"{r.memory / GIB:.2f}",
+                f"{r.capacity / GIB:.0f}",
+                f"{r.model_flops / 1e12:.1f}",
+                *(f"{size / 2**20:,.0f}" for size in (gather, reduce, sum(sent.values()))),
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def main() -> None:
+    """Compiles, prints and writes."""
+    jax.config.update("jax_platforms", "cpu")
+    records: list[Record] = []
+    for size, name, topology in itertools.product(SIZES, RECIPES, TOPOLOGIES):
+        records.append(measure(name, topology, size))
+        print(table(records[-1:]).splitlines()[-1], flush=True)
+        # Minutes each: what is done is kept.
+        write_results("scaling", table(records), records)
+        PAGE.write_text(replace_between_markers(PAGE.read_text(), "scaling", table(records)))
+
+
+if __name__ == "__main__":
+    main()
