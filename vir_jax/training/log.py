@@ -20,6 +20,7 @@ _KEPT = {
 def quiet_libraries() -> None:
     """Drops what chatty libraries log below the level that matters. Calling it twice is harmless."""
     logging.get_absl_handler().addFilter(keep)
+    logging.get_absl_logger().addFilter(keep)  # In a program without absl's handler, such as a notebook.
 
 
 def keep(record: standard_logging.LogRecord) -> bool:
