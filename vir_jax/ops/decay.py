@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
 
-Position = tuple[Int[Array, "n"], Int[Array, "n"]]
+Position = tuple[Int[Array, "_"], Int[Array, "_"]]  # y and x of some tokens
 
 
 def vir_log_decay(num_heads: int) -> Float32[Array, "h"]:
