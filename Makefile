@@ -40,6 +40,7 @@ lock:
 	$(LOCK) --all-extras -o requirements-all.tmp
 	$(LOCK) -c requirements-all.tmp -o requirements.txt
 	$(LOCK) -c requirements-all.tmp --extra test -o requirements-test.txt
+	$(LOCK) -c requirements-all.tmp --extra inspect -o requirements-inspect.txt
 	$(LOCK) -c requirements-all.tmp --extra prepare -o requirements-prepare.txt
 	$(LOCK) -c requirements-all.tmp --extra compile -o requirements-compile.txt
 	rm requirements-all.tmp

@@ -1,0 +1,52 @@
+"""The committed notebooks: they run from top to bottom, and were committed with what they show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+FIGURES = {"decay_masks.ipynb": 6, "inside_a_trained_vir.ipynb": 7}
+
+
+def figures(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def errors(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+
+
+def test_every_notebook_is_tested():
+    assert {path.name for path in FOLDER.glob("*.ipynb")} == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_committed_with_figures(name):
+    path = FOLDER / name
+    assert path.stat().st_size < 1.5 * 2**20
+    notebook = nbformat.read(path, as_version=4)
+    assert figures(notebook) == FIGURES[name]
+    assert not errors(notebook)
+    for cell in notebook.cells:
+        texts = [output.get("text", "") for output in cell.get("outputs", ())]
+        assert not re.search(r"[\s'\"=(]/\w+/", "\n".join([cell.source, *texts])), "a path of a machine"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_runs_from_top_to_bottom(name, tmp_path):
+    command = [sys.executable, "-m", "jupyter", "execute", f"--output={tmp_path / name}", str(FOLDER / name)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "WORKDIR")}
+    environment["JAX_PLATFORMS"] = "cpu"  # As on a laptop: they are quick there.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    notebook = nbformat.read(tmp_path / name, as_version=4)
+    assert figures(notebook) == FIGURES[name]
+    assert not errors(notebook)

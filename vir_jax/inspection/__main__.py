@@ -1,0 +1,39 @@
+"""Figures of a trained ViR: python -m vir_jax.inspection --workdir=runs/vir_digits --image=7 --out=figures."""
+
+from pathlib import Path
+
+from absl import app, flags
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
+IMAGE = flags.DEFINE_string(
+    "image", None, "an image file, or the number of an example of the run's evaluation data", required=True
+)
+OUT = flags.DEFINE_string("out", None, "folder for the figures; made if absent", required=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
+WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
+COMPARE = flags.DEFINE_list("compare", [], "more workdirs, whose training curves are drawn beside the run's")
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, figures out."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
+    try:
+        from vir_jax.inspection.report import draw_report
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise SystemExit("figures need matplotlib: pip install -r requirements-inspect.txt") from error
+    from vir_jax.inspection.workdir import load_image, load_model
+
+    trained = load_model(WORKDIR.value, checkpoint=CHECKPOINT.value, weights=WEIGHTS.value)
+    image = load_image(trained, IMAGE.value)
+    out = Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in draw_report(trained, image, [WORKDIR.value, *COMPARE.value]):
+        figure.savefig(out / f"{name}.png")
+        print(out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    app.run(main)

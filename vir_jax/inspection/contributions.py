@@ -1,0 +1,180 @@
+"""What each patch, through each head, adds to the class token and to a logit: exactly, for retention has no softmax.
+
+The class token's retention is a sum over tokens m and heads h, through the output projection W_h and its bias,
+
+    sum_{h,m} a[h,m] v[m,h] W_h + bias,    a[h,m] = d^-1/2 (q_cls . k_m) D_h[cls,m],
+
+and what a layer adds to the residual stream reaches the head by the final LayerNorm alone. With the mean and the
+variance of the very class token held, that is linear: a term t of the residual stream adds
+
+    t . direction,    direction = r (g w - mean(g w)),    r = (variance + epsilon)^-1/2,
+
+to the logit of a class whose head weights are w, the norm's gain being g. (Taking the mean off t or off g w is the
+same.) So a logit is a sum of terms, none of them estimated. They are *direct* terms: the MLP of a block reads what
+its retention wrote, and what it makes of it is counted as the MLP's.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
+
+from vir_jax.inspection.model import (
+    add_to_residual,
+    check_class_token,
+    class_token_decay,
+    exact_einsum,
+    grid_of,
+    retention_scale,
+)
+from vir_jax.models import VisionBackbone
+from vir_jax.models.mixers import Mixer
+
+
+class LayerContributions(NamedTuple):
+    """What one layer's retention gives the class token: terms summed over heads and tokens, plus bias.
+
+    That is the output of the mixer, before LayerScale.
+    """
+
+    terms: Float32[Array, "b h n c"]
+    bias: Float32[Array, "c"]
+
+    def shares(self) -> Float32[Array, "b h n"]:
+        """Each term's part of the sum of all, along its direction: they sum to 1, and may be negative."""
+        total = self.terms.sum(axis=(1, 2))
+        along = exact_einsum("bhnc,bc->bhn", self.terms, total)
+        return along / exact_einsum("bc,bc->b", total, total)[:, None, None]
+
+
+class LogitContributions(NamedTuple):
+    """The terms of one logit of every image; all of them together are the logit.
+
+    The last of the n tokens is the class token, which reads itself, too.
+    """
+
+    retention: Float32[Array, "b l h n"]  # Token n through head h of layer l.
+    retention_bias: Float32[Array, "b l"]  # Of the output projection of layer l.
+    mlp: Float32[Array, "b l"]
+    class_token: Float32[Array, "b"]  # What the class token starts as.
+    constant: Float32[Array, "b"]  # The shift of the final norm and the bias of the head.
+
+    def total(self) -> Float32[Array, "b"]:
+        """The logit."""
+        layers = self.retention.sum(axis=(2, 3)) + self.retention_bias + self.mlp
+        return layers.sum(axis=1) + self.class_token + self.constant
+
+    def before_layer(self, layer: int) -> Float32[Array, "b"]:
+        """What the residual stream carries into a layer, all that was added before it."""
+        layers = self.retention.sum(axis=(2, 3)) + self.retention_bias + self.mlp
+        return layers[:, :layer].sum(axis=1) + self.class_token
+
+
+def layer_contributions(
+    model: VisionBackbone, images: Float[Array, "b H W 3"], layers: Sequence[int]
+) -> dict[int, LayerContributions]:
+    """What each token, through each head, adds to the class token in each of some layers.
+
+    Args:
+        model: a ViR, 1-D or 2-D, bidirectional or not.
+        images: normalised pixels.
+        layers: 0, 1, ...
+
+    Raises:
+        ValueError: another model than `check_class_token` asks for; no such layer.
+    """
+    check_class_token(model)
+    depth = len(model.blocks)
+    for layer in layers:
+        if not 0 <= layer < depth:
+            raise ValueError(f"layer {layer}: the model has layers 0 to {depth - 1}")
+    return _layer_contributions(*nnx.split(model), images, tuple(layers))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _layer_contributions(
+    graph: Any, params: Any, images: Array, layers: tuple[int, ...]
+) -> dict[int, LayerContributions]:
+    model = nnx.merge(graph, params)
+    found = model.intermediates(
+        images, [f"blocks.{layer}.mixer.{name}" for layer in layers for name in "qkv"]
+    )
+    contributions = {}
+    for layer in layers:
+        mixer = model.blocks[layer].mixer
+        q, k, v = (found[f"blocks.{layer}.mixer.{name}"] for name in "qkv")
+        weights = _class_token_weights(mixer, q, k, grid_of(model, images))
+        terms = exact_einsum("bhn,bnhd,hdc->bhnc", weights, v, mixer.out.kernel[...])
+        contributions[layer] = LayerContributions(terms, mixer.out.bias[...])
+    return contributions
+
+
+def logit_contributions(
+    model: VisionBackbone, images: Float[Array, "b H W 3"], classes: Int[Array, "b"]
+) -> LogitContributions:
+    """The terms that one logit of each image is the sum of.
+
+    The sum is that of the model to the precision of its compute dtype: about 1e-6, relatively, in fp32.
+
+    Args:
+        model: a ViR, 1-D or 2-D, bidirectional or not.
+        images: normalised pixels.
+        classes: whose logit, one for each image.
+
+    Raises:
+        ValueError: another model than `check_class_token` asks for.
+    """
+    check_class_token(model)
+    return _logit_contributions(*nnx.split(model), images, classes)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array) -> LogitContributions:
+    model = nnx.merge(graph, params)
+    grid = grid_of(model, images)
+    depth = len(model.blocks)
+    kept = ("mixer.q", "mixer.k", "mixer.v", "mixer.heads")
+    names = ["tokens", *(f"blocks.{layer}.{name}" for layer in range(depth) for name in kept)]
+    found = model.intermediates(images, [*names, f"blocks.{depth - 1}.tokens"])
+
+    norm, head = model.final_norm, model.head
+    read = found[f"blocks.{depth - 1}.tokens"][:, -1]
+    gain = norm.scale[...] * head.kernel[...].T[classes]
+    gain -= gain.mean(axis=-1, keepdims=True)
+    direction = gain * jax.lax.rsqrt(jnp.var(read, axis=-1, keepdims=True) + norm.epsilon)
+    constant = exact_einsum("c,cb->b", norm.bias[...], head.kernel[...][:, classes]) + head.bias[...][classes]
+
+    retention, retention_bias, mlp = [], [], []
+    x = found["tokens"][:, -1:]
+    class_token = exact_einsum("bc,bc->b", x[:, 0], direction)
+    for layer, block in enumerate(model.blocks):
+        q, k, v, heads = (found[f"blocks.{layer}.{name}"] for name in kept)
+        mixer, scaled = block.mixer, retention_scale(block) * direction
+        weights = _class_token_weights(mixer, q, k, grid)
+        values = exact_einsum("bnhd,hdc,bc->bhn", v, mixer.out.kernel[...], scaled)
+        retention.append(weights * values)
+        retention_bias.append(exact_einsum("c,bc->b", mixer.out.bias[...], scaled))
+
+        x = add_to_residual(x, mixer.out(heads[:, -1:]), block.layer_scale1)
+        after = add_to_residual(x, block.mlp(block.norm2(x)), block.layer_scale2)
+        mlp.append(exact_einsum("bc,bc->b", (after - x)[:, 0], direction))
+        x = after
+    return LogitContributions(
+        jnp.stack(retention, axis=1),
+        jnp.stack(retention_bias, axis=1),
+        jnp.stack(mlp, axis=1),
+        class_token,
+        constant,
+    )
+
+
+def _class_token_weights(
+    mixer: Mixer, q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], grid: tuple[int, int]
+) -> Float32[Array, "b h n"]:
+    """a[h,m] = d^-1/2 (q_cls . k_m) D_h[cls,m]."""
+    scores = mixer.head_dim**-0.5 * exact_einsum("bhd,bnhd->bhn", q[:, -1], k)
+    return scores * class_token_decay(mixer, q.shape[1], grid)

@@ -1,0 +1,56 @@
+"""The prediction as patches arrive: the class token can be read at any time."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from vir_jax.inspection.model import add_to_residual, arrival_decay, check_class_token, exact_einsum, grid_of
+from vir_jax.models import VisionBackbone
+from vir_jax.ops import vir_log_decay
+
+
+def logits_as_read(model: VisionBackbone, images: Float[Array, "b H W 3"]) -> Float32[Array, "b t classes"]:
+    """Logits of a class token that comes after the first t patches, for every t = 0 .. patches.
+
+    No patch sees one that comes later, so the patches' keys and values are those of the whole image, and the class
+    tokens of all times are computed side by side: each reads the patches before it and itself. The last one's logits
+    are the model's. In 2-D it stands one row below the row that is being read, whose unread patches are absent; at
+    the end of a row that is what the model does with an image that ends there. Position embeddings are those of the
+    whole image. A bidirectional model reads every patch twice, t counting both.
+
+    Args:
+        model: a ViR, 1-D or 2-D.
+        images: normalised pixels.
+
+    Raises:
+        ValueError: another model than `check_class_token` asks for.
+    """
+    check_class_token(model)
+    return _logits_as_read(*nnx.split(model), images)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
+    model = nnx.merge(graph, params)
+    grid = grid_of(model, images)
+    names = [f"blocks.{layer}.mixer.{name}" for layer in range(len(model.blocks)) for name in "kv"]
+    found = model.intermediates(images, names)
+    b, n = found[names[0]].shape[:2]
+
+    x = jnp.broadcast_to(model.class_token[...], (b, n, model.dim))  # One class token for each t.
+    for layer, block in enumerate(model.blocks):
+        mixer = block.mixer
+        k, v = (found[f"blocks.{layer}.mixer.{name}"][:, :-1] for name in "kv")
+        qkv = mixer.qkv(block.norm1(x)).astype(jnp.float32)
+        q, own_k, own_v = mixer.head_dim**-0.5 * qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+        decay = jnp.exp(vir_log_decay(mixer.heads))[:, None, None] * arrival_decay(mixer, n, grid)
+        heads = exact_einsum("bhtm,bmhd->bthd", exact_einsum("bthd,bmhd->bhtm", q, k) * decay, v)
+        heads += jnp.sum(q * own_k, axis=-1, keepdims=True) * own_v
+        x = add_to_residual(x, mixer.out(heads), block.layer_scale1)
+        x = add_to_residual(x, block.mlp(block.norm2(x)), block.layer_scale2)
+    return model.head(model.final_norm(x))
