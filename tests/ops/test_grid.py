@@ -25,6 +25,7 @@ GRIDS = [
     ((7, 1), 0, 2),
     ((4, 3), 3, 3),
     ((14, 14), 1, 4),
+    ((2, 70), 1, 1),  # More columns than are summed at once.
 ]
 
 

@@ -1,11 +1,16 @@
 """The state of retention over a grid: one [d, e] matrix per column."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.contract import contract, empty_state
-from vir_jax.ops.decay import decay_between
+from vir_jax.ops.decay import decay_between, decay_power
+
+# Columns summed by one product, whose cost grows with their square; of more the blocks are summed first.
+BLOCK = 32
 
 
 def empty_grid_state(
@@ -19,12 +24,32 @@ def along_columns(
     own: Float32[Array, "b h x d e"], log_decay: Float32[Array, "h"], *, reverse: bool = False
 ) -> Float32[Array, "b h x d e"]:
     """From each column's own sums to the states: S[x] = sum over x' <= x of gamma^(x - x') own[x']."""
+    if own.shape[2] > BLOCK:
+        return _along_blocks(own, log_decay, reverse=reverse)
     x = jnp.arange(own.shape[2])
     x = x[::-1] if reverse else x
     # One mask for each of the batch, laid out over devices as the state is, moves no axis of the far larger state.
     nothing = jnp.sum(own[:, :, :0], axis=(2, 3, 4))
     mask = decay_between(log_decay, x, x) + nothing[..., None, None]
     return contract("bhxz,bhzde->bhxde", mask, own, jax.lax.Precision.HIGHEST)
+
+
+def _along_blocks(
+    own: Float32[Array, "b h x d e"], log_decay: Float32[Array, "h"], *, reverse: bool
+) -> Float32[Array, "b h x d e"]:
+    """Sums inside blocks of columns, and to each what arrives from the blocks before: sums of their sums."""
+    if reverse:
+        return jnp.flip(_along_blocks(jnp.flip(own, axis=2), log_decay, reverse=False), axis=2)
+    b, h, cols, d, e = own.shape
+    blocks = -(-cols // BLOCK)
+    padded = jnp.pad(own, ((0, 0), (0, 0), (0, blocks * BLOCK - cols), (0, 0), (0, 0)))
+    inside = jax.vmap(partial(along_columns, log_decay=log_decay), in_axes=2, out_axes=2)(
+        padded.reshape(b, h, blocks, BLOCK, d, e)
+    )
+    sums = along_columns(inside[:, :, :, -1], BLOCK * log_decay)
+    arriving = jnp.pad(sums[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
+    decay = decay_power(log_decay, 1 + jnp.arange(BLOCK))[:, None, :, None, None]
+    return (inside + decay * arriving[:, :, :, None]).reshape(b, h, -1, d, e)[:, :, :cols]
 
 
 def between_columns(
