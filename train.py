@@ -1,11 +1,17 @@
-"""Train a model: python train.py --config=configs/vir_b.py --workdir=runs/vir_b [--config.optim.lr=1e-3 ...]."""
+"""Train a model: python train.py --config=configs/vir_b.py --workdir=runs/vir_b [--config.optim.lr=1e-3 ...].
+
+Exit codes: 0 done; 75 SIGTERM came and the run was saved, so that the same command goes on; 1 anything else.
+"""
+
+import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vir_jax.training.distributed import initialize_from_flags
 from vir_jax.training.loop import train
+from vir_jax.training.preemption import EXIT_CODE, PreemptedError
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="recipe, configs/NAME.py[:argument=value,...]")
 WORKDIR = flags.DEFINE_string(
@@ -18,7 +24,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
     initialize_from_flags()
-    metrics = train(CONFIG.value, WORKDIR.value)
+    try:
+        metrics = train(CONFIG.value, WORKDIR.value)
+    except PreemptedError as notice:
+        logging.warning("SIGTERM: %s. The same command goes on; exit code %d", notice, EXIT_CODE)
+        sys.exit(EXIT_CODE)
     if jax.process_index() == 0:
         print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "count"))
 

@@ -28,8 +28,7 @@ def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
 
 
-@pytest.fixture
-def digits_config():
+def _digits_config():
     """A run of 23 steps on digits with everything on that randomness or state can hide in."""
     config = default_config()
     config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 0.9, 0.1, 0.1
@@ -44,3 +43,14 @@ def digits_config():
     config.optim.name, config.optim.lr = "adamw", 1e-3
     config.log_every, config.checkpoint_every = 4, 5
     return config
+
+
+@pytest.fixture
+def digits_config():
+    return _digits_config()
+
+
+@pytest.fixture(scope="session")
+def make_digits_config():
+    """For fixtures that outlive a test."""
+    return _digits_config

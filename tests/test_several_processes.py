@@ -51,9 +51,10 @@ def start(script, *arguments, processes, devices):
     outputs = [process.communicate(timeout=300) for process in started]
     for process, (_, errors) in zip(started, outputs, strict=True):
         assert process.returncode == 0, errors
-    # JAX's CPU collectives report their connections on the standard output.
+    # JAX's CPU collectives report their connections on the standard output, from threads that break each other's lines.
+    noise = ("[Gloo]", "peer ranks")
     return [
-        ("".join(line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]")), errors)
+        ("".join(x for x in output.splitlines(keepends=True) if not any(n in x for n in noise)), errors)
         for output, errors in outputs
     ]
 

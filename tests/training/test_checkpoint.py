@@ -1,4 +1,8 @@
+import contextlib
 import dataclasses
+import re
+import resource
+import shutil
 
 import chex
 import jax
@@ -8,8 +12,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.training.checkpoint import Checkpoints, SaveError
 from vir_jax.training.config import default_config
+from vir_jax.training.manifest import MANIFEST, DamagedCheckpointError, verify
 from vir_jax.training.mesh import make_mesh
 from vir_jax.training.state import create_train_state
 
@@ -31,10 +36,13 @@ def shapes(state, mesh, spec):
     )
 
 
-def save(checkpoints, state, **kwargs):
-    checkpoints.save(
-        state, progress={"data": str(int(state.step))}, config=default_config(), metadata={"a": 1}, **kwargs
-    )
+def on_one_device(state):
+    return shapes(state, make_mesh(devices=jax.devices()[:1]), PartitionSpec())
+
+
+def save(checkpoints, state):
+    progress = {"data": str(int(state.step))}
+    checkpoints.save(state, progress=progress, config=default_config(), metadata={"a": 1})
 
 
 def test_newest_and_best_are_kept(tmp_path):
@@ -42,7 +50,9 @@ def test_newest_and_best_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest_step() is None
         for step in range(1, 10):
-            save(checkpoints, make_state(step), metrics={"top1": top1[step]} if step in top1 else None)
+            save(checkpoints, make_state(step))
+            if step in top1:
+                checkpoints.record_evaluation(step, {"top1": top1[step]})
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.latest_step() == checkpoints.resolve("last") == 9
         assert checkpoints.resolve("best") == 4
@@ -113,3 +123,194 @@ def test_no_average_kept(tmp_path):
 def test_no_checkpoints_to_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoints in"):
         Checkpoints(tmp_path / "absent", read_only=True)
+
+
+# --- Faults ---
+
+
+def truncate(folder):
+    path = max((folder / "params").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_byte(folder):
+    path = max((folder / "params").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def remove_an_item(folder):
+    shutil.rmtree(folder / "ema")
+
+
+def remove_the_manifest(folder):
+    (folder / MANIFEST).unlink()
+
+
+def garble_the_manifest(folder):
+    (folder / MANIFEST).write_bytes(b"\xff{")
+
+
+DAMAGES = {
+    truncate: r"params/.* has [\d,]+ bytes, not the [\d,]+ that were written",
+    flip_a_byte: r"params/.* holds other bytes than were written",
+    remove_an_item: r"ema/.* is missing",
+    remove_the_manifest: "manifest.json is missing",
+    garble_the_manifest: "manifest.json cannot be read",
+}
+
+
+@pytest.fixture
+def three_steps(tmp_path):
+    """Checkpoints of steps 1 to 3, of which the first is the best."""
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            save(checkpoints, make_state(step))
+            checkpoints.record_evaluation(step, {"top1": 1 / step})
+    return tmp_path
+
+
+def read_weights(workdir, step):
+    """As evaluation does."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        for weights in ("raw", "ema") if checkpoints.has_ema(step) else ("raw",):
+            checkpoints.restore_params(step, weights=weights)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(three_steps, damage, caplog):
+    damage(three_steps / "checkpoints" / "3")
+    with pytest.raises(DamagedCheckpointError, match=rf"checkpoints/3 is damaged: {DAMAGES[damage]}"):
+        read_weights(three_steps, 3)
+    with Checkpoints(three_steps, keep=2) as checkpoints:
+        assert checkpoints.newest_intact() == 2
+        assert re.search(rf"checkpoints/3 is damaged: {DAMAGES[damage]}", caplog.text)
+        assert "kept as 3.damaged1; falling back to step 2" in caplog.text
+        assert checkpoints.steps() == [1, 2]
+        state = make_state(3)
+        save(checkpoints, state)  # The step comes round again.
+        assert checkpoints.newest_intact() == 3
+        restored, _ = checkpoints.restore(on_one_device(state), 3)
+    chex.assert_trees_all_equal(restored.params, state.params)
+
+
+def test_damage_does_not_move_the_best(three_steps):
+    flip_a_byte(three_steps / "checkpoints" / "1")
+    with Checkpoints(three_steps, keep=2) as checkpoints:
+        assert checkpoints.newest_intact() == 3
+        assert checkpoints.resolve("best") == 1
+        with pytest.raises(
+            DamagedCheckpointError, match=r"checkpoints/1 .* other checkpoints there: \[2, 3\]"
+        ):
+            checkpoints.restore_params(1, weights="raw")
+
+
+def test_a_damaged_evaluation_counts_as_none(three_steps, caplog):
+    path = three_steps / "checkpoints" / "2" / "evaluation.json"
+    path.write_text(path.read_text().replace("0.5", "7.5"))
+    with Checkpoints(three_steps, read_only=True) as checkpoints:
+        assert checkpoints.metrics(2) is None
+        assert checkpoints.resolve("best") == 1
+    assert "evaluation.json is damaged" in caplog.text
+
+
+def test_no_checkpoint_left_is_an_error(three_steps):
+    for step in (1, 2, 3):
+        truncate(three_steps / "checkpoints" / str(step))
+    with Checkpoints(three_steps) as checkpoints:
+        for _ in range(2):  # Nothing is put aside: the next start says the same.
+            with pytest.raises(
+                DamagedCheckpointError, match=r"(?s)no checkpoint .*/3 is damaged.*/1 is damaged"
+            ):
+                checkpoints.newest_intact()
+
+
+def test_any_flipped_bit_is_found_and_notes_do_not_matter(three_steps):
+    folder = three_steps / "checkpoints" / "3"
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        data = path.read_bytes()
+        if path.name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+            path.unlink()
+            continue
+        if path.name == "evaluation.json" or not data:
+            continue
+        for position in {0, len(data) // 2, len(data) - 1}:
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << 3
+            path.write_bytes(flipped)
+            with pytest.raises(DamagedCheckpointError):
+                verify(folder, step=3)
+        path.write_bytes(data)
+    state = make_state(3)
+    with Checkpoints(three_steps) as checkpoints:
+        assert checkpoints.newest_intact() == 3
+        restored, _ = checkpoints.restore(on_one_device(state), 3)
+        checkpoints.restore_params(3, weights="raw")
+    chex.assert_trees_all_equal(restored.params, state.params)
+
+
+def test_a_checkpoint_under_another_name_is_not_taken(three_steps):
+    (three_steps / "checkpoints" / "3").rename(three_steps / "checkpoints" / "9")
+    with Checkpoints(three_steps, keep=2) as checkpoints:
+        assert checkpoints.newest_intact() == 2
+    assert (three_steps / "checkpoints" / "9.damaged1").is_dir()
+
+
+def test_what_a_kill_leaves_behind_is_cleared(three_steps):
+    folder = three_steps / "checkpoints"
+    shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")  # killed while it was written
+    (folder / "2").rename(folder / "2.removed")  # killed while it was removed
+    with Checkpoints(three_steps, keep=2) as checkpoints:
+        assert checkpoints.newest_intact() == 3
+        save(checkpoints, make_state(4))
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "3", "4"]
+
+
+@contextlib.contextmanager
+def full_disk(limit=16_384):
+    """No file can grow beyond `limit` bytes: writes fail in the kernel, those of Orbax's C++ threads included."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def large_state(step):
+    noise = np.random.default_rng(step).normal(size=(100, 1000)).astype(np.float32)  # cannot be compressed
+    return dataclasses.replace(make_state(step), params={"noise": jnp.asarray(noise)}, ema=None)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Orbax drops what else it had to write.
+def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, caplog):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, large_state(1))
+        checkpoints.finish()
+        with full_disk():
+            save(checkpoints, large_state(2))
+            checkpoints.finish()
+            assert checkpoints.failed()
+            assert "checkpoint of step 2 was not written" in caplog.text
+            assert "the newest checkpoint is of step 1" in caplog.text
+            assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+            save(checkpoints, large_state(3))
+            checkpoints.finish()
+            assert checkpoints.newest_intact() == 1
+        save(checkpoints, large_state(4))
+        checkpoints.finish()
+        assert not checkpoints.failed()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_intact() == 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_stays_full_is_an_error_in_the_end(tmp_path):
+    with full_disk():
+        checkpoints = Checkpoints(tmp_path)
+        save(checkpoints, large_state(1))
+        with pytest.raises(SaveError, match="could not be written"), checkpoints:
+            pass

@@ -22,10 +22,9 @@ class InterruptedSource:
 
     def __init__(self, reads):
         self.source = open_source("digits", "train")
+        self.num_classes, self.class_names = self.source.num_classes, self.source.class_names
+        self.name = self.source.name
         self.reads = reads
-
-    def __getattr__(self, name):
-        return getattr(self.source, name)
 
     def __len__(self):
         return len(self.source)

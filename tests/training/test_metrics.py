@@ -43,7 +43,7 @@ def test_window_goes_on_from_its_saved_state():
     for value in (0.7, 1.3):
         second.add({"loss": value})
     assert second.pop_means() == whole.pop_means() == {"loss": pytest.approx(0.7)}
-    assert whole.state() == {"sums": {}, "count": 0}
+    assert whole.state() == {"sums": {}, "count": 0, "skipped_steps": 0}
 
 
 def test_clock_leaves_out_pauses(monkeypatch):

@@ -9,6 +9,7 @@ however many processes share it, and the state of a loader is no more than a pos
 import dataclasses
 import functools
 import json
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
@@ -302,13 +303,21 @@ def _load_centered(
 
 
 def _read(source: Source, index: int) -> Example:
-    """`source[index]`, with failures to read and impossible labels as `CorruptExampleError`."""
+    """`source[index]`, with failures to read, impossible labels and pixels as `CorruptExampleError`."""
     try:
         example = source[index]
+        image, label = example["image"], operator.index(example["label"])
     except Exception as error:  # whatever the storage raises: the example is lost, the run need not be
         raise CorruptExampleError(f"unreadable: {type(error).__name__}: {error}") from error
-    if not 0 <= example["label"] < source.num_classes:
-        raise CorruptExampleError(f"label {example['label']} is not one of {source.num_classes} classes")
+    if not 0 <= label < source.num_classes:
+        raise CorruptExampleError(f"label {label} is not one of {source.num_classes} classes")
+    if not isinstance(image, bytes):
+        described = (
+            f"{getattr(image, 'shape', type(image).__name__)} of {getattr(image, 'dtype', 'no dtype')}"
+        )
+        rgb = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)
+        if not (rgb and image.size):
+            raise CorruptExampleError(f"pixels {described}: expected uint8 [height, width, 3]")
     return example
 
 

@@ -2,54 +2,74 @@
 
 One folder a step, one item a folder below it, so that evaluation reads the parameters alone. Restoring
 takes the shapes and shardings of the run that restores: any number of devices, whatever number wrote it.
+
+A checkpoint's folder appears when all of it is written, under a temporary name until then; `manifest` tells later
+whether it still is what was written. An evaluation is recorded beside the weights that it was made of.
 """
 
-from collections.abc import Mapping
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from absl import logging
+from jax.experimental import multihost_utils
 
+from vir_jax.training.files import write_atomically
+from vir_jax.training.manifest import DamagedCheckpointError, verify, write_manifest, written_items
 from vir_jax.training.state import Params, TrainState
 
 FOLDER = "checkpoints"
+EVALUATION = "evaluation.json"
 WEIGHTS = ("raw", "ema")
 
+_UNFINISHED = ocp.utils.TMP_DIR_SUFFIX
+_REMOVED = ".removed"
+_DAMAGED = ".damaged"
 
-def _top1(metrics: Mapping[str, float]) -> float:
-    return metrics["top1"]
+
+class SaveError(RuntimeError):
+    """The last checkpoint of a run could not be written."""
 
 
 class Checkpoints:
     """The checkpoints of a workdir: the newest `keep`, and the one with the best evaluated top-1.
 
-    Saving is asynchronous; leaving the `with` block waits until everything is written.
+    Saving is asynchronous; leaving the `with` block waits until everything is written. A save that fails (the disk is
+    full) is logged and costs nothing but itself: the older checkpoints stay, and the next save tries again.
+
+    Raises:
+      FileNotFoundError: `read_only`, and there are no checkpoints.
+      SaveError: on leaving the block, where the last save failed.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 1, read_only: bool = False) -> None:
         self._folder = Path(workdir).absolute() / FOLDER
         if read_only and not self._folder.is_dir():
             raise FileNotFoundError(f"no checkpoints in {self._folder.parent}: {FOLDER}/ does not exist")
-        policies = [
-            preservation_policy.LatestN(keep),
-            preservation_policy.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False),
-        ]
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_top1,
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                read_only=read_only,
-            ),
-            item_handlers={
+        self._keep = keep
+        self._writes = not read_only and jax.process_index() == 0
+        self._writing: int | None = None  # The step of the save that has been started last.
+        self._failure: Exception | None = None  # Of the last save.
+        if self._writes:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
                 **{name: ocp.StandardCheckpointHandler() for name in ("params", "ema", "optimizer")},
                 **{name: ocp.JsonCheckpointHandler() for name in ("progress", "config", "metadata")},
-            },
+            ),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
+
+    # ---------------------------------------------------------------- saving
 
     def save(
         self,
@@ -58,16 +78,14 @@ class Checkpoints:
         progress: Mapping[str, Any],
         config: ml_collections.ConfigDict,
         metadata: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts to write a checkpoint of `state.step`.
+        """Starts to write a checkpoint of `state.step`, when the one before is written.
 
         Args:
           state: the train state.
           progress: JSON data that goes with it: the data iterator's position, unfinished metrics.
           config: the run's.
           metadata: JSON data for whoever uses the weights: class names, versions.
-          metrics: of an evaluation of this very state, `top1` among them; None if there was none.
         """
         items: dict[str, ocp.args.CheckpointArgs] = {
             "params": ocp.args.StandardSave(state.params),
@@ -78,15 +96,130 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(**items),
-            metrics=None if metrics is None else dict(metrics),
+        self.finish()
+        self._tidy()
+        self._writing, self._failure = int(state.step), None
+        try:
+            self._checkpointer.save(self._path(self._writing), args=ocp.args.Composite(**items))
+        except Exception as error:  # Whatever the storage raises: the run goes on, and says so.
+            self._report(error)
+
+    def finish(self) -> None:
+        """Waits until the save in progress is complete, or reports that it failed."""
+        if self._writing is not None:
+            try:
+                self._checkpointer.wait_until_finished()
+            except Exception as error:
+                self._report(error)
+            else:
+                logging.info("the checkpoint of step %d is complete", self._writing)
+                self._writing = None
+
+    def failed(self) -> bool:
+        """Whether the last save failed and should be tried again soon.
+
+        Several processes find that out together, when the next save begins: until then it is False.
+        """
+        if jax.process_count() > 1:
+            return False
+        try:
+            self._checkpointer.check_for_errors()
+        except Exception as error:
+            self._report(error)
+        return self._failure is not None
+
+    def record_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes what an evaluation of a checkpoint gave, `top1` in it, beside its weights, if they were saved."""
+        self.finish()
+        if self._writes and step in self.steps():
+            text = json.dumps({"metrics": dict(metrics), "sha256": _digest(metrics)}) + "\n"
+            try:
+                write_atomically(self._path(step) / EVALUATION, text)
+            except OSError as error:
+                logging.error("the evaluation of step %d was not recorded: %s", step, error)
+
+    def _seal(self) -> None:
+        """Called when everything is written, in process 0 alone, before the checkpoint gets its own name."""
+        assert self._writing is not None
+        path = self._path(self._writing)
+        write_manifest(path.with_name(path.name + _UNFINISHED), step=self._writing)
+
+    def _report(self, error: Exception) -> None:
+        step, self._writing, self._failure = self._writing, None, error
+        logging.error(
+            "the checkpoint of step %s was not written: %s: %s\nTraining goes on and will try again; the newest"
+            " checkpoint is of step %s",
+            step,
+            type(error).__name__,
+            error,
+            self.latest_step(),
         )
+        if self._writes:
+            self._remove_leftovers()  # So that the next one finds their room.
+
+    def _tidy(self) -> None:
+        """Removes checkpoints that are neither new nor best, while none is being written."""
+        if not self._writes:
+            return
+        self._remove_leftovers()
+        steps = self.steps()
+        for step in set(steps) - {*steps[-self._keep :], self._best()}:
+            # A folder that is removed half must not look like a checkpoint.
+            self._path(step).rename(self._folder / f"{step}{_REMOVED}")
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        for path in self._folder.iterdir():
+            if _UNFINISHED in path.name or path.name.endswith(_REMOVED):
+                shutil.rmtree(path, ignore_errors=True)
+
+    # ---------------------------------------------------------------- choosing
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, ascending. Those that were put aside as damaged do not count."""
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
 
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint; None if there is none."""
-        return self._manager.latest_step()
+        """Step of the newest checkpoint that is complete; None if there is none."""
+        return max(self.steps(), default=None)
+
+    def newest_intact(self) -> int | None:
+        """Step of the newest checkpoint that can be restored; None where none was ever finished.
+
+        Damaged ones on the way are named in the log with the reason, and put aside under another name. Process 0
+        decides for all.
+
+        Raises:
+          DamagedCheckpointError: there are checkpoints, and all of them are damaged.
+        """
+        self.finish()
+        damages: dict[int, str] = {}
+        chosen = None
+        for step in reversed(self.steps()) if jax.process_index() == 0 else ():
+            try:
+                verify(self._path(step), step=step)
+            except DamagedCheckpointError as error:
+                damages[step] = str(error)
+            else:
+                chosen = step
+                break
+        # Steps are counted from 1.
+        agreed = _of_process_0(chosen if chosen is not None else -1 if damages else 0)
+        if agreed == -1:
+            reasons = "".join(f"\n  {damage}" for damage in damages.values())
+            raise DamagedCheckpointError(
+                f"no checkpoint in {self._folder} can be restored:{reasons}\nStart in another workdir, or put intact"
+                " copies back."
+            )
+        for step, damage in damages.items():
+            aside = self._put_aside(step) if self._writes else self._path(step)
+            logging.error("%s\nIt is kept as %s; falling back to step %d", damage, aside.name, agreed)
+        return agreed or None
+
+    def _put_aside(self, step: int) -> Path:
+        names = (f"{step}{_DAMAGED}{number}" for number in range(1, 10_000))
+        aside = next(path for name in names if not (path := self._folder / name).exists())
+        return self._path(step).rename(aside)
 
     def resolve(self, which: str) -> int:
         """The step that "last", "best" or a number stands for.
@@ -94,26 +227,43 @@ class Checkpoints:
         Raises:
           ValueError: there is no such checkpoint; the ones there are, are named.
         """
-        steps = self._manager.all_steps()
+        steps = self.steps()
         if which == "last":
-            step = self._manager.latest_step()
+            step = self.latest_step()
         elif which == "best":
-            scored = [step for step in steps if self._manager.metrics(step)]
-            step = max(scored, key=lambda step: _top1(self._manager.metrics(step)), default=None)
+            step = self._best()
         elif which.isdigit():
             step = int(which) if int(which) in steps else None
         else:
             raise ValueError(f"checkpoint {which!r}: expected 'last', 'best' or the number of a step")
         if step is None:
-            raise ValueError(f"no checkpoint {which!r} in {self._folder}; steps there: {sorted(steps)}")
+            raise ValueError(f"no checkpoint {which!r} in {self._folder}; steps there: {steps}")
         return step
 
+    def _best(self) -> int | None:
+        """The first one with the highest evaluated top-1."""
+        top1 = {step: metrics["top1"] for step in self.steps() if (metrics := self.metrics(step))}
+        return max(top1, key=lambda step: top1[step], default=None)
+
     def metrics(self, step: int) -> dict[str, float] | None:
-        """What the evaluation of a checkpoint gave, if it was evaluated."""
-        return self._manager.metrics(step)
+        """What the evaluation of a checkpoint gave; None where there was none, or its record is damaged."""
+        path = self._path(step) / EVALUATION
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text())
+            metrics, digest = record["metrics"], record["sha256"]
+        except (ValueError, KeyError, TypeError, OSError):
+            metrics, digest = None, ""
+        if metrics is None or _digest(metrics) != digest:
+            logging.error("%s is damaged: the checkpoint counts as not evaluated", path)
+            return None
+        return metrics
+
+    # ---------------------------------------------------------------- restoring
 
     def restore(self, target: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """State and progress of a checkpoint.
+        """State and progress of a checkpoint that `newest_intact` has found.
 
         Args:
           target: shapes, dtypes and shardings to restore to (`jax.ShapeDtypeStruct` leaves).
@@ -126,7 +276,7 @@ class Checkpoints:
         }
         if target.ema is not None:
             items["ema"] = ocp.args.StandardRestore(target.ema)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
         state = TrainState(
             step=restored.optimizer["step"],
             params=restored.params,
@@ -136,9 +286,14 @@ class Checkpoints:
         return state, restored.progress
 
     def restore_config(self, step: int) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
-        """The config that a checkpoint was trained with, and the metadata saved with it."""
+        """The config that a checkpoint was trained with, and the metadata saved with it.
+
+        Raises:
+          DamagedCheckpointError: these are not what was written.
+        """
         items = {"config": ocp.args.JsonRestore(), "metadata": ocp.args.JsonRestore()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        self._verify(step, items)
+        restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
         return ml_collections.ConfigDict(restored.config), restored.metadata
 
     def restore_params(self, step: int, *, weights: str, target: Params | None = None) -> Params:
@@ -151,26 +306,49 @@ class Checkpoints:
 
         Raises:
           ValueError: an unknown name, or an average where the run kept none.
+          DamagedCheckpointError: the weights are not what was written.
         """
         if weights not in WEIGHTS:
             raise ValueError(f"weights {weights!r}: expected one of {WEIGHTS}")
         item = {"raw": "params", "ema": "ema"}[weights]
         if weights == "ema" and not self.has_ema(step):
             raise ValueError(f"the checkpoint of step {step} holds no EMA: the run had ema_decay = 0")
+        self._verify(step, (item,))
         if target is None:
-            stored = self._manager.item_metadata(step)[item]
+            stored = ocp.StandardCheckpointHandler().metadata(self._path(step) / item)
             one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), stored.tree
             )
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
+        restored = self._checkpointer.restore(
+            self._path(step), args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
         )
         return restored[item]
 
     def has_ema(self, step: int) -> bool:
-        """Whether a checkpoint holds a moving average."""
-        return "ema" in self._manager.item_metadata(step)
+        """Whether a checkpoint holds a moving average.
+
+        Raises:
+          DamagedCheckpointError: its manifest is gone or cannot be read.
+        """
+        return "ema" in written_items(self._path(step), step=step)
+
+    def _verify(self, step: int, items: Collection[str]) -> None:
+        """`verify`, in process 0 for all."""
+        damage = None
+        if jax.process_index() == 0:
+            try:
+                verify(self._path(step), step=step, items=items)
+            except DamagedCheckpointError as error:
+                others = [other for other in self.steps() if other != step]
+                damage = f"{error}; other checkpoints there: {others or 'none'}"
+        if not _of_process_0(damage is None):
+            raise DamagedCheckpointError(
+                damage or f"the checkpoint {self._path(step)} is damaged, says process 0"
+            )
+
+    def _path(self, step: int) -> Path:
+        return self._folder / str(step)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -178,5 +356,22 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self.finish()
+        self._tidy()
+        self._checkpointer.close()
+        if self._failure is not None and error is None:
+            raise SaveError(
+                f"the last checkpoint could not be written: {self._failure}\nThe newest one is of step"
+                f" {self.latest_step()}; the same command goes on from there once there is room"
+            ) from self._failure
+
+
+def _digest(metrics: Mapping[str, float]) -> str:
+    return hashlib.sha256(json.dumps(dict(metrics), sort_keys=True).encode()).hexdigest()
+
+
+def _of_process_0(value: int) -> int:
+    """Process 0's number, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -78,6 +78,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.log_every = 100  # Steps between two lines of metrics.
     config.eval_every = 0  # Steps between two evaluations; 0: at the end only.
     config.eval_batch_size = 1024  # Examples per evaluation step, over all devices and processes.
+    config.max_skipped_steps = (
+        0  # Steps with non-finite values to leave out, in the whole run, before it stops.
+    )
     config.checkpoint_every = 1000  # Steps between two checkpoints; the last step is always saved.
     config.keep_checkpoints = 2  # Newest ones kept; the best one is kept besides.
     config.lock()
@@ -136,6 +139,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         check(config[field] > 0, field, "a positive number")
     for field in ("checkpoint_every", "keep_checkpoints"):
         check(config[field] >= 1, field, "an integer of at least 1")
+    check(config.max_skipped_steps >= 0, "max_skipped_steps", "0 (stop at the first) or a positive integer")
     check(config.eval_every >= 0, "eval_every", "0 (only at the end) or a positive number of steps")
     check(
         config.batch_size % config.accumulation_steps == 0,

@@ -19,6 +19,8 @@ _KEPT = {
 
 def quiet_libraries() -> None:
     """Drops what chatty libraries log below the level that matters. Calling it twice is harmless."""
+    # Of a save that fails, Orbax leaves every array's own failure to asyncio's log; the first is an exception.
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     logging.get_absl_handler().addFilter(keep)
     logging.get_absl_logger().addFilter(keep)  # In a program without absl's handler, such as a notebook.
 

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from vir_jax.training.clock import Clock
 from vir_jax.training.config import validate
 from vir_jax.training.distributed import sum_over_processes
 from vir_jax.training.finetune import pretrained_params
+from vir_jax.training.lock import exclusive
 from vir_jax.training.log import quiet_libraries
 from vir_jax.training.mesh import check_divides, local_rows, make_mesh, put_batch
-from vir_jax.training.metrics import MetricsWriter, Window
+from vir_jax.training.metrics import MetricsWriter, Window, has_metrics
+from vir_jax.training.preemption import PreemptedError, Preemption
 from vir_jax.training.program import make_program
+from vir_jax.training.state import TrainState
 from vir_jax.training.summary import summarize
-from vir_jax.training.workdir import check_config, write_config
+from vir_jax.training.workdir import check_config, check_resumable, write_config
 
 
 class NonFiniteError(RuntimeError):
@@ -39,6 +43,8 @@ def train(
 ) -> dict[str, float]:
     """Trains a model, or goes on with the run that the workdir holds.
 
+    On SIGTERM the run saves after the step it is at, and stops.
+
     Args:
       config: see `default_config`.
       workdir: folder of checkpoints, metrics and the config; made if absent.
@@ -50,16 +56,31 @@ def train(
 
     Raises:
       ValueError: a config that cannot be run, with the field and what it should be.
-      NonFiniteError: a loss, gradient or update that is not finite. The step was not applied; the newest
-        checkpoint is of a step before it.
+      NonFiniteError: more than `config.max_skipped_steps` steps with a loss, gradient or update that is not finite.
+        Such a step is not applied; the newest checkpoint is of a step before it.
+      PreemptedError: SIGTERM came; the same call goes on from what was saved.
+      WorkdirInUseError: another run holds the workdir.
+      DamagedCheckpointError: there are checkpoints, and none can be restored.
+      SaveError: training went through, but its last checkpoint could not be written.
     """
-    # ------------------------------------------------------------------ config, mesh
-    quiet_libraries()
     validate(config)
     workdir = Path(workdir).absolute()
+    with exclusive(workdir), Preemption() as preemption:
+        return _train(config, workdir, preemption, train_source, eval_source)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    preemption: Preemption,
+    train_source: Source | None,
+    eval_source: Source | None,
+) -> dict[str, float]:
+    # ------------------------------------------------------------------ config, mesh
+    quiet_libraries()
     mesh = make_mesh(**config.mesh)
     check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
-    check_config(workdir, config)
+    knows_config = check_config(workdir, config)
 
     # ------------------------------------------------------------------ data
     data = config.data
@@ -102,7 +123,6 @@ def train(
         num_threads=data.threads,
     )
 
-    write_config(workdir, config)
     metadata = {
         "class_names": list(train_source.class_names),
         "vir_jax": vir_jax.__version__,
@@ -112,9 +132,15 @@ def train(
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
         # -------------------------------------------------------------- restore, or start
         window, skipped_before = Window(), 0
-        start = checkpoints.latest_step()
+        start = checkpoints.newest_intact()
+        if start is not None and not knows_config:
+            stored, _ = checkpoints.restore_config(start)
+            check_resumable(workdir, json.loads(stored.to_json()), json.loads(config.to_json()))
+        write_config(workdir, config)
         if start is None:
             start = 0
+            if has_metrics(workdir):
+                logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
             state = program.init(jax.random.key(config.seed))
             if config.init_from:
                 params = pretrained_params(
@@ -134,10 +160,27 @@ def train(
             window, skipped_before = Window(**progress["window"]), progress["skipped"]
             logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
 
+        # -------------------------------------------------------------- evaluation
+        def evaluation_due(step: int) -> bool:
+            return step == total_steps or (config.eval_every > 0 and step % config.eval_every == 0)
+
+        def evaluate_step(step: int, state: TrainState) -> dict[str, float]:
+            weights = state.params if state.ema is None else state.ema
+            guarded, mode = preemption.guard(eval_batches), config.model.mode
+            size = config.eval_batch_size
+            evaluated = evaluate(predict, weights, guarded, mesh, batch_size=size, modes=[mode])
+            metrics = evaluated[mode].metrics
+            checkpoints.record_evaluation(step, metrics)
+            return metrics
+
         # -------------------------------------------------------------- the loop
-        results: dict[str, float] = checkpoints.metrics(start) or {}
         clock = Clock(config.batch_size, flops_per_image=train_flops)
         with MetricsWriter(workdir, start_step=start, total_steps=total_steps) as writer:
+            results = checkpoints.metrics(start) or {}
+            if start and not results and evaluation_due(start):  # The run was stopped in the middle of it.
+                results = evaluate_step(start, state)
+            if results:
+                writer.write(start, {f"eval/{name}": value for name, value in results.items()})
             in_flight: tuple[int, Mapping[str, Array]] | None = None
             for step in range(start + 1, total_steps + 1):
                 batch = put_batch(next(batches), mesh, config.batch_size)
@@ -145,35 +188,24 @@ def train(
                 clock.tick()
                 # Reading the metrics of the step before leaves the device one step of work ahead.
                 if in_flight is not None:
-                    record(*in_flight, window, checkpoints)
+                    record(*in_flight, window, checkpoints, config.max_skipped_steps)
                 in_flight = step, metrics
 
                 log = step % config.log_every == 0 or step == total_steps
-                evaluating = step == total_steps or (config.eval_every and step % config.eval_every == 0)
-                saving = evaluating or step % config.checkpoint_every == 0
+                stopping = preemption.requested()
+                saving = stopping or evaluation_due(step) or step % config.checkpoint_every == 0
+                saving = saving or (log and checkpoints.failed())
                 if log or saving:
-                    record(*in_flight, window, checkpoints)
+                    record(*in_flight, window, checkpoints, config.max_skipped_steps)
                     in_flight = None
                     skipped = skipped_before + sum_over_processes(batches.skipped)
                 if log:
                     train_metrics = {f"train/{name}": value for name, value in window.pop_means().items()}
                     speed = clock.read(remaining_steps=total_steps - step)
-                    writer.write(step, {**train_metrics, **speed, "data/skipped": skipped})
+                    skips = {"data/skipped": skipped, "skipped_steps": window.skipped_steps}
+                    writer.write(step, {**train_metrics, **speed, **skips})
                 writer.advance()
-                if evaluating:
-                    with clock.paused():
-                        weights = state.params if state.ema is None else state.ema
-                        mode = config.model.mode
-                        evaluated = evaluate(
-                            predict,
-                            weights,
-                            eval_batches,
-                            mesh,
-                            batch_size=config.eval_batch_size,
-                            modes=[mode],
-                        )
-                        results = evaluated[mode].metrics
-                    writer.write(step, {f"eval/{name}": value for name, value in results.items()})
+                # Saved first, evaluated then: whatever happens to the evaluation, the step is done.
                 if saving:
                     with clock.paused():
                         progress = {
@@ -181,28 +213,36 @@ def train(
                             "window": window.state(),
                             "skipped": skipped,
                         }
-                        checkpoints.save(
-                            state,
-                            progress=progress,
-                            config=config,
-                            metadata=metadata,
-                            metrics=results if evaluating else None,
-                        )
+                        checkpoints.save(state, progress=progress, config=config, metadata=metadata)
+                if stopping:
+                    raise PreemptedError(f"stopped after step {step} of {total_steps}")
+                if evaluation_due(step):
+                    with clock.paused():
+                        results = evaluate_step(step, state)
+                    writer.write(step, {f"eval/{name}": value for name, value in results.items()})
     batches.close()
     return results
 
 
-def record(step: int, metrics: Mapping[str, Array], window: Window, checkpoints: Checkpoints) -> None:
-    """Waits for a step and adds its metrics to the window.
+def record(
+    step: int, metrics: Mapping[str, Array], window: Window, checkpoints: Checkpoints, max_skipped_steps: int
+) -> None:
+    """Waits for a step and adds its metrics to the window, or leaves it out where they are not finite.
 
     Raises:
-      NonFiniteError: naming the step, loss and gradient norm, and the last checkpoint.
+      NonFiniteError: one step more than may be left out, with its number, loss and norms, and the last checkpoint.
     """
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not values.pop("finite"):
+    if values.pop("finite"):
+        window.add(values)
+        return
+    window.skipped_steps += 1
+    norms = ", ".join(f"{name} norm {values[f'{name}_norm']}" for name in ("gradient", "update", "parameter"))
+    message = f"step {step}: loss {values['loss']}, {norms}; the step was not applied."
+    if window.skipped_steps > max_skipped_steps:
         raise NonFiniteError(
-            f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; the step was not"
-            f" applied. Last checkpoint: step {checkpoints.latest_step()}. The same command would come to the same"
-            " end: go on from there with a lower config.optim.lr or config.optim.clip_norm."
+            f"{message} Last checkpoint: step {checkpoints.latest_step()}. The same command would come to the same"
+            " end: go on from there with a lower config.optim.lr or config.optim.clip_norm, or leave such steps out"
+            f" with a config.max_skipped_steps above {max_skipped_steps}."
         )
-    window.add(values)
+    logging.warning("%s Left out: %d of at most %d.", message, window.skipped_steps, max_skipped_steps)

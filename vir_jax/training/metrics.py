@@ -1,7 +1,9 @@
 """Metrics of a run: a JSONL file, TensorBoard event files, the log, and a progress bar on a terminal."""
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,16 +18,21 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
+from vir_jax.training.files import write_atomically
+
 METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
     """Writes scalars to `workdir/metrics.jsonl` and `workdir/tensorboard`; process 0 alone does.
 
+    Where the disk is full, lines of the JSONL wait for room; TensorBoard loses them.
+
     Args:
       workdir: folder of the run.
       start_step: where the run goes on. Lines of later steps, which a stopped run wrote after its last
-        checkpoint, are taken out: those steps are done again.
+        checkpoint, are taken out: those steps are done again. So is the evaluation of `start_step` itself, which
+        the run writes again, from the checkpoint's record or a new one.
       total_steps: of the whole run, for the progress bar.
     """
 
@@ -35,12 +42,11 @@ class MetricsWriter:
             return
         path = workdir / METRICS_FILE
         _drop_lines_after(path, start_step)
-        self._jsonl = path.open("a")
-        # TensorBoard's EventFileWriter imports TensorFlow where that is installed; its RecordWriter does not.
-        events = workdir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}"
-        events.parent.mkdir(exist_ok=True)
-        self._events = RecordWriter(events.open("wb"))
-        self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._jsonl = path.open("ab", buffering=0)
+        self._unwritten = b""
+        self._folder = workdir / "tensorboard"
+        self._folder.mkdir(exist_ok=True)
+        self._events: RecordWriter | None = None
         # TensorBoard then forgets what earlier files say of the steps that are done again.
         restart = SessionLog(status=SessionLog.START)
         self._add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
@@ -57,17 +63,40 @@ class MetricsWriter:
         if not self._active:
             return
         line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
-        self._jsonl.write(json.dumps(line) + "\n")
-        self._jsonl.flush()
+        self._unwritten += json.dumps(line).encode() + b"\n"
+        self._flush()
         if "train/loss" in values:
             self._bar.set_postfix_str(f"loss {values['train/loss']:.3f}", refresh=False)
         summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
         self._add_event(Event(wall_time=time.time(), step=step, summary=summary))
         logging.info("step %d: %s", step, "  ".join(f"{k}={_short(v)}" for k, v in values.items()))
 
+    def _flush(self) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(self._jsonl.fileno(), self._unwritten) :]
+        except OSError as error:
+            logging.error("%s: %s; %d bytes wait", self._jsonl.name, error, len(self._unwritten))
+
     def _add_event(self, event: Event) -> None:
-        self._events.write(event.SerializeToString())
-        self._events.flush()
+        try:
+            if self._events is None:
+                # TensorBoard's EventFileWriter imports TensorFlow where that is installed; its RecordWriter does not.
+                name = f"events.out.tfevents.{time.time_ns()}"
+                self._events = RecordWriter((self._folder / name).open("wb"))
+                header = Event(wall_time=time.time(), file_version="brain.Event:2")
+                self._events.write(header.SerializeToString())
+            self._events.write(event.SerializeToString())
+            self._events.flush()
+        except OSError as error:
+            logging.error("TensorBoard events: %s; a value is lost", error)
+            self._close_events()  # What follows half a record cannot be read: go on in another file.
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
+            self._events = None
 
     def advance(self) -> None:
         """Moves the progress bar by a step."""
@@ -82,8 +111,9 @@ class MetricsWriter:
     ) -> None:
         if self._active:
             self._bar.close()
+            self._flush()
             self._jsonl.close()
-            self._events.close()
+            self._close_events()
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, float | int | None]]:
@@ -91,20 +121,25 @@ def read_metrics(workdir: str | Path) -> list[dict[str, float | int | None]]:
     return [json.loads(line) for line in (Path(workdir) / METRICS_FILE).read_text().splitlines()]
 
 
+def has_metrics(workdir: Path) -> bool:
+    """Whether a run has written metrics there."""
+    path = workdir / METRICS_FILE
+    return path.exists() and path.stat().st_size > 0
+
+
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Keeps whole lines of steps up to `step`; a line cut off by a kill goes as well."""
+    """Keeps whole lines of steps up to `step`, but for its evaluation; a line cut off by a kill goes as well."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            if values["step"] < step or (values["step"] == step and "eval/top1" not in values):
                 kept.append(line + "\n")
-        except json.JSONDecodeError:
+        except (ValueError, KeyError, TypeError):
             logging.warning("%s: dropped an incomplete line", path)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_atomically(path, "".join(kept))
 
 
 def _short(value: float | int) -> str:
@@ -115,11 +150,17 @@ class Window:
     """Means of the step metrics since the last line was written; saved with every checkpoint.
 
     A run that is stopped and goes on then writes the very numbers of one that was never stopped.
+
+    Attributes:
+      skipped_steps: steps left out so far because of values that were not finite, in the whole run.
     """
 
-    def __init__(self, sums: Mapping[str, float] | None = None, count: int = 0) -> None:
+    def __init__(
+        self, sums: Mapping[str, float] | None = None, count: int = 0, skipped_steps: int = 0
+    ) -> None:
         self.sums: dict[str, float] = dict(sums or {})
         self.count = count
+        self.skipped_steps = skipped_steps
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Adds one step's values."""
@@ -135,4 +176,4 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """JSON data that `Window(**state)` goes on from."""
-        return {"sums": self.sums, "count": self.count}
+        return {"sums": self.sums, "count": self.count, "skipped_steps": self.skipped_steps}

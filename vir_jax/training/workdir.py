@@ -8,6 +8,8 @@ import jax
 import ml_collections
 from absl import logging
 
+from vir_jax.training.files import write_atomically
+
 CONFIG_FILE = "config.json"
 
 # Fields that change neither the model, nor the data order, nor an update: free to change on resume.
@@ -25,38 +27,59 @@ FREE_FIELDS = (
     "model.remat",
 )
 # Changed on purpose (a longer run, a gentler one) these change updates from here on: allowed, but said loudly.
-TUNING_FIELDS = ("epochs", "optim.cooldown_epochs", "optim.lr", "optim.final_lr", "optim.clip_norm")
+TUNING_FIELDS = (
+    "epochs",
+    "max_skipped_steps",
+    "optim.cooldown_epochs",
+    "optim.lr",
+    "optim.final_lr",
+    "optim.clip_norm",
+)
 
 
-def check_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def check_config(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     """Checks a config against that of the run that the workdir holds, if it holds one.
 
+    Returns:
+      Whether the workdir says what config its run has.
+
     Raises:
-      ValueError: the run there has another model, data or optimisation; every difference is named.
+      ValueError: the run there has another model, data or optimisation; every difference is named. Or its
+        config cannot be read.
     """
     path = workdir / CONFIG_FILE
-    if path.exists():
-        differences = compare(json.loads(path.read_text()), json.loads(config.to_json()))
-        refused = [name for name in differences if name not in FREE_FIELDS + TUNING_FIELDS]
-        if refused:
-            lines = "\n".join(f"  {name}: {differences[name]}" for name in refused)
-            raise ValueError(
-                f"{workdir} holds a run with another config:\n{lines}\n"
-                "Give these fields their old values to go on with that run, or choose another workdir."
-            )
-        for name, change in differences.items():
-            level = logging.WARNING if name in TUNING_FIELDS else logging.INFO
-            logging.log(level, "config.%s changed on resume: %s", name, change)
+    if not path.exists():
+        return False
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Remove it: the config is then compared with the newest checkpoint's."
+        ) from error
+    check_resumable(workdir, old, json.loads(config.to_json()))
+    return True
+
+
+def check_resumable(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Checks that a run with the config `old` can go on with `new`; see `check_config`."""
+    differences = compare(old, new)
+    refused = [name for name in differences if name not in FREE_FIELDS + TUNING_FIELDS]
+    if refused:
+        lines = "\n".join(f"  {name}: {differences[name]}" for name in refused)
+        raise ValueError(
+            f"{workdir} holds a run with another config:\n{lines}\n"
+            "Give these fields their old values to go on with that run, or choose another workdir."
+        )
+    for name, change in differences.items():
+        level = logging.WARNING if name in TUNING_FIELDS else logging.INFO
+        logging.log(level, "config.%s changed on resume: %s", name, change)
 
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Makes the workdir this run's, once nothing stands in the way of its first step."""
-    path = workdir / CONFIG_FILE
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(config.to_json(indent=2) + "\n")
-        temporary.replace(path)
+        write_atomically(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What a run survives; see `benchmarks.faults.__main__`."""

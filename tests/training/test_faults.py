@@ -1,0 +1,269 @@
+"""What a run survives: the short version of `python -m benchmarks.faults`."""
+
+import dataclasses
+import functools
+import gc
+import json
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import vir_jax.training.loop
+import vir_jax.training.program
+from benchmarks.faults.bench import Bench
+from benchmarks.faults.damage import flip, truncate
+from benchmarks.faults.kills import sigkill
+from benchmarks.faults.runs import differences, final_state
+from vir_jax.data import open_source
+from vir_jax.evaluation import evaluate_workdir
+from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.training.lock import WorkdirInUseError, exclusive
+from vir_jax.training.loop import NonFiniteError, train
+from vir_jax.training.manifest import DamagedCheckpointError
+from vir_jax.training.mesh import make_mesh
+from vir_jax.training.metrics import read_metrics
+from vir_jax.training.preemption import PreemptedError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """For one device Orbax saves in a tenth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        on_one = functools.partial(make_mesh, devices=jax.devices()[:1])
+        patch.setattr(vir_jax.training.loop, "make_mesh", on_one)
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_config(make_digits_config):
+    """11 steps with an evaluation in the middle."""
+    config = make_digits_config()
+    config.epochs, config.optim.cooldown_epochs = 0.5, 0.0
+    config.checkpoint_every, config.eval_every, config.log_every = 3, 6, 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(short_config, tmp_path_factory):
+    """What a run ends with that nothing happens to."""
+    workdir = tmp_path_factory.mktemp("whole")
+    train(short_config, workdir)
+    return final_state(workdir)
+
+
+@pytest.fixture(scope="module")
+def stopped_once(short_config, tmp_path_factory):
+    """A workdir of the same run, stopped by SIGTERM in step 8, with checkpoints of steps 6 and 8."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 7, terminate)
+        with pytest.raises(PreemptedError, match="stopped after step 8 of 11"):
+            train(short_config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(stopped_once, tmp_path / "stopped")
+
+
+@pytest.fixture
+def config(short_config):
+    return short_config.copy_and_resolve_references()
+
+
+def at_step(patch, step, action):
+    """Does something when the metrics of a step have come in: during the next step, or where that one is logged."""
+    record = vir_jax.training.loop.record
+
+    def disturbed(number, *arguments):
+        record(number, *arguments)
+        if number == step:
+            action()
+
+    patch.setattr(vir_jax.training.loop, "record", disturbed)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class TerminatingSource:
+    """The test images, with a SIGTERM when the 100th is read."""
+
+    def __init__(self):
+        self.source, self.reads = open_source("digits", "test"), 0
+        self.num_classes, self.class_names = self.source.num_classes, self.source.class_names
+        self.name = self.source.name
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == 100:
+            terminate()
+        return self.source[index]
+
+
+def assert_same_end(workdir, whole):
+    assert differences(whole, final_state(workdir)) == []
+
+
+@pytest.fixture
+def no_pickle(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("something was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+
+
+def test_sigterm_saves_and_the_next_start_goes_on(config, stopped, whole, no_pickle):
+    with Checkpoints(stopped, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [6, 8]
+    assert read_metrics(stopped)[-1]["step"] == 8
+    train(config, stopped)
+    evaluate_workdir(stopped)
+    assert_same_end(stopped, whole)
+
+
+def test_a_workdir_holds_data_alone(stopped_once):
+    """JSON, TensorBoard's records and TensorStore's arrays; the test above reads them without pickle."""
+    ocdbt, zstd = b"\x0c\xdb", b"\x28\xb5\x2f\xfd"  # with which their files begin
+    for path in (path for path in stopped_once.rglob("*") if path.is_file()):
+        data, parts = path.read_bytes(), path.relative_to(stopped_once).parts
+        if parts[0] == "metrics.jsonl":
+            assert all(json.loads(line) for line in data.decode().splitlines())
+        elif "d" in parts:
+            assert data.startswith((ocdbt, zstd))
+        elif parts[-1] == "manifest.ocdbt":
+            assert data.startswith(ocdbt)
+        elif parts[0] not in ("tensorboard", "lock") and parts[-1] != "commit_success.txt":
+            json.loads(data)
+
+
+def test_sigterm_during_an_evaluation(config, tmp_path, whole):
+    with pytest.raises(PreemptedError, match="during an evaluation"):
+        train(config, tmp_path, eval_source=TerminatingSource())
+    assert not any("eval/top1" in line for line in read_metrics(tmp_path))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == 6
+        assert checkpoints.metrics(6) is None
+    train(config, tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_costs_steps_and_no_more(config, stopped, whole, caplog):
+    said = f"ema/{flip(stopped / 'checkpoints' / '8' / 'ema', random.Random(0))}"
+    with pytest.raises(DamagedCheckpointError, match=r"is damaged: .*other checkpoints there: \["):
+        evaluate_workdir(stopped)
+    train(config, stopped)
+    assert f"checkpoints/8 is damaged: {said}" in caplog.text
+    assert "falling back to step 6" in caplog.text
+    assert_same_end(stopped, whole)
+
+
+def test_without_a_readable_checkpoint_nothing_starts_afresh(config, stopped):
+    for folder in (stopped / "checkpoints").iterdir():
+        truncate(folder, random.Random(0))
+    before = sorted(path for path in stopped.rglob("*"))
+    with pytest.raises(DamagedCheckpointError, match=r"no checkpoint in .* can be restored"):
+        train(config, stopped)
+    assert sorted(path for path in stopped.rglob("*")) == before
+
+
+def test_a_lost_config_is_taken_from_the_checkpoint(config, stopped):
+    path = stopped / "config.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=r"config.json is damaged .* Remove it"):
+        train(config, stopped)
+    path.unlink()
+    config.seed = 1
+    with pytest.raises(ValueError, match=r"seed: 0 -> 1"):
+        train(config, stopped)
+
+
+def test_a_second_run_is_refused(config, tmp_path):
+    with (
+        exclusive(tmp_path),
+        pytest.raises(WorkdirInUseError, match=rf"another run holds .*process {os.getpid()}"),
+    ):
+        train(config, tmp_path)
+    with exclusive(tmp_path):
+        pass
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Orbax drops what else it had to write.
+def test_a_full_disk_does_not_stop_a_run(config, tmp_path, whole, caplog, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):  # Of a file: too small for arrays, and in the end for another line of metrics.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    at_step(monkeypatch, 2, lambda: limit(600))
+    at_step(monkeypatch, 7, lambda: limit(soft))
+    try:
+        train(config, tmp_path)
+    finally:
+        limit(soft)
+        gc.collect()
+    assert "checkpoint of step 3 was not written" in caplog.text
+    assert "the newest checkpoint is of step None" in caplog.text
+    assert re.search(r"metrics.jsonl: .* bytes wait", caplog.text)
+    # The best evaluation may be that of a step which found no room.
+    assert set(differences(whole, final_state(tmp_path))) <= {"best"}
+
+
+@pytest.fixture
+def failing_steps(monkeypatch):
+    """Makes the loss of the steps 4 and 8 NaN."""
+    make = vir_jax.training.program.make_train_step
+
+    def make_failing(*arguments):
+        step = make(*arguments)
+
+        def train_step(state, batch):
+            bad = (state.step == 3) | (state.step == 7)
+            params = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), state.params)
+            new, metrics = step(dataclasses.replace(state, params=params), batch)
+            # A step that is not applied gives the parameters back that it was given.
+            params = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state.params, new.params)
+            return dataclasses.replace(new, params=params), metrics
+
+        return train_step
+
+    monkeypatch.setattr(vir_jax.training.program, "make_train_step", make_failing)
+
+
+def test_steps_that_are_not_finite_are_counted_across_starts(config, tmp_path, failing_steps, caplog):
+    config.max_skipped_steps = 1
+    message = r"step 8: loss nan, gradient norm nan, update norm nan.*not applied. Last checkpoint: step 6"
+    with pytest.raises(NonFiniteError, match=message):
+        train(config, tmp_path)
+    assert "step 4: loss nan" in caplog.text
+    assert "Left out: 1 of at most 1" in caplog.text
+    config.max_skipped_steps = 2  # The one of step 4 still counts after the next start.
+    train(config, tmp_path)
+    last = [line for line in read_metrics(tmp_path) if "skipped_steps" in line][-1]
+    assert last["skipped_steps"] == 2
+    assert last["train/loss"] > 0
+
+
+def test_killed_at_random_moments(tmp_path):
+    """Four kills in four phases, by and large; the benchmark does two dozen."""
+    (tmp_path / "cache").mkdir()
+    bench = Bench(tmp_path, tmp_path / "cache")
+    records = sigkill(bench, random.Random(1), each=1, limit=4, max_steps=6)
+    assert sum(record.injected for record in records) >= 3
