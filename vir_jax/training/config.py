@@ -78,9 +78,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.log_every = 100  # Steps between two lines of metrics.
     config.eval_every = 0  # Steps between two evaluations; 0: at the end only.
     config.eval_batch_size = 1024  # Examples per evaluation step, over all devices and processes.
-    config.max_skipped_steps = (
-        0  # Steps with non-finite values to leave out, in the whole run, before it stops.
-    )
+    config.max_skipped_steps = 0  # Non-finite steps that the whole run may leave out before it stops.
     config.checkpoint_every = 1000  # Steps between two checkpoints; the last step is always saved.
     config.keep_checkpoints = 2  # Newest ones kept; the best one is kept besides.
     config.lock()
