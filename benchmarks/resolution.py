@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,9 @@ def measure_point(name: str, mode: str, size: int, *, run: bool) -> Point:
 # --- All points ---
 
 
-def _measure_series(name: str, mode: str) -> list[Point]:
+def _measure_series(name: str, mode: str, sizes: Sequence[int]) -> list[Point]:
     points: list[Point] = []
-    for size in SIZES:
+    for size in sizes:
         before = points[-1] if points else None
         growth = 1 if before is None else (size / before.size) ** 2
         run = before is None or (before.status == OK and (before.seconds or 0) * growth < TIME_LIMIT)
@@ -248,7 +248,7 @@ def _draw(points: list[Point]) -> None:
             "markersize": 4,
         }
         for mode in modes:
-            series = [p for p in points if (p.model, p.mode) == (name, mode)]
+            series = sorted((p for p in points if (p.model, p.mode) == (name, mode)), key=lambda p: p.size)
             run = [p for p in series if p.status == OK]
             if not run:
                 continue
@@ -304,7 +304,9 @@ def main() -> None:
     points = _load()
     for name in [] if arguments.report else arguments.models or SERIES:
         for mode in arguments.modes or SERIES[name]:
-            points = [p for p in points if (p.model, p.mode) != (name, mode)] + _measure_series(name, mode)
+            new = _measure_series(name, mode, arguments.sizes)
+            measured = {(p.model, p.mode, p.size) for p in new}
+            points = [p for p in points if (p.model, p.mode, p.size) not in measured] + new
             write_results("resolution", "", points)
     report(points)
 
