@@ -24,6 +24,19 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture
+def compiled_afresh():
+    """Keeps what a test compiles out of the cache.
+
+    Taken out of it, a step whose collectives run over several mesh axes may hang on simulated CPU devices.
+    """
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, float("inf"))
+    yield
+    jax.config.update(option, before)
+
+
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
 

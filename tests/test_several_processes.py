@@ -14,6 +14,7 @@ from PIL import Image
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.xdist_group("several_processes")  # One worker, so that the runs are made once.
 ROOT = Path(__file__).parents[1]
 RUN = [
     "--config=configs/vir_digits.py",
@@ -33,7 +34,8 @@ def free_port():
 
 def start(script, *arguments, processes, devices):
     """Runs a command in so many processes; (standard output, standard error) of each."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    # Without the tests' cache of compiled programs: see `compiled_afresh` in conftest.py.
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     address = f"--coordinator_address=localhost:{free_port()}"
     started = [

@@ -42,6 +42,7 @@ def test_models_that_do_not_fit():
 
 
 def test_a_run_starts_from_another_ones_weights(tmp_path, digits_config):
+    digits_config.epochs, digits_config.optim.cooldown_epochs = 0.2, 0.0
     train(digits_config, tmp_path / "first")
     digits_config.init_from = str(tmp_path / "first")
     digits_config.model.image_size = (16, 16)
