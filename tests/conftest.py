@@ -6,6 +6,7 @@ as a user's does.
 """
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ import tempfile
 import jax
 import pytest
 
+import vir_jax.training.loop
 from vir_jax.training.config import default_config
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
@@ -35,6 +37,14 @@ def compiled_afresh():
     jax.config.update(option, float("inf"))
     yield
     jax.config.update(option, before)
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Runs train on two devices: a step, and Orbax's saving, take a fraction of what eight simulated ones take."""
+    make_mesh = vir_jax.training.loop.make_mesh
+    on_two = functools.partial(make_mesh, devices=jax.devices()[:2])
+    monkeypatch.setattr(vir_jax.training.loop, "make_mesh", on_two)
 
 
 def pytest_addoption(parser):

@@ -264,8 +264,8 @@ def test_steps_that_are_not_finite_are_counted_across_starts(config, tmp_path, f
 
 
 def test_killed_at_random_moments(tmp_path):
-    """Three kills in three phases, by and large; the benchmark does two dozen."""
+    """Two kills in two phases; the benchmark does two dozen."""
     (tmp_path / "cache").mkdir()
     bench = Bench(tmp_path, tmp_path / "cache")
-    records = sigkill(bench, random.Random(1), each=1, limit=3, max_steps=6)
-    assert sum(record.injected for record in records) >= 2
+    records = sigkill(bench, random.Random(1), each=1, limit=2, max_steps=6)
+    assert sum(record.injected for record in records) >= 1

@@ -41,6 +41,7 @@ def test_models_that_do_not_fit():
         fit_params(make_params("vit_mu2"), fresh=make_params("vir_mu2"), keep_head=True)
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_a_run_starts_from_another_ones_weights(tmp_path, digits_config):
     digits_config.epochs, digits_config.optim.cooldown_epochs = 0.2, 0.0
     train(digits_config, tmp_path / "first")

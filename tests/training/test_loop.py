@@ -10,6 +10,7 @@ from vir_jax.training.checkpoint import Checkpoints
 from vir_jax.training.loop import NonFiniteError, train
 from vir_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 TIMES = ("images_per_second", "eta_seconds")
 
 
@@ -49,9 +50,7 @@ def logged(workdir):
 
 @pytest.mark.usefixtures("compiled_afresh")
 def test_a_stopped_run_ends_as_one_that_was_never_stopped(tmp_path, digits_config):
-    digits_config.mesh.data = 2
     digits_config.mesh.fsdp = 2
-    digits_config.mesh.tensor = 2
     whole = train(digits_config, tmp_path / "whole")
 
     stopped = tmp_path / "stopped"
