@@ -1,5 +1,6 @@
 """Inputs and measures that the tests of the ops share."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,3 +59,26 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
     assert len(actual) == len(expected)
     errors = [relative_rms(a, e) for a, e in zip(actual, expected, strict=True)]
     assert max(errors) <= tolerance, f"relative RMS errors {errors} above {tolerance}"
+
+
+def assert_transforms_agree(op: Callable[..., Any], case: Case, tolerance: float) -> None:
+    """The values and gradients of `op(q, k, v, log_decay)` are the same plain, under `jit`, `remat` and `vmap`."""
+
+    def loss(q, k, v, log_decay):
+        return jnp.sum(op(q, k, v, log_decay) * case.d_out)
+
+    def one_loss(q, k, v, log_decay, d_out):
+        return jnp.sum(op(q[None], k[None], v[None], log_decay) * d_out)
+
+    @jax.jit
+    def run(log_decay):
+        plain = jax.value_and_grad(loss, (0, 1, 2))(*case.tokens, log_decay)
+        remat = jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))(*case.tokens, log_decay)
+        each = jax.vmap(jax.value_and_grad(one_loss, (0, 1, 2)), (0, 0, 0, None, 0))
+        losses, gradients = each(*case.tokens, log_decay, case.d_out)
+        return plain, remat, (losses.sum(), gradients)
+
+    plain, remat, mapped = run(case.log_decay)
+    assert_close(plain[0], loss(*case.tokens, case.log_decay), tolerance)
+    assert_close(remat, plain, tolerance)
+    assert_close(mapped, plain, tolerance)

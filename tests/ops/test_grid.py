@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, random_case
+from tests.ops.cases import assert_close, assert_transforms_agree, random_case
 from vir_jax.ops import MODES, decay_mask_2d, retention, retention_2d, retention_2d_step
 from vir_jax.ops.grid import BAND_TOKENS, PARALLEL_UP_TO
 from vir_jax.ops.reference import naive_retention_2d, naive_retention_2d_gradients
@@ -178,26 +178,8 @@ def test_auto_is_parallel_for_small_grids_and_chunkwise_for_large():
 
 
 def test_vmap_jit_and_remat():
-    case = random_case(b=3, n=13)
     op = partial(retention_2d, grid=(3, 4), mode="chunkwise", chunk_rows=1)
-
-    def loss(q, k, v, log_decay):
-        return jnp.sum(op(q, k, v, log_decay) * case.d_out)
-
-    def one_loss(q, k, v, log_decay, d_out):
-        return jnp.sum(op(q[None], k[None], v[None], log_decay) * d_out)
-
-    @jax.jit
-    def run(log_decay):
-        plain = jax.value_and_grad(loss, (0, 1, 2))(*case.tokens, log_decay)
-        remat = jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))(*case.tokens, log_decay)
-        each = jax.vmap(jax.value_and_grad(one_loss, (0, 1, 2)), (0, 0, 0, None, 0))
-        losses, gradients = each(*case.tokens, log_decay, case.d_out)
-        return plain, remat, (losses.sum(), gradients)
-
-    plain, remat, mapped = run(case.log_decay)
-    assert_close(remat, plain, FP32)
-    assert_close(mapped, plain, FP32)
+    assert_transforms_agree(op, random_case(b=3, n=13), FP32)
 
 
 @pytest.mark.parametrize("mode", MODES)

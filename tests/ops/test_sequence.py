@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, random_case
+from tests.ops.cases import assert_close, assert_transforms_agree, random_case
 from vir_jax.ops import MODES, decay_mask, retention, retention_step
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
 from vir_jax.ops.sequence import PARALLEL_UP_TO
@@ -157,27 +157,7 @@ def test_auto_is_parallel_for_few_tokens_and_chunkwise_for_many():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_vmap_jit_and_remat(mode):
-    case = random_case(b=4, n=20)
-    op = partial(retention, mode=mode, chunk_size=8)
-
-    def loss(q, k, v, log_decay):
-        return jnp.sum(op(q, k, v, log_decay) * case.d_out)
-
-    def one_loss(q, k, v, log_decay, d_out):
-        return jnp.sum(op(q[None], k[None], v[None], log_decay) * d_out)
-
-    @jax.jit
-    def run(log_decay):
-        plain = jax.value_and_grad(loss, (0, 1, 2))(*case.tokens, log_decay)
-        remat = jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))(*case.tokens, log_decay)
-        each = jax.vmap(jax.value_and_grad(one_loss, (0, 1, 2)), (0, 0, 0, None, 0))
-        losses, gradients = each(*case.tokens, log_decay, case.d_out)
-        return plain, remat, (losses.sum(), gradients)
-
-    plain, remat, mapped = run(case.log_decay)
-    assert_close(plain[0], loss(*case.tokens, case.log_decay), FP32)
-    assert_close(remat, plain, FP32)
-    assert_close(mapped, plain, FP32)
+    assert_transforms_agree(partial(retention, mode=mode, chunk_size=8), random_case(b=4, n=20), FP32)
 
 
 def test_vmap_over_decays():

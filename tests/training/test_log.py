@@ -10,7 +10,7 @@ from vir_jax.training.log import keep
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
 ORBAX = Path(orbax.checkpoint.__file__).parent / "manager.py"
 GRAIN = Path(grain.__file__).parent / "dataset" / "iterator.py"
-OURS = Path("/home/me/jax/grain/vir_jax/training/loop.py")
+OURS = Path("/anywhere/jax/grain/vir_jax/training/loop.py")
 
 
 @pytest.mark.parametrize(

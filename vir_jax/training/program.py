@@ -28,7 +28,7 @@ class Program:
       state: the train state's shapes, dtypes and shardings.
       batch: those of a global batch.
       init: key -> the state before the first step, born sharded.
-      step: (state, batch) -> (state, metrics); the old state's memory is used for the new one.
+      step: (state, batch) -> (state, metrics), not yet jitted.
     """
 
     mesh: Mesh
@@ -40,7 +40,7 @@ class Program:
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
     def compile(self) -> jax.stages.Compiled:
-        """The compiled step. It runs for minutes where the model is large."""
+        """The compiled step, which reuses the old state's memory; minutes where the model is large."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
         with jax.set_mesh(self.mesh):
