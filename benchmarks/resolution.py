@@ -5,8 +5,8 @@ process of its own, whose peak resident memory is read when it is done. A point 
 asks for more than the machine has. It is not run if that is more than MEMORY_LIMIT, or if the size before took so long
 that a cost linear in the patches exceeds TIME_LIMIT; it is stopped at TIME_LIMIT. Nothing is extrapolated.
 
-    python -m benchmarks.resolution [MODEL ...]      # about eight minutes a model; without a name, all of them
-    python -m benchmarks.resolution --report         # tables and figure from what was measured
+    python -m benchmarks.resolution                     # half an hour; --models, --modes and --sizes choose
+    python -m benchmarks.resolution --report            # tables and figure from what was measured
 
 Writes benchmarks/results/resolution.{md,json}, docs/figures/resolution.png and the table in README.md.
 """
@@ -287,8 +287,10 @@ def _draw(points: list[Point]) -> None:
 def main() -> None:
     """Measures the models named, or one point, or reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", help=f"of {', '.join(SERIES)}; default: all")
-    parser.add_argument("--modes", nargs="*", help="of the models', default: all")
+    modes = list(dict.fromkeys(mode for series in SERIES.values() for mode in series))
+    parser.add_argument("--models", nargs="+", choices=SERIES, default=SERIES, help="default: all")
+    parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="default: each model's own")
+    parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES, help="default: all")
     parser.add_argument(
         "--report", action="store_true", help="measure nothing, write tables and figure again"
     )
@@ -302,8 +304,8 @@ def main() -> None:
         print(json.dumps(dataclasses.asdict(measure_point(name, mode, int(size), run=not arguments.compile))))
         return
     points = _load()
-    for name in [] if arguments.report else arguments.models or SERIES:
-        for mode in arguments.modes or SERIES[name]:
+    for name in () if arguments.report else arguments.models:
+        for mode in (mode for mode in SERIES[name] if mode in arguments.modes):
             new = _measure_series(name, mode, arguments.sizes)
             measured = {(p.model, p.mode, p.size) for p in new}
             points = [p for p in points if (p.model, p.mode, p.size) not in measured] + new
