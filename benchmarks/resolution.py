@@ -144,9 +144,16 @@ def _in_process(name: str, mode: str, size: int, *, run: bool) -> Point:
     command = [sys.executable, "-m", "benchmarks.resolution", "--point", name, mode, str(size)]
     if not run:
         command.append("--compile")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}  # Resident memory is that of the CPU's program alone.
     try:
         result = subprocess.run(
-            command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=TIME_LIMIT + 30
+            command,
+            cwd=ROOT,
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=TIME_LIMIT + 30,
         )
     except subprocess.TimeoutExpired:
         return _in_process(name, mode, size, run=False)
