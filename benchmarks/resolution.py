@@ -144,7 +144,8 @@ def _in_process(name: str, mode: str, size: int, *, run: bool) -> Point:
     command = [sys.executable, "-m", "benchmarks.resolution", "--point", name, mode, str(size)]
     if not run:
         command.append("--compile")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}  # Resident memory is that of the CPU's program alone.
+    # So that the resident memory is that of the CPU's program alone.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     try:
         result = subprocess.run(
             command,
