@@ -32,7 +32,8 @@ def label(options):
 def model_of(**options):
     """Two blocks suffice for layers that follow one another, and compile in half the time."""
     model = lively("vir_mu2", image_size=(6, 8), **options)
-    model.blocks = nnx.List(model.blocks[i] for i in range(2))
+    graph, params = nnx.split(model.blocks)
+    model.blocks, model.depth = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[:2], params)), 2
     return model
 
 

@@ -14,7 +14,7 @@ def test_contributions_sum_to_the_layers_output(kind):
     assert list(contributions) == [1, 3]
     for layer, (terms, bias) in contributions.items():
         heads = forward(kind)[f"blocks.{layer}.mixer.heads"]
-        output = model(kind).blocks[layer].mixer.out(heads[:, -1:])[:, 0]
+        output = model(kind).block(layer).mixer.out(heads[:, -1:])[:, 0]
         assert relative_error(terms.sum(axis=(1, 2)) + bias, output) < 2e-6
         np.testing.assert_allclose(contributions[layer].shares().sum(axis=(1, 2)), 1, atol=1e-5)
 
@@ -29,7 +29,7 @@ def test_a_term_is_what_the_operator_gives_of_that_token_alone(kind):
         alone = np.zeros((13, 4, 1))
         alone[token, head] = 1
         out = operator(q, k, v * alone, vir_log_decay(4))[:, -1]
-        expected = jnp.einsum("bhd,hdc->bc", out, vir.blocks[3].mixer.out.kernel[...])
+        expected = jnp.einsum("bhd,hdc->bc", out, vir.block(3).mixer.out.kernel[...])
         assert relative_error(terms[:, head, token], expected) < 2e-6
 
 
@@ -43,9 +43,8 @@ def test_contributions_sum_to_the_logit(kind):
     precision = 2**-8 if kind == "bfloat16" else 1e-6
     np.testing.assert_allclose(terms.total(), logits, rtol=0, atol=precision * size)
     assert all(field.dtype == jnp.float32 for field in terms)
-    depth = len(vir.blocks)
     of_last = terms.retention[:, -1].sum(axis=(1, 2)) + terms.retention_bias[:, -1] + terms.mlp[:, -1]
-    total = terms.before_layer(depth - 1) + of_last + terms.constant
+    total = terms.before_layer(vir.depth - 1) + of_last + terms.constant
     np.testing.assert_allclose(total, terms.total(), rtol=1e-5)
     np.testing.assert_array_equal(terms.before_layer(0), terms.class_token)
 
@@ -55,7 +54,7 @@ def test_terms_of_the_logit_are_those_of_the_residual_stream():
     vir, classes = model("1d"), jnp.array([0, 3])
     terms = logit_contributions(vir, batch(), classes)
     written, _ = layer_contributions(vir, batch(), (1, 3))[3]
-    written = written * vir.blocks[-1].layer_scale1.scale[...]
+    written = written * vir.block(3).layer_scale1.scale[...]
     read = forward("1d")["blocks.3.tokens"][:, -1]
     mean, std = read.mean(axis=-1, keepdims=True), jnp.sqrt(read.var(axis=-1, keepdims=True) + 1e-6)
 

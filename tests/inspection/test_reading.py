@@ -24,8 +24,8 @@ def cut(kind, read, grid):
     @jax.jit
     def classify(params, x):
         vir = nnx.merge(graph, params)
-        for block in vir.blocks:
-            x, _, _ = block(x, mode="recurrent", grid=grid)
+        for layer in range(vir.depth):
+            x, _, _ = vir.block(layer)(x, mode="recurrent", grid=grid)
         return vir.classify(x)
 
     return classify(params, jnp.concatenate([tokens[:, :read], tokens[:, -1:]], axis=1))

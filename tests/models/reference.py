@@ -46,8 +46,9 @@ def logits(p, images, *, patch, family, retention="1d", readout, bidirectional=F
     else:
         x = np.concatenate([token + p["class_position_embedding"], x], axis=1)
 
+    layers = {path: value for path, value in p.items() if path.startswith("blocks.")}
     for i in range(depth):
-        name = f"blocks.{i}"
+        p, name = p | {path: value[i] for path, value in layers.items()}, "blocks"
         qkv = np.einsum("bnc,cthd->tbhnd", layer_norm(p, f"{name}.norm1", x), p[f"{name}.mixer.qkv.kernel"])
         q, k, v = qkv + p[f"{name}.mixer.qkv.bias"][:, None, :, None, :]
         heads, n, d = q.shape[1:]

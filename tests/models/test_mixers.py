@@ -22,7 +22,7 @@ from vir_jax.ops import MODES
 )
 def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces, mode):
     """Patches piece by piece, then the class token alone: what streaming inference rests on."""
-    graph, params = nnx.split(lively(retention=retention).blocks[0])
+    graph, params = nnx.split(lively(retention=retention).block(0))
     x = images((2, 13, 64))
 
     @jax.jit
@@ -44,7 +44,7 @@ def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces
 
 
 def test_no_state_unless_asked_for():
-    _, state, _ = lively().blocks[0](images((1, 13, 64)), mode="auto", grid=(3, 4))
+    _, state, _ = lively().block(0)(images((1, 13, 64)), mode="auto", grid=(3, 4))
     assert state is None
 
 

@@ -102,10 +102,10 @@ def test_options_that_make_no_sense_are_refused(name, options, reason):
 
 def test_layer_scale_defaults_by_family_and_can_be_set():
     def has_layer_scale(name, **options):
-        return abstract(name, **options).blocks[1].layer_scale2 is not None
+        return abstract(name, **options).blocks.layer_scale2 is not None
 
     assert has_layer_scale("vir_mu1")
     assert not has_layer_scale("vir_mu1", layer_scale=None)
     assert not has_layer_scale("vit_mu1")
-    scale = jax.jit(lambda: nnx.state(create("vit_mu1", layer_scale=0.5).blocks[1].layer_scale2))()["scale"]
+    scale = jax.jit(lambda: nnx.state(create("vit_mu1", layer_scale=0.5).blocks.layer_scale2))()["scale"]
     assert jnp.all(scale[...] == 0.5)

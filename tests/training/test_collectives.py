@@ -79,6 +79,31 @@ def test_parts_of_one_collective_count_once():
     assert collectives(ADD + text) == {"all-gather": Traffic(1, 16)}
 
 
+def test_a_loop_of_a_tpu_runs_up_to_the_bound_of_its_condition():
+    text = """
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %s = f32[4]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+
+%up_to_24 (p: (s32[], f32[4])) -> pred[] {
+  %end = s32[]{:T(128)} constant(24)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %end), direction=LT
+}
+
+%until_it_is_small (p: (s32[], f32[4])) -> pred[] {
+  ROOT %gt = pred[]{:T(512)} compare(%y, %z), direction=GT
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %w = (s32[], f32[4]) while(%t), condition=%CONDITION, body=%body
+}
+"""
+    for condition, times in (("up_to_24", 24), ("until_it_is_small", 1)):
+        found = collectives(ADD + text.replace("CONDITION", condition))
+        assert found == {"all-reduce": Traffic(times, times * 16)}
+
+
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         collectives("hello")

@@ -3,7 +3,6 @@
 After a change that is meant: `pytest tests/training --update-golden`, and look at the difference.
 """
 
-import re
 from pathlib import Path
 
 import jax
@@ -20,20 +19,19 @@ MESH = AbstractMesh((16, 8, 2), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def table(name):
-    """Path, shape, axes and shape on one device; blocks that agree share their lines."""
+    """Path, shape, axes and shape on one device."""
     config, _ = load(name)
     model = model_functions(config.model, 1000 if config.data.dataset == "imagenet2012" else 10)
     params = jax.eval_shape(model.init, jax.random.key(0))
     shardings = jax.tree.leaves(state_shardings(params, MESH))
-    lines = {}
+    lines = []
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_flatten_with_path(params)[0], shardings, strict=True
     ):
         axes = ", ".join(axis or "-" for axis in (*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))))
-        shared = re.sub(r"^blocks\.\d+", "blocks.*", dotted(path))
-        line = f"{shared:<32}{leaf.shape!s:<24}({axes:<26}) {sharding.shard_shape(leaf.shape)}"
-        lines[line] = lines.get(line, 0) + 1
-    return "".join(f"{line}  x{count}\n" for line, count in lines.items())
+        shape = sharding.shard_shape(leaf.shape)
+        lines.append(f"{dotted(path):<32}{leaf.shape!s:<24}({axes:<26}) {shape}\n")
+    return "".join(lines)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

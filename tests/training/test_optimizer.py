@@ -70,6 +70,40 @@ def test_lamb_step_has_the_norm_of_the_parameter():
     np.testing.assert_allclose(np.linalg.norm(updates["kernel"]), 0.1 * 5.0, rtol=1e-5)
 
 
+def test_lamb_treats_each_block_as_an_array_of_its_own():
+    """What `optax.lamb` does to the same parameters, had every block arrays of its own."""
+    config = default_config()
+    config.optim.name, config.optim.clip_norm = "lamb", 0.0
+    schedule = optax.constant_schedule(0.1)
+    draw = np.random.default_rng(0).standard_normal
+    size = np.array([1.0, 10.0, 0.0])[:, None, None]  # A block of zeros keeps a trust ratio of 1.
+    stacked = {
+        "blocks": {"kernel": size * draw((3, 4, 5)), "bias": draw((3, 5))},
+        "head": {"kernel": draw((5, 2))},
+    }
+    stacked = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), stacked)
+    grads = jax.tree.map(lambda x: jnp.asarray(draw(x.shape), jnp.float32), stacked)
+
+    def apart(tree):
+        blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], tree["blocks"]) for i in range(3)]
+        return {**tree, "blocks": blocks}
+
+    def two_steps(optimizer, params, grads):
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    optim = config.optim
+    reference = optax.lamb(
+        schedule, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay, mask=decay_mask
+    )
+    ours = two_steps(make_optimizer(optim, schedule), stacked, grads)
+    expected = two_steps(reference, apart(stacked), apart(grads))
+    chex.assert_trees_all_close(apart(ours), expected, rtol=1e-5)
+
+
 def test_unknown_optimizer():
     config = default_config()
     config.optim.name = "sgd"

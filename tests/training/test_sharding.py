@@ -12,12 +12,13 @@ from vir_jax.training.state import create_train_state
 
 def test_first_matching_rule_applies():
     mesh = make_mesh(2, 2, 2)
-    assert partition_spec("blocks.0.mixer.qkv.kernel", (64, 3, 4, 16), mesh) == P(
-        "fsdp", None, "tensor", None
+    assert partition_spec("blocks.mixer.qkv.kernel", (4, 64, 3, 4, 16), mesh) == P(
+        None, "fsdp", None, "tensor", None
     )
-    assert partition_spec("opt_state.1.0.mu.blocks.0.mlp.up.kernel", (64, 256), mesh) == P("fsdp", "tensor")
+    up = partition_spec("opt_state.1.0.mu.blocks.mlp.up.kernel", (4, 64, 256), mesh)
+    assert up == P(None, "fsdp", "tensor")
     assert partition_spec("overhead.kernel", (64, 64), mesh) == P()
-    assert partition_spec("blocks.0.norm1.scale", (64,), mesh) == P()
+    assert partition_spec("blocks.norm1.scale", (4, 64), mesh) == P()
 
 
 def test_axes_that_do_not_divide_are_left_out_and_named():
@@ -25,10 +26,10 @@ def test_axes_that_do_not_divide_are_left_out_and_named():
     assert partition_spec("head.kernel", (64, 1001), mesh) == P("fsdp", None)
     params = {
         "head": {"kernel": jax.ShapeDtypeStruct((64, 1001), "float32")},
-        "blocks": [{"mlp": {"up": {"bias": jax.ShapeDtypeStruct((5,), "float32")}}}] * 2,
+        "blocks": {"mlp": {"up": {"bias": jax.ShapeDtypeStruct((2, 5), "float32")}}},
     }
     assert sorted(unsplit(params, mesh)) == [
-        "blocks.*.mlp.up.bias: dimension of 5 over tensor=2",
+        "blocks.mlp.up.bias: dimension of 5 over tensor=2",
         "head.kernel: dimension of 1001 over tensor=2",
     ]
 
@@ -46,7 +47,7 @@ def test_every_leaf_of_the_state_that_mirrors_a_parameter_is_placed_like_it(opti
     )
     shardings = state_shardings(state, make_mesh(2, 2, 2))
     params = {dotted(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(shardings.params)}
-    assert params["blocks.3.mixer.out.kernel"] == P("tensor", None, "fsdp")
+    assert params["blocks.mixer.out.kernel"] == P(None, "tensor", None, "fsdp")
     assert params["patch_embedding.kernel"] == P(None, None, None, "fsdp")
     copies = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(shardings):

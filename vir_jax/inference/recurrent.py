@@ -5,7 +5,7 @@ are then forgotten. So memory depends on the chunk and, but for the pixels thems
 is what the model computes from the whole image in any other mode.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Num
 
 from vir_jax.models import VisionBackbone
-from vir_jax.models.backbone import patch_grid
+from vir_jax.models.backbone import Block, Readout, patch_grid
 from vir_jax.models.mixers import Retention, Retention2D
 from vir_jax.models.position import resampling_weights, sincos_position_embedding
 from vir_jax.training.mixing import normalize
@@ -89,11 +89,11 @@ def _stream(
 
 def initial_state(model: VisionBackbone, batch: int, width: int) -> StreamState:
     """The state before the first patch of images that are `width` pixels wide."""
-    mixer = model.blocks[0].mixer
+    mixer = model.blocks.mixer
     columns = (width // model.patch,) if isinstance(mixer, Retention2D) else ()
     shape = (batch, mixer.heads, *columns, mixer.head_dim, mixer.head_dim)
     return StreamState(
-        layers=tuple(jnp.zeros(shape, jnp.float32) for _ in model.blocks),
+        layers=tuple(jnp.zeros(shape, jnp.float32) for _ in range(model.depth)),
         patches=jnp.zeros((), jnp.int32),
         readout=jnp.zeros((batch, model.dim), jnp.float32),
     )
@@ -124,10 +124,11 @@ def read_rows(
     p = model.patch
     arriving, cols = pixels.shape[1] // p, pixels.shape[2] // p
     n = arriving * cols
-    if isinstance(model.blocks[0].mixer, Retention2D):
+    if isinstance(model.blocks.mixer, Retention2D):
         chunk_size = max(chunk_size // cols, 1) * cols
     chunk_size = min(chunk_size, n)
     position_embedding = _position_embedding(model, state.patches // cols, (arriving, cols), rows)
+    blocks = _blocks(model)
 
     def read_chunk(state: StreamState, start: Array | int, size: int) -> StreamState:
         y, x = jnp.divmod(start + jnp.arange(size), cols)
@@ -136,7 +137,7 @@ def read_rows(
             patches = normalize(patches, *normalization)
         embedded = model.patch_embedding(patches).astype(jnp.float32)
         tokens = embedded.reshape(-1, size, model.dim) + position_embedding(y, x)
-        return _read_tokens(model, state, tokens, cols)
+        return _read_tokens(model.readout, blocks, state, tokens, cols)
 
     def step(state: StreamState, start: Array) -> tuple[StreamState, None]:
         return read_chunk(state, start, chunk_size), None
@@ -164,7 +165,7 @@ def check_streamable(model: VisionBackbone) -> None:
     Raises:
         ValueError: it cannot, and why.
     """
-    mixer = model.blocks[0].mixer
+    mixer = model.blocks.mixer
     if not isinstance(mixer, Retention | Retention2D):
         raise ValueError(
             f"a model of {type(mixer).__name__} cannot be streamed: it has no state that summarises earlier patches. "
@@ -229,12 +230,12 @@ def _position_embedding(
 
 
 def _read_tokens(
-    model: VisionBackbone, state: StreamState, x: Float[Array, "b n c"], cols: int
+    readout_token: Readout, blocks: Sequence[Block], state: StreamState, x: Float[Array, "b n c"], cols: int
 ) -> StreamState:
     """Pass the next tokens through all blocks; in 2-D they are whole rows."""
     first = state.patches == 0
-    x, layers = _through_blocks(model, state, x, grid=(x.shape[1] // cols, cols))
-    match model.readout:
+    x, layers = _through_blocks(blocks, state, x, grid=(x.shape[1] // cols, cols))
+    match readout_token:
         case "last":
             readout = state.readout
         case "average":
@@ -247,16 +248,21 @@ def _read_tokens(
 def _class_token(model: VisionBackbone, state: StreamState) -> Float[Array, "b c"]:
     """The class token after the last block, as if it came now."""
     token = jnp.broadcast_to(model.class_token[...], (state.readout.shape[0], 1, model.dim))
-    cols = state.layers[0].shape[2] if isinstance(model.blocks[0].mixer, Retention2D) else 1
-    token, _ = _through_blocks(model, state, token, grid=(0, cols))
+    cols = state.layers[0].shape[2] if isinstance(model.blocks.mixer, Retention2D) else 1
+    token, _ = _through_blocks(_blocks(model), state, token, grid=(0, cols))
     return token[:, 0]
 
 
+def _blocks(model: VisionBackbone) -> list[Block]:
+    """Each by itself. Taken apart before the loop over chunks, for within it they would be copied for every chunk."""
+    return [model.block(index) for index in range(model.depth)]
+
+
 def _through_blocks(
-    model: VisionBackbone, state: StreamState, x: Float[Array, "b n c"], *, grid: tuple[int, int]
+    blocks: Sequence[Block], state: StreamState, x: Float[Array, "b n c"], *, grid: tuple[int, int]
 ) -> tuple[Float[Array, "b n c"], tuple[Any, ...]]:
     layers = []
-    for block, before in zip(model.blocks, state.layers, strict=True):
+    for block, before in zip(blocks, state.layers, strict=True):
         x, after, _ = block(x, mode="auto", grid=grid, initial_state=before, return_state=True)
         layers.append(after)
     return x, tuple(layers)

@@ -88,10 +88,9 @@ def layer_contributions(
         ValueError: another model than `check_class_token` asks for; no such layer.
     """
     check_class_token(model)
-    depth = len(model.blocks)
     for layer in layers:
-        if not 0 <= layer < depth:
-            raise ValueError(f"layer {layer}: the model has layers 0 to {depth - 1}")
+        if not 0 <= layer < model.depth:
+            raise ValueError(f"layer {layer}: the model has layers 0 to {model.depth - 1}")
     return _layer_contributions(*nnx.split(model), images, tuple(layers))
 
 
@@ -105,7 +104,7 @@ def _layer_contributions(
     )
     contributions = {}
     for layer in layers:
-        mixer = model.blocks[layer].mixer
+        mixer = model.block(layer).mixer
         q, k, v = (found[f"blocks.{layer}.mixer.{name}"] for name in "qkv")
         weights = _class_token_weights(mixer, q, k, grid_of(model, images))
         terms = exact_einsum("bhn,bnhd,hdc->bhnc", weights, v, mixer.out.kernel[...])
@@ -136,13 +135,12 @@ def logit_contributions(
 def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array) -> LogitContributions:
     model = nnx.merge(graph, params)
     grid = grid_of(model, images)
-    depth = len(model.blocks)
     kept = ("mixer.q", "mixer.k", "mixer.v", "mixer.heads")
-    names = ["tokens", *(f"blocks.{layer}.{name}" for layer in range(depth) for name in kept)]
-    found = model.intermediates(images, [*names, f"blocks.{depth - 1}.tokens"])
+    names = ["tokens", *(f"blocks.{layer}.{name}" for layer in range(model.depth) for name in kept)]
+    found = model.intermediates(images, [*names, f"blocks.{model.depth - 1}.tokens"])
 
     norm, head = model.final_norm, model.head
-    read = found[f"blocks.{depth - 1}.tokens"][:, -1]
+    read = found[f"blocks.{model.depth - 1}.tokens"][:, -1]
     gain = norm.scale[...] * head.kernel[...].T[classes]
     gain -= gain.mean(axis=-1, keepdims=True)
     direction = gain * jax.lax.rsqrt(jnp.var(read, axis=-1, keepdims=True) + norm.epsilon)
@@ -151,7 +149,8 @@ def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array)
     retention, retention_bias, mlp = [], [], []
     x = found["tokens"][:, -1:]
     class_token = exact_einsum("bc,bc->b", x[:, 0], direction)
-    for layer, block in enumerate(model.blocks):
+    for layer in range(model.depth):
+        block = model.block(layer)
         q, k, v, heads = (found[f"blocks.{layer}.{name}"] for name in kept)
         mixer, scaled = block.mixer, retention_scale(block) * direction
         weights = _class_token_weights(mixer, q, k, grid)

@@ -18,7 +18,7 @@ def check_class_token(model: VisionBackbone) -> None:
     Raises:
         ValueError: it mixes tokens otherwise, so that nothing is a sum over patches, or its head reads other tokens.
     """
-    retention_kind(model.blocks[0].mixer)
+    retention_kind(model.blocks.mixer)
     if (model.class_token_place, model.readout) != ("last", "last"):
         raise ValueError(
             f"the model's class token comes {model.class_token_place} and its head reads {model.readout!r}; expected "

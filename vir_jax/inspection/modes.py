@@ -38,7 +38,7 @@ def tokens_by_mode(
     Raises:
         ValueError: the model mixes tokens by another operator than retention, and has one mode alone.
     """
-    retention_kind(model.blocks[0].mixer)
+    retention_kind(model.blocks.mixer)
     graph, params = nnx.split(model)
 
     def features(params: Any, images: Array, mode: str) -> Array:

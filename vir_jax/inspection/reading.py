@@ -37,12 +37,13 @@ def logits_as_read(model: VisionBackbone, images: Float[Array, "b H W 3"]) -> Fl
 def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
     model = nnx.merge(graph, params)
     grid = grid_of(model, images)
-    names = [f"blocks.{layer}.mixer.{name}" for layer in range(len(model.blocks)) for name in "kv"]
+    names = [f"blocks.{layer}.mixer.{name}" for layer in range(model.depth) for name in "kv"]
     found = model.intermediates(images, names)
     b, n = found[names[0]].shape[:2]
 
     x = jnp.broadcast_to(model.class_token[...], (b, n, model.dim))  # One class token for each t.
-    for layer, block in enumerate(model.blocks):
+    for layer in range(model.depth):
+        block = model.block(layer)
         mixer = block.mixer
         k, v = (found[f"blocks.{layer}.mixer.{name}"][:, :-1] for name in "kv")
         qkv = mixer.qkv(block.norm1(x)).astype(jnp.float32)

@@ -34,7 +34,7 @@ def draw_report(
         workdirs: whose training curves are drawn together, the model's own first.
     """
     model, images = trained.model, trained.normalize(image[None])
-    mixer, grid = model.blocks[0].mixer, grid_of(model, images)
+    mixer, grid = model.blocks.mixer, grid_of(model, images)
     log_decay, kind = vir_log_decay(mixer.heads), retention_kind(mixer)
 
     yield "masks", figures.draw_masks(log_decay, grid)
@@ -44,7 +44,7 @@ def draw_report(
     yield "widths", figures.draw_widths(log_decay, widths)
     yield "half_lives", figures.draw_half_lives(log_decay, widths)
 
-    layers = spread(len(model.blocks), LAYERS)
+    layers = spread(model.depth, LAYERS)
     contributions = layer_contributions(model, images, layers)
     shares = {layer: contributions[layer].shares()[0] for layer in layers}
     yield "layer_contributions", figures.draw_layer_shares(shares, image, grid)

@@ -77,16 +77,16 @@ def states_as_read(model: VisionBackbone, images: Float[Array, "b H W 3"]) -> St
     Raises:
         ValueError: the model has no state: it mixes tokens by another operator than retention.
     """
-    retention_kind(model.blocks[0].mixer)
+    retention_kind(model.blocks.mixer)
     return _states_as_read(*nnx.split(model), images)
 
 
 @partial(jax.jit, static_argnums=0)
 def _states_as_read(graph: Any, params: Any, images: Array) -> StateSummary:
     model = nnx.merge(graph, params)
-    names = [[f"blocks.{layer}.mixer.{name}" for name in "kv"] for layer in range(len(model.blocks))]
+    names = [[f"blocks.{layer}.mixer.{name}" for name in "kv"] for layer in range(model.depth)]
     found = model.intermediates(images, [name for pair in names for name in pair])
-    mixer = model.blocks[0].mixer  # The decays are the same in every layer.
+    mixer = model.blocks.mixer  # The decays are the same in every layer.
     decay = arrival_decay(mixer, found[names[0][0]].shape[1], grid_of(model, images))
     layers = [summarize_states(found[k][:, :-1], found[v][:, :-1], decay) for k, v in names]
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *layers)
@@ -94,6 +94,6 @@ def _states_as_read(graph: Any, params: Any, images: Array) -> StateSummary:
 
 def state_bytes(model: VisionBackbone, grid: tuple[int, int]) -> int:
     """Bytes of all layers' states while an image is read: a d x d matrix per head, in 2-D one for each column."""
-    mixer = model.blocks[0].mixer
+    mixer = model.blocks.mixer
     columns = grid[1] if retention_kind(mixer) == "2d" else 1
-    return 4 * len(model.blocks) * mixer.heads * columns * mixer.head_dim**2
+    return 4 * model.depth * mixer.heads * columns * mixer.head_dim**2

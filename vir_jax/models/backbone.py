@@ -2,13 +2,14 @@
 
 import difflib
 from collections.abc import Callable, Collection
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
 from vir_jax.models.layers import LAYER_NORM_EPSILON, MLP, LayerScale, conv_init, drop_path, linear_init
 from vir_jax.models.mixers import Mixer, State
@@ -32,12 +33,10 @@ class Block(nnx.Module):
         mixer: Mixer,
         *,
         layer_scale: float | None,
-        drop_path_rate: float,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         dim = mixer.dim
-        self.drop_path_rate = drop_path_rate
         self.norm1 = nnx.LayerNorm(dim, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.mixer = mixer
         self.layer_scale1 = None if layer_scale is None else LayerScale(dim, layer_scale)
@@ -51,11 +50,12 @@ class Block(nnx.Module):
         *,
         mode: str,
         grid: tuple[int, int],
+        drop_path_rate: float | Float[Array, ""] = 0.0,
         key: PRNGKeyArray | None = None,
         initial_state: State | None = None,
         return_state: bool = False,
     ) -> tuple[Float[Array, "b n c"], State | None, dict[str, Array]]:
-        """Apply the block; `Mixer.__call__` explains the arguments and the state.
+        """Apply the block; `Mixer.__call__` explains the arguments and the state, `drop_path` rate and key.
 
         Returns:
             The tokens, the mixer's state (`None` unless asked for), and the block's intermediates by name:
@@ -65,20 +65,13 @@ class Block(nnx.Module):
         mixed, state, intermediates = self.mixer(
             self.norm1(x), mode=mode, grid=grid, initial_state=initial_state, return_state=return_state
         )
-        x = self._add(x, mixed, self.layer_scale1, key1)
-        x = self._add(x, self.mlp(self.norm2(x)), self.layer_scale2, key2)
+        x += drop_path(_scaled(mixed, self.layer_scale1), drop_path_rate, key1)
+        x += drop_path(_scaled(self.mlp(self.norm2(x)), self.layer_scale2), drop_path_rate, key2)
         return x, state, {f"mixer.{name}": value for name, value in intermediates.items()} | {"tokens": x}
 
-    def _add(
-        self,
-        x: Float[Array, "b n c"],
-        update: Float[Array, "b n c"],
-        layer_scale: LayerScale | None,
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "b n c"]:
-        if layer_scale is not None:
-            update = layer_scale(update)
-        return x + drop_path(update, self.drop_path_rate, key)
+
+def _scaled(update: Float[Array, "b n c"], layer_scale: LayerScale | None) -> Float[Array, "b n c"]:
+    return update if layer_scale is None else layer_scale(update)
 
 
 class VisionBackbone(nnx.Module):
@@ -88,6 +81,10 @@ class VisionBackbone(nnx.Module):
     `class_token [1, 1, c]`, `class_position_embedding [1, 1, c]` (only where the class token comes first),
     `blocks`, `final_norm`, `head`. There is no other variable: `nnx.split(model)` gives a static graph and the
     parameters, and the forward pass is a pure function of parameters, images and key.
+
+    `blocks` is one `Block` whose parameters hold all layers, along a first axis of size `depth`, and run as one loop:
+    a block is compiled once, however deep the model is, and the optimiser sees a dozen arrays instead of hundreds.
+    `block(index)` is a layer by itself.
     """
 
     def __init__(
@@ -113,6 +110,7 @@ class VisionBackbone(nnx.Module):
         self.patch, self.dim, self.num_classes = patch, dim, num_classes
         self.class_token_place, self.readout, self.bidirectional = class_token, readout, bidirectional
         self.position, self.remat = position, remat
+        self.depth, self.drop_path_rate = depth, drop_path_rate
 
         normal = nnx.initializers.normal
         window = (patch, patch)
@@ -125,16 +123,13 @@ class VisionBackbone(nnx.Module):
         self.class_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, dim), jnp.float32))
         if class_token == "first":
             self.class_position_embedding = nnx.Param(normal(0.02)(rngs.params(), (1, 1, dim), jnp.float32))
-        self.blocks = nnx.List(
-            Block(
-                make_mixer(rngs),
-                layer_scale=layer_scale,
-                drop_path_rate=drop_path_rate * index / max(depth - 1, 1),
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for index in range(depth)
-        )
+
+        @nnx.vmap
+        def blocks(key: PRNGKeyArray) -> Block:
+            rngs = nnx.Rngs(key)
+            return Block(make_mixer(rngs), layer_scale=layer_scale, dtype=dtype, rngs=rngs)
+
+        self.blocks = blocks(jax.random.split(rngs.params(), depth))
         self.final_norm = nnx.LayerNorm(dim, epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, rngs=rngs)
         self.head = nnx.Linear(dim, num_classes, dtype=jnp.float32, kernel_init=linear_init, rngs=rngs)
 
@@ -143,6 +138,22 @@ class VisionBackbone(nnx.Module):
         """(rows, columns) of patches that the learned position embeddings were made for."""
         _, rows, cols, _ = self.position_embedding.shape
         return rows, cols
+
+    @property
+    def drop_path_rates(self) -> Float[Array, " l"]:
+        """Of stochastic depth, by block: from 0 rising linearly."""
+        return jnp.linspace(0.0, self.drop_path_rate, self.depth)
+
+    def block(self, index: int) -> Block:
+        """One layer, of the model's own parameters, which it does not share: changing them changes the copy.
+
+        Raises:
+            IndexError: there is no such layer.
+        """
+        if not 0 <= index < self.depth:
+            raise IndexError(f"layer {index}: the model has layers 0 to {self.depth - 1}.")
+        graph, params = nnx.split(self.blocks)
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], params))
 
     def __call__(
         self, images: Float[Array, "b H W 3"], *, mode: str = "auto", key: PRNGKeyArray | None = None
@@ -179,7 +190,8 @@ class VisionBackbone(nnx.Module):
     ) -> dict[str, Array]:
         """Compute named intermediates of the (deterministic) forward pass; `intermediate_names` lists them.
 
-        Arguments are those of `__call__`, and the names wanted. Nothing that was not asked for is kept.
+        Arguments are those of `__call__`, and the names wanted. What is asked of one block is kept of every block,
+        until the wanted ones are picked; nothing else is.
 
         Returns:
             By name, in the order asked for:
@@ -210,7 +222,7 @@ class VisionBackbone(nnx.Module):
     def intermediate_names(self) -> tuple[str, ...]:
         """All that `intermediates` can be asked for, in the order of computation."""
         per_block = ("mixer.q", "mixer.k", "mixer.v", "mixer.heads", "tokens")
-        blocks = (f"blocks.{index}.{name}" for index in range(len(self.blocks)) for name in per_block)
+        blocks = (f"blocks.{index}.{name}" for index in range(self.depth) for name in per_block)
         return ("patch_tokens", "tokens", *blocks, "features", "logits")
 
     def classify(self, tokens: Float[Array, "b n c"]) -> Float[Array, "b classes"]:
@@ -244,13 +256,8 @@ class VisionBackbone(nnx.Module):
         x = self._sequence(patches)
         found = {"patch_tokens": patches.reshape(x.shape[0], -1, self.dim), "tokens": x}
         found = {name: value for name, value in found.items() if name in wanted}
-        for index, block in enumerate(self.blocks):
-            prefix = f"blocks.{index}."
-            names = frozenset(name.removeprefix(prefix) for name in wanted if name.startswith(prefix))
-            block_key = None if key is None else jax.random.fold_in(key, index)
-            x, kept = self._apply(block, x, mode=mode, grid=grid, key=block_key, names=names)
-            found |= {prefix + name: value for name, value in kept.items()}
-        return x, found
+        x, kept = self._apply_blocks(x, mode=mode, grid=grid, key=key, wanted=wanted)
+        return x, found | kept
 
     def _sequence(self, patches: Float[Array, "b rows cols c"]) -> Float[Array, "b n c"]:
         """Add position embeddings, order the patches (both ways if bidirectional), add the class token."""
@@ -270,25 +277,60 @@ class VisionBackbone(nnx.Module):
         sequence = [class_token, x] if self.class_token_place == "first" else [x, class_token]
         return jnp.concatenate(sequence, axis=1)
 
-    def _apply(
+    def _apply_blocks(
         self,
-        block: Block,
         x: Float[Array, "b n c"],
         *,
         mode: str,
         grid: tuple[int, int],
         key: PRNGKeyArray | None,
-        names: frozenset[str],
+        wanted: frozenset[str],
     ) -> tuple[Float[Array, "b n c"], dict[str, Array]]:
-        """One block, rematerialised in the backward pass if so configured."""
+        """The tokens after all blocks, and those of the blocks' intermediates that are wanted."""
+        graph, params = nnx.split(self.blocks)
+        drop_path = None
+        if key is not None and self.drop_path_rate > 0:
+            drop_path = (
+                self.drop_path_rates,
+                jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(self.depth)),
+            )
+        wanted = frozenset(name for name in wanted if name.startswith("blocks."))
+        names = frozenset(name.split(".", 2)[2] for name in wanted)
+        x, kept = _scan_blocks(graph, params, x, drop_path, mode, grid, names, self.remat)
+        return x, {name: kept[name.split(".", 2)[2]][int(name.split(".", 2)[1])] for name in sorted(wanted)}
 
-        def apply(x: Array, key: PRNGKeyArray | None) -> tuple[Array, dict[str, Array]]:
-            x, _, intermediates = block(constrain(x, "batch", None, None), mode=mode, grid=grid, key=key)
-            return x, {name: intermediates[name] for name in names}
 
-        if self.remat:
-            apply = jax.checkpoint(apply, policy=None if self.remat is True else self.remat)
-        return apply(x, key)
+@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+def _scan_blocks(
+    graph: nnx.GraphDef[Block],
+    params: Any,
+    x: Float[Array, "b n c"],
+    drop_path: tuple[Float[Array, " l"], Shaped[Array, "l ..."]] | None,
+    mode: str,
+    grid: tuple[int, int],
+    names: frozenset[str],
+    remat: bool | Callable[..., bool],
+) -> tuple[Float[Array, "b n c"], dict[str, Array]]:
+    """One block after the other; `params` and `drop_path`, rates and keys, have an axis l of blocks.
+
+    Returns:
+        The tokens, and by name the intermediates of all blocks, `[l, ...]`. Under jit, so that a model called
+        outside of it is compiled once, too.
+    """
+
+    def apply(x: Array, layer: tuple[Any, tuple[Array, Array] | None]) -> tuple[Array, dict[str, Array]]:
+        params, drop_path = layer
+        block = nnx.merge(graph, params)
+        rate, key = (0.0, None) if drop_path is None else drop_path
+        x, _, intermediates = block(
+            constrain(x, "batch", None, None), mode=mode, grid=grid, drop_path_rate=rate, key=key
+        )
+        return x, {name: intermediates[name] for name in names}
+
+    if remat:
+        # A loop keeps recomputation apart from the forward pass by itself; no barrier against CSE is needed.
+        apply = jax.checkpoint(apply, policy=None if remat is True else remat, prevent_cse=False)
+    return jax.lax.scan(apply, x, (params, drop_path))
 
 
 def patch_grid(image_size: tuple[int, ...], patch: int) -> tuple[int, int]:

@@ -29,11 +29,11 @@ def flops(
     if isinstance(model, str):
         name = model
         model = nnx.eval_shape(lambda: create_model(name, num_classes=1000, rngs=nnx.Rngs(0)))
-    c, depth, patch = model.dim, len(model.blocks), model.patch
+    c, depth, patch = model.dim, model.depth, model.patch
     rows, cols = patch_grid((image_size, image_size) if isinstance(image_size, int) else image_size, patch)
     n = rows * cols * (2 if model.bidirectional else 1) + 1
 
-    mixer = model.blocks[0].mixer
+    mixer = model.blocks.mixer
     if mode == "parallel":
         mixing = 2 * n * n * c
     elif not isinstance(mixer, Retention):

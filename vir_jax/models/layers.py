@@ -44,7 +44,9 @@ class LayerScale(nnx.Module):
         return x * self.scale[...]
 
 
-def drop_path(x: Float[Array, "b n c"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "b n c"]:
+def drop_path(
+    x: Float[Array, "b n c"], rate: float | Float[Array, ""], key: PRNGKeyArray | None
+) -> Float[Array, "b n c"]:
     """Stochastic depth: drop a residual branch for whole samples.
 
     Args:
@@ -53,7 +55,7 @@ def drop_path(x: Float[Array, "b n c"], rate: float, key: PRNGKeyArray | None) -
             the expectation is `x`.
         key: random key; `None` (evaluation) returns `x`.
     """
-    if key is None or rate == 0.0:
+    if key is None:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1))
     return jnp.where(keep, x / (1.0 - rate), 0.0)

@@ -11,14 +11,15 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
 # Ordered rules: a pattern searched at the end of a dotted parameter path, and the mesh axis of each dimension; the
-# first that matches applies. c width of the residual stream, h heads, d width of a head, f hidden width of the MLP.
+# first that matches applies. l blocks, c width of the residual stream, h heads, d width of a head, f hidden width of
+# the MLP.
 PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"mixer\.qkv\.kernel", PartitionSpec("fsdp", None, "tensor", None)),  # c 3 h d
-    (r"mixer\.qkv\.bias", PartitionSpec(None, "tensor", None)),  # 3 h d
-    (r"mixer\.out\.kernel", PartitionSpec("tensor", None, "fsdp")),  # h d c
-    (r"mlp\.up\.kernel", PartitionSpec("fsdp", "tensor")),  # c f
-    (r"mlp\.up\.bias", PartitionSpec("tensor")),  # f
-    (r"mlp\.down\.kernel", PartitionSpec("tensor", "fsdp")),  # f c
+    (r"blocks\.mixer\.qkv\.kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),  # l c 3 h d
+    (r"blocks\.mixer\.qkv\.bias", PartitionSpec(None, None, "tensor", None)),  # l 3 h d
+    (r"blocks\.mixer\.out\.kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # l h d c
+    (r"blocks\.mlp\.up\.kernel", PartitionSpec(None, "fsdp", "tensor")),  # l c f
+    (r"blocks\.mlp\.up\.bias", PartitionSpec(None, "tensor")),  # l f
+    (r"blocks\.mlp\.down\.kernel", PartitionSpec(None, "tensor", "fsdp")),  # l f c
     (r"head\.kernel", PartitionSpec("fsdp", "tensor")),  # c classes
     (r"head\.bias", PartitionSpec("tensor")),  # classes
     (r"patch_embedding\.kernel", PartitionSpec(None, None, None, "fsdp")),  # y x rgb c

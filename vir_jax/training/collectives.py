@@ -21,6 +21,9 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# The end of JAX's loops, which count up from 0: TPUs' programs say no more than that.
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_BOUND = re.compile(r"^\s+ROOT [^\n]* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", re.M)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +87,7 @@ def _runs(computations: Mapping[str, str], *, entry: str) -> dict[str, int]:
     """How often each computation is run; a loop of unknown length counts as one iteration."""
     calls = {
         name: [
-            (
-                called.strip(" %"),
-                int(trips.group(1)) if opcode == "while" and (trips := _TRIPS.search(rest)) else 1,
-            )
+            (called.strip(" %"), _trips(rest, computations) if opcode == "while" else 1)
             for _, opcode, rest in _INSTRUCTION.findall(body)
             for group in _CALLED.findall(rest)
             for called in group.strip("{}").split(",")
@@ -103,6 +103,20 @@ def _runs(computations: Mapping[str, str], *, entry: str) -> dict[str, int]:
 
     visit(entry, 1)
     return runs
+
+
+def _trips(loop: str, computations: Mapping[str, str]) -> int:
+    """How often a loop runs; 1 where that is not known."""
+    if known := _TRIPS.search(loop):
+        return int(known.group(1))
+    condition = computations.get(match.group(1), "") if (match := _CONDITION.search(loop)) else ""
+    if (bound := _BOUND.search(condition)) and (
+        constant := re.search(
+            rf"^\s+%?{re.escape(bound.group(1))} = s32\[\]\S* constant\((\d+)\)", condition, re.M
+        )
+    ):
+        return int(constant.group(1))
+    return 1
 
 
 def _size(kind: str, result: str, rest: str, *, asynchronous: bool) -> int:

@@ -52,7 +52,7 @@ class ModelFunctions:
         forms of 2-D retention other than the parallel one are not counted: None.
         """
         model = nnx.eval_shape(lambda: _create(self.config, self.num_classes, jax.random.key(0)))
-        mixer, mode = model.blocks[0].mixer, self.config.mode
+        mixer, mode = model.blocks.mixer, self.config.mode
         if isinstance(mixer, Retention2D) and mode != "parallel":
             return None
         if mode == "auto":

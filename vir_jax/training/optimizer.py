@@ -1,5 +1,6 @@
 """Optimiser and learning-rate schedule."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import ml_collections
 import optax
 
 from vir_jax.training.sharding import dotted
+from vir_jax.training.state import Params
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch: float) -> optax.Schedule:
@@ -41,12 +43,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW or LAMB after clipping by global norm.
 
-    LAMB applies its trust ratio to every parameter, as published.
-
     Raises:
       ValueError: an unknown name.
     """
-    makers = {"adamw": optax.adamw, "lamb": optax.lamb}
+    makers = {"adamw": optax.adamw, "lamb": lamb}
     if optim.name not in makers:
         raise ValueError(f"config.optim.name is {optim.name!r}; expected one of {sorted(makers)}")
     optimizer = makers[optim.name](
@@ -60,3 +60,40 @@ def make_optimizer(
     if optim.clip_norm:
         return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
     return optimizer
+
+
+def lamb(
+    learning_rate: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    mask: Callable[[Params], Any],
+) -> optax.GradientTransformation:
+    """`optax.lamb` for a model whose blocks share their arrays: each block has trust ratios of its own.
+
+    The trust ratio applies to every parameter, as published (You et al., 2020).
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        for_each_block(optax.scale_by_trust_ratio()),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def for_each_block(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a transformation without state to the parameters of each block, and to the others, by itself."""
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        def apply(updates: Params, params: Params) -> Params:
+            return transform.update(updates, state, params)[0]
+
+        assert params is not None
+        return {
+            name: (jax.vmap(apply) if name == "blocks" else apply)(part, params[name])
+            for name, part in updates.items()
+        }, state
+
+    return optax.GradientTransformation(transform.init, update)

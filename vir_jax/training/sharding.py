@@ -13,7 +13,7 @@ from vir_jax.models.sharding import PARAMETERS
 
 
 def dotted(path: tuple[Any, ...]) -> str:
-    """A key path of `jax.tree_util` as text, `blocks.0.mixer.qkv.kernel`."""
+    """A key path of `jax.tree_util` as text, `blocks.mixer.qkv.kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
@@ -37,15 +37,14 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def unsplit(params: Any, mesh: Mesh | AbstractMesh) -> list[str]:
-    """A line for each dimension that a rule would split and the mesh does not divide; blocks share one."""
-    lines: dict[str, None] = {}
+    """A line for each dimension that a rule would split and the mesh does not divide."""
+    lines = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = dotted(path)
         for axis, size in zip(_rule(name), leaf.shape, strict=False):
             if axis is not None and size % mesh.shape[axis]:
-                shared = re.sub(r"^blocks\.\d+", "blocks.*", name)
-                lines[f"{shared}: dimension of {size} over {axis}={mesh.shape[axis]}"] = None
-    return list(lines)
+                lines.append(f"{name}: dimension of {size} over {axis}={mesh.shape[axis]}")
+    return lines
 
 
 def _rule(path: str) -> PartitionSpec:

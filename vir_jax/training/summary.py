@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vir_jax.training.sharding import dotted, unsplit
+from vir_jax.training.sharding import unsplit
 from vir_jax.training.state import Params, TrainState
 
 
@@ -48,14 +48,7 @@ def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, f
       compiled: the train step.
       flops: of the model on one image, forward and backward; None where they are not counted.
     """
-    groups: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state.params)[0]:
-        group = dotted(path[:2] if dotted(path).startswith("blocks") else path[:1])
-        groups[group] = groups.get(group, 0) + math.prod(leaf.shape)
-    blocks = {name: size for name, size in groups.items() if name.startswith("blocks.")}
-    rows = [(name, size) for name, size in groups.items() if name not in blocks]
-    if blocks:
-        rows.insert(0, (f"blocks ({len(blocks)})", sum(blocks.values())))
+    rows = [(name, count_parameters(part)) for name, part in state.params.items()]
     memory = compiled_memory(compiled)
     device = jax.devices()[0]
     return "\n".join(
