@@ -10,10 +10,6 @@ from vir_jax.training.loop import train
 from vir_jax.training.mesh import make_mesh
 from vir_jax.training.model import ModelFunctions
 
-pytestmark = pytest.mark.xdist_group(
-    "evaluation"
-)  # One worker, so that the run that they share is made once.
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

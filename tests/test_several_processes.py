@@ -14,7 +14,6 @@ from PIL import Image
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.xdist_group("several_processes")  # One worker, so that the runs are made once.
 ROOT = Path(__file__).parents[1]
 RUN = [
     "--config=configs/vir_digits.py",

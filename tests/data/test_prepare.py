@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.helpers import png, run_python, write_tfds
-from vir_jax.data import AugmentConfig, decode_image, eval_loader, open_source, prepare, train_loader
+from tests.data.helpers import png, write_tfds
+from vir_jax.data import open_source, prepare
 from vir_jax.data.prepare import PreparationError
 
 needs_tensorflow = pytest.mark.skipif(
@@ -219,30 +219,3 @@ def test_an_interrupted_conversion_leaves_nothing_to_read(tmp_path: Path):
     file.write_bytes(whole)
     prepare.main(arguments)
     assert len(open_source("tiny", "train", data_dir=str(tmp_path / "new"))) == 3
-
-
-@needs_tensorflow
-def test_the_real_imagenet_builder(ilsvrc_dir: str, tmp_path: Path):
-    arguments = "--dataset=imagenet2012", f"--data_dir={tmp_path}", f"--manual_dir={ilsvrc_dir}"
-    result = run_python(RUN_PREPARE, *arguments, "--allow_partial")
-    assert "imagenet2012 train: 300 examples, 300 of them checked" in result.stdout
-    assert "imagenet2012 validation: 100 examples, 100 of them checked" in result.stdout
-    with pytest.raises(SystemExit, match="300 in the metadata, expected 1,281,167"):  # not all of ImageNet
-        prepare.main(["--dataset=imagenet2012", f"--data_dir={tmp_path}"])
-
-    train = open_source("imagenet2012", "train", data_dir=str(tmp_path))
-    validation = open_source("imagenet2012", "validation", data_dir=str(tmp_path))
-    assert (len(train), len(validation)) == (300, 100)
-    assert train.num_classes == 1000
-    assert list(train.class_names[:3]) == WORDNET_IDS
-    assert sorted(train[i]["label"] for i in range(300)) == list(range(300))
-    with tarfile.open(Path(ilsvrc_dir) / "ILSVRC2012_img_val.tar") as tar:
-        stored = {source_name: tar.extractfile(source_name).read() for source_name in tar.getnames()}
-    assert {validation.file_name(i): validation[i]["image"] for i in range(100)} == stored
-    assert decode_image(validation[0]["image"]).shape[2] == 3
-
-    batch = next(train_loader(train, batch_size=64, image_size=224, augment=AugmentConfig(), seed=0))
-    assert batch["image"].shape == (64, 224, 224, 3)
-    evaluation = eval_loader(validation, batch_size=64, image_size=224)
-    assert sum(int(batch["mask"].sum()) for batch in evaluation) == 100
-    assert evaluation.skipped == 0

@@ -3,18 +3,18 @@
 After a change that is meant: `pytest tests/training --update-golden`, and look at the difference.
 """
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
 from pathlib import Path
 
-import jax
 import pytest
 
 from tests.test_configs import load
 from vir_jax.training import compile_report as module
 from vir_jax.training.compile_report import compile_report, format_report, topology_devices
-from vir_jax.training.hardware import CHIPS, Chip
 
 # Several processes of tests may compile for TPUs at a time.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
@@ -26,6 +26,7 @@ needs_libtpu = pytest.mark.skipif(
 TOLERANCE = 0.15
 
 
+@functools.cache
 def report(name, topology, fsdp, tensor):
     config, _ = load(name)
     config.mesh.fsdp, config.mesh.tensor = fsdp, tensor
@@ -57,13 +58,13 @@ def test_memory_and_communication(name, topology, fsdp, tensor, request):
         assert found[key] == pytest.approx(value, rel=TOLERANCE), key
 
 
-def test_a_step_that_does_not_fit(monkeypatch):
-    monkeypatch.setitem(CHIPS, jax.devices()[0].device_kind, Chip(peak_flops=1e12, memory=2**20))
-    compiled = report("vir_digits", "cpu:1", 1, 1)
+def test_a_step_that_does_not_fit():
+    compiled = dataclasses.replace(report("vir_digits", "cpu:8", 2, 2), capacity=2**20)
     assert not compiled.fits
     assert "DOES NOT FIT" in format_report(compiled)
     assert "the device has 1.00 MiB" in format_report(compiled)
-    assert "communication  none" in format_report(compiled)
+    assert "communication  per device and step" in format_report(compiled)
+    assert "communication  none" in format_report(dataclasses.replace(compiled, collectives={}))
 
 
 def test_what_the_compiler_says_of_too_large_a_step():

@@ -32,8 +32,6 @@ from vir_jax.training.mesh import make_mesh
 from vir_jax.training.metrics import read_metrics
 from vir_jax.training.preemption import PreemptedError
 
-pytestmark = pytest.mark.xdist_group("faults")  # One worker, so that the run that they share is made once.
-
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
@@ -264,8 +262,8 @@ def test_steps_that_are_not_finite_are_counted_across_starts(config, tmp_path, f
 
 
 def test_killed_at_random_moments(tmp_path):
-    """Two kills in two phases; the benchmark does two dozen."""
+    """One kill; the benchmark does two dozen."""
     (tmp_path / "cache").mkdir()
     bench = Bench(tmp_path, tmp_path / "cache")
-    records = sigkill(bench, random.Random(1), each=1, limit=2, max_steps=6)
-    assert sum(record.injected for record in records) >= 1
+    records = sigkill(bench, random.Random(1), each=1, limit=1, max_steps=6)
+    assert sum(record.injected for record in records) == 1

@@ -48,9 +48,7 @@ def logged(workdir):
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(workdir)]
 
 
-@pytest.mark.usefixtures("compiled_afresh")
 def test_a_stopped_run_ends_as_one_that_was_never_stopped(tmp_path, digits_config):
-    digits_config.mesh.fsdp = 2
     whole = train(digits_config, tmp_path / "whole")
 
     stopped = tmp_path / "stopped"

@@ -10,7 +10,7 @@ from vir_jax.training.checkpoint import Checkpoints
 from vir_jax.training.mesh import local_rows, make_mesh, put_batch
 from vir_jax.training.program import make_program
 
-pytestmark = [pytest.mark.usefixtures("compiled_afresh"), pytest.mark.xdist_group("meshes")]
+pytestmark = pytest.mark.usefixtures("compiled_afresh")
 SIZES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2), "2x2": (2, 2, 1)}
 
 
