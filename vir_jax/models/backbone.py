@@ -145,7 +145,7 @@ class VisionBackbone(nnx.Module):
         return jnp.linspace(0.0, self.drop_path_rate, self.depth)
 
     def block(self, index: int) -> Block:
-        """One layer, of the model's own parameters, which it does not share: changing them changes the copy.
+        """One layer by itself, with a copy of its parameters.
 
         Raises:
             IndexError: there is no such layer.
