@@ -7,6 +7,14 @@ from vir_jax.training.clock import Clock
 from vir_jax.training.metrics import MetricsWriter, Window, read_metrics
 
 
+def test_a_windows_state_is_that_of_its_moment():
+    """Checkpoints are written while training goes on: what is added meanwhile is of a later step."""
+    window = Window()
+    state = window.state()
+    window.add({"loss": 1.0})
+    assert state == Window().state()
+
+
 def test_lines_and_events(tmp_path):
     with MetricsWriter(tmp_path, start_step=0, total_steps=4) as writer:
         writer.write(1, {"train/loss": 2.5, "train/top1": 0.25})

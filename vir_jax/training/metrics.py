@@ -175,5 +175,5 @@ class Window:
         return means
 
     def state(self) -> dict[str, Any]:
-        """JSON data that `Window(**state)` goes on from."""
-        return {"sums": self.sums, "count": self.count, "skipped_steps": self.skipped_steps}
+        """JSON data that `Window(**state)` goes on from; a copy, for it is written while the next step is added."""
+        return {"sums": dict(self.sums), "count": self.count, "skipped_steps": self.skipped_steps}
