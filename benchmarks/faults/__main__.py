@@ -1,4 +1,4 @@
-"""What a run survives: `python -m benchmarks.faults`, about six minutes on two cores.
+"""What a run survives: `python -m benchmarks.faults`, a quarter of an hour on two cores.
 
 Injects every fault of the table into runs of train.py, starts them again, and compares what they end with, bit for
 bit, with a run that nothing happened to: parameters, moving average, optimiser state, position in the data,
