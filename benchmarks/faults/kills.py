@@ -39,12 +39,17 @@ def disturb(run: Run, phase: str, rng: random.Random, *, max_steps: int = 25) ->
 
 
 def phase_of(run: Run) -> str:
-    """In which phase a run was killed, by what it left behind."""
+    """In which phase a run was killed, by what it left behind.
+
+    A start that has come neither to a step nor to its checkpoint finds what the kill before left: that is start-up.
+    """
+    if not run.stepped() and not run.began_at():
+        return START
     if writing(run.workdir):
         return WRITE
     if evaluating(run.workdir):
         return EVALUATE
-    return STEP if run.stepped() else START
+    return STEP
 
 
 def sigkill(
