@@ -12,6 +12,7 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --mode=all
 
 test: $(VENV)/.installed-test
+	# A file stays with one worker, in its order: what its tests share (a trained model, a compiled step) is made once.
 	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test

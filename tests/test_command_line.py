@@ -26,7 +26,7 @@ def run(*arguments):
     )
 
 
-def test_train_evaluate_and_predict(tmp_path):
+def test_train_resume_evaluate_and_predict(tmp_path):
     command = ["train.py", "--config=configs/vir_digits.py", f"--workdir={tmp_path}", *SHORT]
     trained = run(*command)
     assert trained.returncode == 0, trained.stderr
@@ -34,6 +34,11 @@ def test_train_evaluate_and_predict(tmp_path):
     assert trained.stderr.index("203,146") < trained.stderr.index("step 50:")
     top1 = float(trained.stdout.split()[1])
     assert top1 > 0.5  # Chance is 0.1.
+
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == trained.stdout
+    assert "going on from step 90 of 90" in again.stderr
 
     evaluated = run("eval.py", f"--workdir={tmp_path}", "--mode=all")
     assert evaluated.returncode == 0, evaluated.stderr
@@ -62,6 +67,7 @@ def test_train_evaluate_and_predict(tmp_path):
     [
         (["--config.optim.lrr=1"], 'Did you mean "lr"'),
         (["--config.optim.lr=-1"], "config.optim.lr is -1.0; expected a positive number"),
+        (["digits"], "unexpected arguments"),
     ],
 )
 def test_mistakes_are_explained(tmp_path, arguments, message):

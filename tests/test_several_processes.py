@@ -113,6 +113,10 @@ def test_what_two_processes_wrote_one_can_read_and_go_on_with(workdirs):
     for ours, theirs in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
         error = np.linalg.norm(ours - theirs)
         assert error <= 1e-4 * np.linalg.norm(theirs)
+    longer = [*RUN, "--config.epochs=1.2", f"--workdir={folder / 'two'}"]
+    ((_, log),) = start("train.py", *longer, processes=1, devices=2)
+    assert "going on from step 11 of 14" in log
+    assert numbers(folder / "two", "eval/count")[-1] == 355
 
 
 def test_evaluation_counts_every_example_once(workdirs, tmp_path):

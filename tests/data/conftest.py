@@ -31,11 +31,3 @@ def cifar10_dir() -> str:
     if not (folder / "cifar10").is_dir():
         pytest.skip(f"no prepared cifar10 in {folder}")
     return str(folder)
-
-
-@pytest.fixture(scope="session")
-def ilsvrc_dir() -> str:
-    folder = REAL_DATA / "ilsvrc"
-    if not folder.is_dir():
-        pytest.skip(f"no ImageNet archives in {folder}")
-    return str(folder)

@@ -1,6 +1,5 @@
 """The command that prepares TFDS sets. TensorFlow, where it is needed, stays in a process of its own."""
 
-import importlib.util
 import io
 import tarfile
 from collections.abc import Sequence
@@ -12,12 +11,7 @@ from tests.data.helpers import png, write_tfds
 from vir_jax.data import open_source, prepare
 from vir_jax.data.prepare import PreparationError
 
-needs_tensorflow = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is None,
-    reason="TensorFlow, which preparing needs, is not installed",
-)
 WORDNET_IDS = ["n01440764", "n01443537", "n01484850"]  # classes 0, 1 and 2
-RUN_PREPARE = "import sys; from vir_jax.data import prepare; prepare.main(sys.argv[1:])"
 
 
 # --- ImageNet's archives ---
@@ -185,7 +179,7 @@ def test_conversions_that_make_no_sense_are_refused(tmp_path: Path):
         prepare.convert("tiny", str(tmp_path / "old"), str(tmp_path / "new"))
 
 
-# --- For real ---
+# --- Converting ---
 
 
 def test_converting_tfrecord(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

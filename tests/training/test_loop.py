@@ -7,7 +7,7 @@ import pytest
 
 from vir_jax.data import open_source
 from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.loop import train
+from vir_jax.training.loop import NonFiniteError, train
 from vir_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("two_devices")
@@ -91,8 +91,16 @@ def test_metrics_of_a_run(tmp_path, digits_config):
     assert config["eval_every"] == 10
 
 
-def test_a_named_mode_trains(tmp_path, digits_config):
-    digits_config.model.retention, digits_config.model.mode = "2d", "chunkwise"
+def test_values_that_are_not_finite_stop_the_run(tmp_path, digits_config):
+    digits_config.optim.lr = 1e30
+    digits_config.optim.warmup_epochs = 0.0
+    with pytest.raises(NonFiniteError, match=r"step \d+: loss .*, gradient norm .* Last checkpoint: step"):
+        train(digits_config, tmp_path)
+
+
+@pytest.mark.parametrize(("retention", "mode"), [("2d", "chunkwise"), ("1d", "recurrent")])
+def test_named_modes_train(tmp_path, digits_config, retention, mode):
+    digits_config.model.retention, digits_config.model.mode = retention, mode
     digits_config.epochs, digits_config.optim.cooldown_epochs = 0.2, 0.0
     assert train(digits_config, tmp_path)["count"] == 355
 

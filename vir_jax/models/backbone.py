@@ -294,10 +294,11 @@ class VisionBackbone(nnx.Module):
                 self.drop_path_rates,
                 jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(self.depth)),
             )
-        wanted = frozenset(name for name in wanted if name.startswith("blocks."))
-        names = frozenset(name.split(".", 2)[2] for name in wanted)
+        # "blocks.3.mixer.q" asks for "mixer.q" of block 3.
+        asked = {name: name.split(".", 2)[1:] for name in sorted(wanted) if name.startswith("blocks.")}
+        names = frozenset(name for _, name in asked.values())
         x, kept = _scan_blocks(graph, params, x, drop_path, mode, grid, names, self.remat)
-        return x, {name: kept[name.split(".", 2)[2]][int(name.split(".", 2)[1])] for name in sorted(wanted)}
+        return x, {full_name: kept[name][int(index)] for full_name, (index, name) in asked.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))

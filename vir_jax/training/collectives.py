@@ -109,14 +109,14 @@ def _trips(loop: str, computations: Mapping[str, str]) -> int:
     """How often a loop runs; 1 where that is not known."""
     if known := _TRIPS.search(loop):
         return int(known.group(1))
-    condition = computations.get(match.group(1), "") if (match := _CONDITION.search(loop)) else ""
-    if (bound := _BOUND.search(condition)) and (
-        constant := re.search(
-            rf"^\s+%?{re.escape(bound.group(1))} = s32\[\]\S* constant\((\d+)\)", condition, re.M
-        )
-    ):
-        return int(constant.group(1))
-    return 1
+    named = _CONDITION.search(loop)
+    condition = computations.get(named.group(1), "") if named else ""
+    bound = _BOUND.search(condition)
+    if bound is None:
+        return 1
+    constant = rf"^\s+%?{re.escape(bound.group(1))} = s32\[\]\S* constant\((\d+)\)"
+    value = re.search(constant, condition, re.M)
+    return int(value.group(1)) if value else 1
 
 
 def _size(kind: str, result: str, rest: str, *, asynchronous: bool) -> int:
