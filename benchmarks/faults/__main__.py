@@ -1,4 +1,4 @@
-"""What a run survives: `python -m benchmarks.faults`, a quarter of an hour on two cores.
+"""What a run survives: `python -m benchmarks.faults`.
 
 Injects every fault of the table into runs of train.py, starts them again, and compares what they end with, bit for
 bit, with a run that nothing happened to: parameters, moving average, optimiser state, position in the data,
@@ -61,7 +61,7 @@ def main() -> None:
         folder = Path(name)
         for name in ("cache", "long", "short"):
             (folder / name).mkdir()
-        long = Bench(folder / "long", folder / "cache", epochs=5.0)
+        long = Bench(folder / "long", folder / "cache", epochs=8.0)
         short = Bench(folder / "short", folder / "cache")
         parts: list[Callable[[], list[Record]]] = [
             lambda: sigkill(long, rng),

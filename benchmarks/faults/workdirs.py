@@ -19,6 +19,7 @@ def disk_full(bench: Bench) -> Record:
     # Its own mount name space, so that no privilege is needed; it lasts as long as the process that holds it.
     script = f"mount -t tmpfs -o size=64m tmpfs {mount} && echo mounted && exec sleep 1000"
     holder = subprocess.Popen(["unshare", "-Urm", "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+    run = None
     try:
         assert holder.stdout is not None
         if holder.stdout.readline().strip() != "mounted":
@@ -45,15 +46,17 @@ def disk_full(bench: Bench) -> Record:
         bench.check(bench.folder / "disk-full", but=("best",))
         record.note = f"{run.log().count('was not written')} saves failed, each one tried again"
     finally:
+        if run is not None:
+            run.kill()
         holder.kill()
         holder.wait()
     return record
 
 
 def _fill_and_free(run: Run, ballast: Path) -> None:
-    """Leaves no room until a save has failed, then waits for one that succeeds."""
+    """Leaves no room until a save has failed, with one before that has not, then waits for one that succeeds."""
     step, failures = last_step(run.workdir), run.log().count("was not written")
-    expect(run.until(lambda: last_step(run.workdir) > step + 7), run)
+    expect(run.until(lambda: last_step(run.workdir) > step + 7 and saved_step(run.workdir) > 0), run)
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))

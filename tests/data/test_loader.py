@@ -348,11 +348,16 @@ def test_resume_meets_the_same_corrupt_examples(broken: Numbered):
 def test_training_stops_at_too_many():
     few = Numbered(100, dict.fromkeys(range(2), unreadable))  # 2 %
     loader = numbered_loader(source=few, batch_size=100)
-    with pytest.raises(TooManyCorruptError, match="12 of 600 examples were corrupt"):
+    with pytest.raises(TooManyCorruptError, match="12 of 612 examples were corrupt"):
         take(loader, 20)
     take(numbered_loader(source=few, batch_size=100, max_corrupt_fraction=0.03), 20)
     with pytest.raises(TooManyCorruptError, match="max_corrupt_fraction"):
         take(numbered_loader(source=few, batch_size=50, max_corrupt_fraction=0.0), 2)
+    most = numbered_loader(
+        source=Numbered(100, dict.fromkeys(range(60), unreadable)), batch_size=100, max_corrupt_fraction=0.7
+    )
+    take(most, 20)  # Each is replaced by one that is corrupt as often: more are skipped than used.
+    assert most.skipped > 2000
     with pytest.raises(TooManyCorruptError, match="20 examples drawn in a row were corrupt"):
         next(numbered_loader(source=Numbered(5, dict.fromkeys(range(5), unreadable))))
 

@@ -78,7 +78,7 @@ def train_loader(
       rows: of each batch, those to load here, ascending; None: all.
       num_threads: threads that read and decode; None: one per core. The batches do not depend on it.
       prefetch: batches prepared ahead.
-      max_corrupt_fraction: share of corrupt examples (of those seen, at least 1,000) above which
+      max_corrupt_fraction: share of corrupt examples (of those read, at least 1,000) above which
         `TooManyCorruptError` is raised.
 
     Raises:
@@ -128,7 +128,7 @@ class TrainLoader(Iterator[TrainBatch]):
         self._identity = identity  # what a saved state must agree with
         self._position = 0  # in the global order, of the next batch's first example
         self._batches: grain.DatasetIterator | None = None
-        self._seen = 0
+        self._loaded = 0
         self.skipped = 0
 
     def __next__(self) -> TrainBatch:
@@ -139,9 +139,10 @@ class TrainLoader(Iterator[TrainBatch]):
         batch = next(self._batches)
         self._position += self._places.batch_size
         self.skipped += int(batch.pop("skipped").sum())
-        self._seen += len(self._places.rows)
-        allowed = self._max_corrupt_fraction * max(self._seen, MIN_EXAMPLES_FOR_FRACTION)
-        _check_corrupt(self.skipped, self._seen, allowed)
+        self._loaded += len(self._places.rows)
+        read = self._loaded + self.skipped
+        allowed = self._max_corrupt_fraction * max(read, MIN_EXAMPLES_FOR_FRACTION)
+        _check_corrupt(self.skipped, read, allowed)
         return batch
 
     def get_state(self) -> bytes:
@@ -321,10 +322,10 @@ def _read(source: Source, index: int) -> Example:
     return example
 
 
-def _check_corrupt(skipped: int, seen: int, allowed: float) -> None:
+def _check_corrupt(skipped: int, read: int, allowed: float) -> None:
     if skipped > allowed:
         raise TooManyCorruptError(
-            f"{skipped} of {seen:,} examples were corrupt, more than max_corrupt_fraction allows "
+            f"{skipped} of {read:,} examples were corrupt, more than max_corrupt_fraction allows "
             f"({allowed:.6g}); the log names them"
         )
 
