@@ -65,7 +65,7 @@ def main() -> None:
         short = Bench(folder / "short", folder / "cache")
         parts: list[Callable[[], list[Record]]] = [
             lambda: sigkill(long, rng),
-            lambda: sigterm(short, rng),
+            lambda: sigterm(long, rng),
             lambda: sigterm_together(short),
             lambda: damaged(short, rng),
             lambda: workdirs(short),

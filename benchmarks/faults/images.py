@@ -56,5 +56,5 @@ def images(folder: Path) -> list[Record]:
     loaded = sum(len(next(batches)["label"]) for _ in range(MUTATIONS // 100))
     batches.close()
     faulthandler.cancel_dump_traceback_later()
-    note = f"{batches.skipped} skipped; no crash, no hang"
+    note = f"{batches.skipped} skipped on the way; no crash, no hang"
     return [hostile, Record("randomly mutated image files", MUTATIONS, loaded, note=note)]
