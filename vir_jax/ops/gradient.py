@@ -18,11 +18,11 @@ sum_n n (q_n . dq_n) - n (k_n . dk_n) is a small difference of two sums that gro
 
 Every form is a function
 
-    form(q, k, v, log_decay, arriving, *, reverse) -> (out, final)
+    form(q, k, v, log_decay, arriving, *, reverse, with_final) -> (out, final)
 
 of q, k [b, n, h, d], v [b, n, h, e], log_decay [h] fp32 and arriving [b, h, ..., d, e] fp32 (None is zero).
 `arriving` is the state that meets the first token, decayed on its way already; `final` (fp32) the state after the
-last one; `out` has v's dtype. `reverse` runs time backward: the last token is the first.
+last one, or None unless `with_final`; `out` has v's dtype. `reverse` runs time backward: the last token is the first.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-Form = Callable[..., tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"]]]
+Result = tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"] | None]
+Form = Callable[..., Result]
 Arguments = tuple[
     Float[Array, "b n h d"],
     Float[Array, "b n h d"],
@@ -41,7 +42,6 @@ Arguments = tuple[
     Float32[Array, "h"],
     Float32[Array, "b h *x d e"] | None,
 ]
-Result = tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"] | None]
 
 
 def differentiable(
@@ -69,8 +69,7 @@ def differentiable(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _retention(form: Form, order: int, reverse: bool, with_final: bool, *arguments: Any) -> Result:
-    out, final = _by_decay(form, order)(*arguments, reverse=reverse)
-    return out, final if with_final else None
+    return _by_decay(form, order)(*arguments, reverse=reverse, with_final=with_final)
 
 
 def _forward(
@@ -113,10 +112,10 @@ def _by_decay(form: Form, order: int) -> Form:
         return form
 
     def derivative(
-        q: Array, k: Array, v: Array, log_decay: Array, arriving: Array | None, *, reverse: bool
-    ) -> tuple[Array, Array]:
-        def of_decay(log_decay: Array) -> tuple[Array, Array]:
-            return _by_decay(form, order - 1)(q, k, v, log_decay, arriving, reverse=reverse)
+        q: Array, k: Array, v: Array, log_decay: Array, arriving: Array | None, **options: bool
+    ) -> Result:
+        def of_decay(log_decay: Array) -> Result:
+            return _by_decay(form, order - 1)(q, k, v, log_decay, arriving, **options)
 
         # A head depends on its own decay alone, so one tangent of ones serves all heads.
         return jax.jvp(of_decay, (log_decay,), (jnp.ones_like(log_decay),))[1]

@@ -26,11 +26,12 @@ def chunkwise(
     grid: tuple[int, int],
     chunk_rows: int,
     reverse: bool,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
+    with_final: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
     """A scan over bands of `chunk_rows` rows. See `gradient` and `grid_parallel` for the signature."""
     rows, cols = grid
     if rows <= chunk_rows:
-        return parallel(q, k, v, log_decay, arriving, grid=grid, reverse=reverse)
+        return parallel(q, k, v, log_decay, arriving, grid=grid, reverse=reverse, with_final=with_final)
     bands = (rows - 1) // chunk_rows
     rest = rows - bands * chunk_rows  # left for the last band in time, ragged or whole
     gamma = jnp.exp(log_decay)[:, None, None, None]
@@ -50,4 +51,4 @@ def chunkwise(
     # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
     (own, out), _ = jax.lax.scan(step, (own, v), first_rows, reverse=reverse)
     own, out = one_band(own, out, 0 if reverse else rows - rest, rest)
-    return out, along_columns(own, log_decay, reverse=reverse)
+    return out, along_columns(own, log_decay, reverse=reverse) if with_final else None

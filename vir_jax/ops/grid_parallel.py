@@ -17,14 +17,15 @@ def parallel(
     *,
     grid: tuple[int, int],
     reverse: bool,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
+    with_final: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
     """The masked einsum over the grid and its trailing tokens. See `gradient` for the signature of every form.
 
     Over a grid the arriving state is each column's own: it counts into k^T v of the first row's tokens. The final one
     is summed along the columns. That makes reverse retention the transpose of retention, states included.
     """
     out, own = band(q, k, v, log_decay, arriving, grid=grid, reverse=reverse)
-    return out, along_columns(own, log_decay, reverse=reverse)
+    return out, along_columns(own, log_decay, reverse=reverse) if with_final else None
 
 
 def band(

@@ -24,7 +24,8 @@ def recurrent(
     *,
     grid: tuple[int, int],
     reverse: bool,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
+    with_final: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
     """A scan over rows of a scan over columns. See `gradient` and `grid_parallel` for the signature."""
     (rows, cols), (b, n, h, _), e = grid, q.shape, v.shape[-1]
     precision = matmul_precision(q, k, v)
@@ -49,4 +50,5 @@ def recurrent(
     own = empty_grid_state(k, v, cols) if arriving is None else arriving
     above = along_columns(own, log_decay, reverse=reverse)
     state, out = jax.lax.scan(row, jnp.moveaxis(above, 2, 0), (*tokens, decay), reverse=reverse)
-    return jnp.moveaxis(out.reshape(n, b, h, e), 0, 1), jnp.moveaxis(state, 0, 2)
+    out = jnp.moveaxis(out.reshape(n, b, h, e), 0, 1)
+    return out, jnp.moveaxis(state, 0, 2) if with_final else None

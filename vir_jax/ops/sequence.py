@@ -16,6 +16,7 @@ from vir_jax.ops.checks import (
     check_tokens,
 )
 from vir_jax.ops.gradient import Form, Result, differentiable
+from vir_jax.ops.kernels import PLATFORMS, kernel_form
 from vir_jax.ops.sequence_chunkwise import chunkwise
 from vir_jax.ops.sequence_parallel import parallel
 from vir_jax.ops.sequence_recurrent import recurrent
@@ -40,6 +41,7 @@ def retention(
     initial_state: Array | None = ...,
     return_state: Literal[False] = ...,
     scale: float | None = ...,
+    implementation: str | None = ...,
 ) -> Array: ...
 
 
@@ -55,6 +57,7 @@ def retention(
     initial_state: Array | None = ...,
     return_state: Literal[True],
     scale: float | None = ...,
+    implementation: str | None = ...,
 ) -> tuple[Array, Array]: ...
 
 
@@ -69,6 +72,7 @@ def retention(
     initial_state: Float32[Array, "b h d e"] | None = None,
     return_state: bool = False,
     scale: float | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "b n h e"] | tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
     """Retention (PAPER section 1): o_n = scale q_n S_n with S_n = gamma S_{n-1} + k_n^T v_n.
 
@@ -89,6 +93,8 @@ def retention(
         initial_state: The state S after the tokens before these, [b, h, d, e] fp32; None is zero.
         return_state: Whether to return the state after the last token, too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
+        implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs. None is "xla", as no kernel
+            has been measured yet. Under `jit` with sharded arguments a kernel wants `jax.shard_map` around it.
 
     Returns:
         The output [b, n, h, e] in v's dtype; with `return_state`, (output, state [b, h, d, e] fp32). Decays, scores,
@@ -98,16 +104,19 @@ def retention(
     again in reverse. Forward differentiation (`jax.jvp`) is not defined.
 
     Raises:
-        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a known decay outside (0, 1].
+        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a known decay outside (0, 1]; a kernel that
+            does not exist, or is not for this mode or platform.
     """
     check_mode(mode)
     check_chunk("chunk_size", chunk_size)
+    _check_implementation(implementation, mode, chunk_size)
     check_scale(scale)
     check_tokens(q, k, v)
     b, _, h, d = q.shape
     check_log_decay(log_decay, h)
     check_state(initial_state, (b, h, d, v.shape[-1]))
-    out, state = _retention(q, k, v, log_decay, initial_state, mode, chunk_size, return_state, scale)
+    kernel = None if implementation == "xla" else implementation
+    out, state = _retention(q, k, v, log_decay, initial_state, mode, chunk_size, return_state, scale, kernel)
     return (out, state) if return_state else out
 
 
@@ -127,7 +136,7 @@ def retention_step(
     return retention(q, k, v, log_decay, initial_state=state, return_state=True, scale=scale)
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7, 8))
+@partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
 def _retention(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
@@ -138,11 +147,30 @@ def _retention(
     chunk_size: int | None,
     return_state: bool,
     scale: float | None,
+    kernel: str | None,
 ) -> Result:
     q, k = scaled(q, k, scale)
     arriving = None if initial_state is None else jnp.exp(log_decay)[:, None, None] * initial_state
-    form = choose_form(mode, q.shape[1], chunk_size)
+    form = kernel_form(kernel) if kernel else choose_form(mode, q.shape[1], chunk_size)
     return differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
+
+
+def _check_implementation(implementation: str | None, mode: str, chunk_size: int | None) -> None:
+    if implementation in (None, "xla"):
+        return
+    if implementation not in PLATFORMS:
+        known = ", ".join(map(repr, ("xla", *PLATFORMS)))
+        raise ValueError(f"unknown implementation {implementation!r}; expected one of {known}, or None")
+    if mode not in ("auto", "chunkwise") or chunk_size is not None:
+        raise ValueError(
+            f"{implementation!r} computes the chunkwise mode in chunks of its own; got mode {mode!r} and chunk_size "
+            f"{chunk_size}: leave both out, or use implementation='xla'"
+        )
+    if platform() != PLATFORMS[implementation]:
+        raise ValueError(
+            f"{implementation!r} is a kernel for {PLATFORMS[implementation]}, and this compiles for {platform()}; use "
+            "implementation='xla'"
+        )
 
 
 def scaled(

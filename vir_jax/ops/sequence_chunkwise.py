@@ -19,27 +19,33 @@ def chunkwise(
     *,
     chunk_size: int,
     reverse: bool,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
+    with_final: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
     """A scan over chunks of `chunk_size` tokens. See `gradient` for the signature of every form."""
     n = q.shape[1]
     if n <= chunk_size:
-        return parallel(q, k, v, log_decay, arriving, reverse=reverse)
+        return parallel(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)
     chunks = (n - 1) // chunk_size
     rest = n - chunks * chunk_size  # left for the last chunk in time, ragged or whole
     gamma = jnp.exp(log_decay)[:, None, None]
 
-    def chunk(arriving: Array, out: Array, start: Array | int, size: int) -> tuple[Array, Array]:
+    def chunk(
+        arriving: Array, out: Array, start: Array | int, size: int, *, with_final: bool
+    ) -> tuple[Array | None, Array]:
         part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
-        here, state = parallel(part(q), part(k), part(v), log_decay, arriving, reverse=reverse)
+        here, state = parallel(
+            part(q), part(k), part(v), log_decay, arriving, reverse=reverse, with_final=with_final
+        )
         return state, jax.lax.dynamic_update_slice_in_dim(out, here, start, axis=1)
 
     def step(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
-        state, out = chunk(*carry, start, chunk_size)
+        state, out = chunk(*carry, start, chunk_size, with_final=True)
+        assert state is not None
         return (gamma * state, out), None
 
     arriving = empty_state(k, v) if arriving is None else arriving
     starts = (rest if reverse else 0) + chunk_size * jnp.arange(chunks)
     # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
     (passed, out), _ = jax.lax.scan(step, (arriving, v), starts, reverse=reverse)
-    final, out = chunk(passed, out, 0 if reverse else n - rest, rest)
+    final, out = chunk(passed, out, 0 if reverse else n - rest, rest, with_final=with_final)
     return out, final

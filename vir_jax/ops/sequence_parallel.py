@@ -15,7 +15,8 @@ def parallel(
     arriving: Float32[Array, "b h d e"] | None,
     *,
     reverse: bool,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
+    with_final: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
     """The masked einsum: n^2 scores, all at once. See `gradient` for the signature of every form."""
     n = q.shape[1]
     precision = matmul_precision(q, k, v)
@@ -25,10 +26,14 @@ def parallel(
 
     scores = contract("bhnd,bhdm->bhnm", q, k, precision) * decay_between(log_decay, time, time)
     out = contract("bhnm,bhme->bhne", scores, v, precision)
-    to_end = decay_power(log_decay, n - 1 - time)[:, None]
-    final = contract("bhdn,bhne->bhde", k * to_end, v, precision)
     if arriving is not None:
         from_start = decay_power(log_decay, time)[..., None]
         out += from_start * contract("bhnd,bhde->bhne", q, arriving, precision)
+    out = jnp.swapaxes(out.astype(v.dtype), 1, 2)
+    if not with_final:
+        return out, None
+    to_end = decay_power(log_decay, n - 1 - time)[:, None]
+    final = contract("bhdn,bhne->bhde", k * to_end, v, precision)
+    if arriving is not None:
         final += decay_power(log_decay, jnp.array(n - 1))[:, None, None] * arriving
-    return jnp.swapaxes(out.astype(v.dtype), 1, 2), final
+    return out, final

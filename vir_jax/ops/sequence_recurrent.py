@@ -15,7 +15,8 @@ def recurrent(
     arriving: Float32[Array, "b h d e"] | None,
     *,
     reverse: bool,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
+    with_final: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
     """A scan over tokens with one [d, e] state per head. See `gradient` for the signature of every form."""
     precision = matmul_precision(q, k, v)
     # What arrives was decayed on its way, so the first token meets it with a decay of one.
@@ -30,4 +31,4 @@ def recurrent(
     tokens = (*(jnp.moveaxis(x, 1, 0) for x in (q, k, v)), decay)
     state = empty_state(k, v) if arriving is None else arriving
     final, out = jax.lax.scan(step, state, tokens, reverse=reverse)
-    return jnp.moveaxis(out, 0, 1), final
+    return jnp.moveaxis(out, 0, 1), final if with_final else None

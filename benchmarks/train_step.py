@@ -1,0 +1,179 @@
+"""The whole training step of ViR, of ViT beside it, and of timm's ViT-B where torch and timm are installed.
+
+    python -m benchmarks.train_step                       # an accelerator; --models, --sizes and --batch_size choose
+
+The recipe of configs/vir_b.py on one device: mixup, cutmix and normalisation of uint8 images that lie on the device
+already, forward and backward pass in bfloat16, clipping, LAMB, moving average. timm's step has no mixup and no moving
+average, and fused AdamW. The steps of one size take turns. Writes benchmarks/results/train_step.{md,json}.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from benchmarks.timing import machine, markdown_table, write_results
+from vir_jax.training.compile_report import IMAGENET_EXAMPLES
+from vir_jax.training.config import default_config
+from vir_jax.training.hardware import CHIPS
+from vir_jax.training.mesh import make_mesh
+from vir_jax.training.model import model_functions
+from vir_jax.training.program import make_program
+from vir_jax.training.summary import compiled_memory
+
+TIMM = "timm vit_base_patch16"
+MODELS = ("vir_s16", "vir_b16", "vit_s16", "vit_b16", TIMM)
+BATCH_SIZES = {224: 256, 512: 64, 1024: 16}  # About as many tokens each.
+ROUNDS, SECONDS_A_ROUND = 7, 1.0
+Run = Callable[[int], None]
+"""Does so many steps, and waits for the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One model at one size; seconds of a step, None where it did not fit into memory."""
+
+    model: str
+    size: int
+    batch_size: int
+    seconds: float | None
+    flops: float  # of the model, forward and backward, in a step
+    memory: int | None  # bytes that the step asks for
+
+    def row(self, peak: float | None) -> list[str]:
+        """Of the table."""
+        row = [self.model, f"{self.size} px", str(self.batch_size)]
+        if self.seconds is None:
+            return [*row, "out of memory", "", "", ""]
+        utilisation = "" if peak is None else f"{100 * self.flops / self.seconds / peak:.0f} %"
+        memory = "" if self.memory is None else f"{self.memory / 2**30:.1f}"
+        speed = f"{self.batch_size / self.seconds:,.0f}"
+        return [*row, speed, f"{1e3 * self.seconds:.1f}", utilisation, memory]
+
+
+def our_step(name: str, size: int, batch_size: int) -> tuple[Run, int]:
+    """The step, compiled, and the bytes that it asks for."""
+    config = default_config()
+    config.model.name, config.model.image_size, config.batch_size = name, (size, size), batch_size
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    program = make_program(config, mesh, num_classes=1000, steps_per_epoch=IMAGENET_EXAMPLES / batch_size)
+    step = program.compile()
+    state = program.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
+        "label": rng.integers(0, 1000, batch_size, np.int32),
+    }
+    batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, program.batch)
+
+    def run(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return run, compiled_memory(step)["total"]
+
+
+def timm_step(size: int, batch_size: int) -> tuple[Run, None]:
+    """timm's ViT-B with torch.compile and autocast to bfloat16."""
+    import timm
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")
+    model = timm.create_model("vit_base_patch16_224", img_size=size, drop_path_rate=0.2).to(device)
+    compiled = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
+    images = torch.randn(batch_size, 3, size, size, device=device)
+    targets = torch.softmax(torch.randn(batch_size, 1000, device=device), dim=-1)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            with torch.autocast(device, torch.bfloat16):
+                loss = torch.nn.functional.cross_entropy(compiled(images), targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return run, None
+
+
+def measure(models: list[str], size: int, batch_size: int) -> list[Record]:
+    """All models at one size; their rounds take turns."""
+    runs: dict[str, Run] = {}
+    memory: dict[str, int | None] = {}
+    for name in models:
+        try:
+            runs[name], memory[name] = (
+                timm_step(size, batch_size) if name == TIMM else our_step(name, size, batch_size)
+            )
+            runs[name](2)
+        except Exception as error:
+            if not any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "out of memory")):
+                raise
+            runs.pop(name, None)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    steps = dict.fromkeys(runs, 1)
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(steps[name])
+            times[name].append((time.perf_counter() - start) / steps[name])
+            steps[name] = max(1, round(SECONDS_A_ROUND / times[name][-1]))
+    return [
+        Record(
+            model=name,
+            size=size,
+            batch_size=batch_size,
+            seconds=statistics.median(times[name][1:]) if name in runs else None,
+            flops=3 * batch_size * forward_flops("vit_b16" if name == TIMM else name, size),
+            memory=memory.get(name),
+        )
+        for name in models
+    ]
+
+
+def forward_flops(name: str, size: int) -> float:
+    """Of a model, for one image."""
+    config = default_config().model
+    config.name, config.image_size = name, (size, size)
+    flops = model_functions(config, 1000).flops((size, size))
+    assert flops is not None  # of these models all are counted
+    return flops
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: all")
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(BATCH_SIZES), help="pixels of a side")
+    parser.add_argument("--batch_size", type=int, help="of every size; default: as many tokens each")
+    arguments = parser.parse_args()
+    models = list(arguments.models)
+    if TIMM in models and not all(importlib.util.find_spec(module) for module in ("torch", "timm")):
+        models.remove(TIMM)
+        print("torch and timm are not installed: without timm's ViT-B")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room beside JAX.
+    chip = CHIPS.get(jax.devices()[0].device_kind)
+    records: list[Record] = []
+    header = ["training step", "size", "batch", "images/s", "ms", "utilisation", "GiB"]
+    for size in arguments.sizes:
+        records += measure(models, size, arguments.batch_size or BATCH_SIZES.get(size, 16))
+        rows = [record.row(None if chip is None else chip.peak_flops) for record in records]
+        where = ", ".join(f"{key} {value}" for key, value in machine().items())
+        table = f"# Training step\n\n{where}\n\n{markdown_table(header, rows)}"
+        print(table, flush=True)
+        write_results("train_step", table, records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Kernels in interpret mode, held against the specification as other forms are; and compiled for TPUs."""
+
+import importlib.util
+import os
+from functools import partial
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from tests.ops.cases import assert_close, assert_transforms_agree, random_case, relative_rms
+from vir_jax.ops import kernels, retention, sequence
+from vir_jax.ops.kernels import pallas_tpu
+from vir_jax.ops.kernels.pallas_tpu import CHUNK_SIZE, ONE_CHUNK
+from vir_jax.ops.reference import naive_retention, naive_retention_gradients
+from vir_jax.training.compile_report import topology_devices
+from vir_jax.training.mesh import make_mesh
+
+# Several processes of tests may compile for TPUs at a time.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for TPUs needs requirements-compile.txt"
+)
+FP32 = 3e-6
+NAMES = tuple(kernels.PLATFORMS)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Kernels run on this machine."""
+    for name in NAMES:
+        module = import_module(f"vir_jax.ops.kernels.{name}")
+        monkeypatch.setattr(module, "chunkwise", partial(module.chunkwise, interpret=True))
+        monkeypatch.setitem(kernels.PLATFORMS, name, sequence.platform())
+
+
+def run(case, name, **options):
+    """Output and final state, and the gradients of everything differentiable."""
+
+    def op(*arguments):
+        q, k, v, log_decay, state = arguments
+        return retention(
+            q, k, v, log_decay, initial_state=state, return_state=True, implementation=name, **options
+        )
+
+    @jax.jit
+    def results_and_gradients(arguments, cotangents):
+        results, pull_back = jax.vjp(op, *arguments)
+        return results, pull_back(cotangents)
+
+    return results_and_gradients(case.arguments, case.cotangents)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("n", "h", "d", "e"),
+    [
+        (1, 3, 8, 5),  # widths of no lane's size: all heads at once
+        (63, 2, 64, 64),
+        (197, 4, 64, 32),  # one chunk; four heads a step
+        (ONE_CHUNK + 1, 2, 128, 64),  # a last chunk of one token
+        (577, 4, 32, 32),
+        (4 * CHUNK_SIZE, 1, 64, 128),  # whole chunks
+    ],
+)
+def test_agrees_with_the_reference(name, n, h, d, e):
+    case = random_case(n=n, h=h, d=d, e=e)
+    arrays = list(map(np.asarray, case))
+    assert_close(run(case, name), (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_errors_are_those_of_xla(name, dtype):
+    case = random_case(b=1, n=500, h=2, d=64, e=64)
+    half = case._replace(**{x: getattr(case, x).astype(dtype) for x in ("q", "k", "v", "d_out")})
+    rounded = [np.asarray(x, np.float64) for x in half]
+    expected = naive_retention(*rounded[:5]), naive_retention_gradients(*rounded)
+    ours, xla = run(half, name), run(half, "xla")
+    for value, other in zip(jax.tree.leaves(ours), jax.tree.leaves(xla), strict=True):
+        assert value.dtype == other.dtype
+    for value, other, exact in zip(*map(jax.tree.leaves, (ours, xla, expected)), strict=True):
+        assert relative_rms(value, exact) <= 1.02 * relative_rms(other, exact) + 1e-6
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", NAMES)
+def test_decays_at_the_ends_of_their_range(name):
+    case = random_case(n=300)._replace(log_decay=jnp.array([0.0, -1e-7, -120.0]))
+    arrays = list(map(np.asarray, case))
+    assert_close(run(case, name), (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", NAMES)
+def test_without_states(name):
+    case = random_case(n=300, d=64, e=64, h=2)
+    out = jax.jit(partial(retention, implementation=name))(*case.tokens, case.log_decay)
+    assert_close(out, retention(*case.tokens, case.log_decay), FP32)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", NAMES)
+def test_vmap_jit_and_remat(name):
+    assert_transforms_agree(partial(retention, implementation=name), random_case(b=4, n=20), FP32)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", NAMES)
+def test_vmap_over_decays(name):
+    case = random_case(n=20)
+    decays = jnp.stack([case.log_decay, 2 * case.log_decay])
+    both = jax.vmap(lambda a: retention(*case.tokens, a, implementation=name))(decays)
+    for out, log_decay in zip(both, decays, strict=True):
+        assert_close(out, retention(*case.tokens, log_decay), FP32)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", NAMES)
+def test_batch_and_heads_over_devices(name):
+    case = random_case(b=4, n=300, h=4, d=64, e=64)
+
+    def loss(implementation, *arguments):
+        return jnp.sum(jnp.sin(retention(*arguments, implementation=implementation)))
+
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    tokens, heads = P("data", None, "tensor"), P("tensor")
+    total = jax.shard_map(
+        lambda *x: jax.lax.psum(loss(name, *x), ("data", "tensor")),
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, heads),
+        out_specs=P(),
+        check_vma=False,  # interpret mode does not track it
+    )
+    ours = jax.jit(jax.grad(total, range(3)))(*case.arguments[:4])
+    assert_close(ours, jax.grad(partial(loss, "xla"), range(3))(*case.arguments[:4]), FP32)
+
+
+def test_a_kernel_is_used_or_an_error_says_why_not(interpreted):
+    case = random_case(n=4)
+    with pytest.raises(
+        ValueError, match="unknown implementation 'triton'; expected one of 'xla', 'pallas_tpu'"
+    ):
+        retention(*case.tokens, case.log_decay, implementation="triton")
+    for options in ({"mode": "parallel"}, {"chunk_size": 8}):
+        with pytest.raises(ValueError, match="computes the chunkwise mode in chunks of its own"):
+            retention(*case.tokens, case.log_decay, implementation="pallas_tpu", **options)
+
+
+def test_a_kernel_wants_its_platform():
+    case = random_case(n=4)
+    with pytest.raises(ValueError, match="'pallas_tpu' is a kernel for tpu, and this compiles for cpu"):
+        retention(*case.tokens, case.log_decay, implementation="pallas_tpu")
+
+
+def compiled_for_tpus(topology, dtype, b, n, h, d, e, transform=lambda op, mesh: op):
+    """Output, final state and all gradients but the decay's, over the data axis of the topology."""
+
+    def op(q, k, v, log_decay, state):
+        return retention(
+            q, k, v, log_decay, initial_state=state, return_state=True, implementation="pallas_tpu"
+        )
+
+    def gradients(arguments, cotangents):
+        results, pull_back = jax.vjp(transform(op, mesh), *arguments)
+        dq, dk, dv, _, d_state = pull_back(cotangents)
+        return results, dq, dk, dv, d_state
+
+    qk, v = (jax.ShapeDtypeStruct((b, n, h, width), dtype) for width in (d, e))
+    log_decay, state = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((h,), (b, h, d, e)))
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1, devices=topology_devices(topology)[: min(b, 4)])
+    with jax.set_mesh(mesh):
+        return jax.jit(gradients).lower((qk, qk, v, log_decay, state), (v, state)).compile()
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float16])
+@pytest.mark.parametrize(
+    ("n", "h", "d", "e"),
+    [(197, 6, 64, 64), (4097, 12, 64, 64), (577, 4, 128, 32), (65, 3, 32, 64)],
+)
+def test_compiles_for_tpus(topology, dtype, n, h, d, e):
+    program = compiled_for_tpus(topology, dtype, 1, n, h, d, e).as_text()
+    # Forward, and one for each of q, k and v.
+    assert program.count('custom_call_target="tpu_custom_call"') == 4
+
+
+def _over_devices(op, mesh):
+    tokens, state = P("data"), P("data")
+    return jax.shard_map(
+        op, mesh=mesh, in_specs=(tokens, tokens, tokens, P(), state), out_specs=(tokens, state)
+    )
+
+
+def _mapped(op, mesh):
+    return lambda *x: jax.tree.map(
+        lambda y: y[0], jax.vmap(op, (0, 0, 0, None, 0))(*(y[None] if y.ndim > 1 else y for y in x))
+    )
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("b", "transform"), [(4, _over_devices), (1, _mapped), (1, lambda op, _: jax.checkpoint(op))]
+)
+def test_transformed_kernels_compile(b, transform):
+    program = compiled_for_tpus("v5e:2x2", jnp.bfloat16, b, 300, 4, 64, 64, transform).as_text()
+    assert program.count('custom_call_target="tpu_custom_call"') >= 4
+
+
+@needs_libtpu
+def test_a_broken_kernel_does_not_compile(monkeypatch):
+    monkeypatch.setattr(pallas_tpu, "ONE_CHUNK", 2048)  # A mask of 32 MB.
+    with pytest.raises(Exception, match=r"(?i)vmem"):
+        compiled_for_tpus("v5e:2x2", jnp.bfloat16, 1, 2048, 2, 64, 64)

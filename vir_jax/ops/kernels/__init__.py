@@ -1,0 +1,51 @@
+"""Retention by kernels written for one kind of accelerator each; `gradient` says what a form is."""
+
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Float32
+
+from vir_jax.ops.gradient import Form, Result
+from vir_jax.ops.sequence_chunkwise import chunkwise
+
+# What a kernel is written for, by its name, which is its module's too.
+PLATFORMS = {"pallas_tpu": "tpu"}
+
+
+def kernel_form(name: str) -> Form:
+    """The kernel of that name, which can be differentiated forward by the decay, as `gradient` asks of a form."""
+    # Here, because importing Pallas takes half a second.
+    return partial(_by_kernel, import_module(f"{__name__}.{name}").chunkwise)
+
+
+def _by_kernel(kernel: Form, *arguments: Array | None, reverse: bool, with_final: bool) -> Result:
+    return _kernel(kernel, reverse, with_final, *arguments)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _kernel(
+    kernel: Form,
+    reverse: bool,
+    with_final: bool,
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
+    log_decay: Float32[Array, "h"],
+    arriving: Float32[Array, "b h d e"] | None,
+) -> Result:
+    return kernel(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)
+
+
+@partial(_kernel.defjvp, symbolic_zeros=True)
+def _(
+    kernel: Form, reverse: bool, with_final: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Result, Result]:
+    """By the decay alone, the only argument that `gradient` differentiates a form by; in XLA's chunkwise form."""
+    q, k, v, log_decay, arriving = primals
+
+    def of_decay(log_decay: Array) -> Result:
+        return chunkwise(q, k, v, log_decay, arriving, chunk_size=128, reverse=reverse, with_final=with_final)
+
+    return jax.jvp(of_decay, (log_decay,), (tangents[3],))
