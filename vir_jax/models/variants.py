@@ -99,8 +99,7 @@ def create_model(
         bidirectional: let ViR read the patches forwards, then backwards: [p1..pN, pN..p1, class token].
         layer_scale: initial LayerScale; `None`: the model has none; "default": 1e-5 for ViR, none for ViT.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
-        remat: recompute each block in the backward pass: `True`: all of it, or one of
-            `jax.checkpoint_policies`. (On a CPU, XLA undoes it in jax 0.10; in 0.12 it does save memory.)
+        remat: recompute each block in the backward pass: `True`: all of it, or one of `jax.checkpoint_policies`.
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
         chunk_size: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
 
