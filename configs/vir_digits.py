@@ -2,7 +2,7 @@
 
 python train.py --config=configs/vir_digits.py --workdir=runs/vir_digits
 
-Cost: 203,146 parameters, 75 s on two CPU cores from start to end. Result: 98.6 % top-1 (one run, seed 0).
+Cost: 203,146 parameters, 84 s on two CPU cores from start to end. Result: 97.5 % top-1 (one run, seed 0).
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from vir_jax.training.config import default_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = default_config()
-    config.epochs = 60.0
+    config.epochs = 45.0
     config.batch_size = 128
     config.label_smoothing = 0.1
     config.ema_decay = 0.99
@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.image_size = (8, 8)
     config.model.drop_path = 0.0
     config.model.dtype = "float32"
+    config.model.remat = True  # On a CPU quicker than memory for all that the backward pass wants.
 
     config.data.dataset = "digits"
     config.data.eval_split = "test"
