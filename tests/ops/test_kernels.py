@@ -25,6 +25,8 @@ os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="compiling for TPUs needs requirements-compile.txt"
 )
+TPUS = ("v5e:2x2", "v6e:2x2")
+HALF = (jnp.bfloat16, jnp.float16)
 FP32 = 3e-6
 NAMES = tuple(kernels.PLATFORMS)
 
@@ -76,7 +78,7 @@ def test_agrees_with_the_reference(name, n, h, d, e):
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", HALF)
 def test_errors_are_those_of_xla(name, dtype):
     case = random_case(b=1, n=500, h=2, d=64, e=64)
     half = case._replace(**{x: getattr(case, x).astype(dtype) for x in ("q", "k", "v", "d_out")})
@@ -180,11 +182,14 @@ def compiled_for_tpus(topology, dtype, b, n, h, d, e, transform=lambda op, mesh:
 
 
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float16])
 @pytest.mark.parametrize(
-    ("n", "h", "d", "e"),
-    [(197, 6, 64, 64), (4097, 12, 64, 64), (577, 4, 128, 32), (65, 3, 32, 64)],
+    ("topology", "dtype", "n", "h", "d", "e"),
+    [
+        *((topology, dtype, 4097, 12, 64, 64) for topology in TPUS for dtype in (*HALF, jnp.float32)),
+        ("v5e:2x2", jnp.bfloat16, 197, 6, 64, 64),
+        ("v5e:2x2", jnp.bfloat16, 577, 4, 128, 32),
+        ("v5e:2x2", jnp.float32, 65, 3, 32, 64),
+    ],
 )
 def test_compiles_for_tpus(topology, dtype, n, h, d, e):
     program = compiled_for_tpus(topology, dtype, 1, n, h, d, e).as_text()
