@@ -44,6 +44,7 @@ lock:
 	$(LOCK) -c requirements-all.tmp --extra inspect -o requirements-inspect.txt
 	$(LOCK) -c requirements-all.tmp --extra prepare -o requirements-prepare.txt
 	$(LOCK) -c requirements-all.tmp --extra compile -o requirements-compile.txt
+	$(LOCK) -c requirements-all.tmp --extra compile-gpu -o requirements-compile-gpu.txt
 	rm requirements-all.tmp
 
 clean:

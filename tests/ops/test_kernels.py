@@ -2,19 +2,22 @@
 
 import importlib.util
 import os
+import pkgutil
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from tests.ops.cases import assert_close, assert_transforms_agree, random_case, relative_rms
 from vir_jax.ops import kernels, retention, sequence
-from vir_jax.ops.kernels import pallas_tpu
+from vir_jax.ops.kernels import mosaic_gpu, pallas_tpu
 from vir_jax.ops.kernels.pallas_tpu import CHUNK_SIZE, ONE_CHUNK
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
 from vir_jax.training.compile_report import topology_devices
@@ -22,11 +25,26 @@ from vir_jax.training.mesh import make_mesh
 
 # Several processes of tests may compile for TPUs at a time.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+
+
+def plugins():
+    """JAX's for other platforms."""
+    try:
+        import jax_plugins
+    except ModuleNotFoundError:
+        return []
+    return [module.name for module in pkgutil.iter_modules(jax_plugins.__path__)]
+
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="compiling for TPUs needs requirements-compile.txt"
 )
 TPUS = ("v5e:2x2", "v6e:2x2")
 HALF = (jnp.bfloat16, jnp.float16)
+needs_cuda = pytest.mark.skipif(
+    not any(name.startswith("xla_cuda") for name in plugins()),
+    reason="compiling for GPUs needs requirements-compile-gpu.txt",
+)
 FP32 = 3e-6
 NAMES = tuple(kernels.PLATFORMS)
 
@@ -66,12 +84,13 @@ def run(case, name, **options):
         (63, 2, 64, 64),
         (197, 4, 64, 32),  # one chunk; four heads a step
         (ONE_CHUNK + 1, 2, 128, 64),  # a last chunk of one token
-        (577, 4, 32, 32),
+        (321, 4, 32, 32),
         (4 * CHUNK_SIZE, 1, 64, 128),  # whole chunks
+        (1100, 1, 64, 64),  # on a GPU two segments, the second one shorter
     ],
 )
 def test_agrees_with_the_reference(name, n, h, d, e):
-    case = random_case(n=n, h=h, d=d, e=e)
+    case = random_case(b=1, n=n, h=h, d=d, e=e)
     arrays = list(map(np.asarray, case))
     assert_close(run(case, name), (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
 
@@ -88,7 +107,8 @@ def test_errors_are_those_of_xla(name, dtype):
     for value, other in zip(jax.tree.leaves(ours), jax.tree.leaves(xla), strict=True):
         assert value.dtype == other.dtype
     for value, other, exact in zip(*map(jax.tree.leaves, (ours, xla, expected)), strict=True):
-        assert relative_rms(value, exact) <= 1.02 * relative_rms(other, exact) + 1e-6
+        # States are fp32. A CPU multiplies them exactly; accelerators, in sixteen bits or so.
+        assert relative_rms(value, exact) <= max(1.02 * relative_rms(other, exact), FP32)
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -107,10 +127,19 @@ def test_without_states(name):
     assert_close(out, retention(*case.tokens, case.log_decay), FP32)
 
 
+# The interpreter of GPU kernels has effects that `remat` cannot have, and knows one device.
+@pytest.mark.usefixtures("interpreted")
+def test_vmap_jit_and_remat():
+    assert_transforms_agree(partial(retention, implementation="pallas_tpu"), random_case(b=4, n=20), FP32)
+
+
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", NAMES)
-def test_vmap_jit_and_remat(name):
-    assert_transforms_agree(partial(retention, implementation=name), random_case(b=4, n=20), FP32)
+def test_vmap_over_sequences(name):
+    case = random_case(n=20)
+    each = jax.vmap(lambda q, k, v: retention(q, k, v, case.log_decay, implementation=name))
+    out = each(*(x[:, None] for x in case.tokens))
+    assert_close(out[:, 0], retention(*case.tokens, case.log_decay), FP32)
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -124,8 +153,7 @@ def test_vmap_over_decays(name):
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", NAMES)
-def test_batch_and_heads_over_devices(name):
+def test_batch_and_heads_over_devices():
     case = random_case(b=4, n=300, h=4, d=64, e=64)
 
     def loss(implementation, *arguments):
@@ -134,7 +162,7 @@ def test_batch_and_heads_over_devices(name):
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     tokens, heads = P("data", None, "tensor"), P("tensor")
     total = jax.shard_map(
-        lambda *x: jax.lax.psum(loss(name, *x), ("data", "tensor")),
+        lambda *x: jax.lax.psum(loss("pallas_tpu", *x), ("data", "tensor")),
         mesh=mesh,
         in_specs=(tokens, tokens, tokens, heads),
         out_specs=P(),
@@ -147,12 +175,15 @@ def test_batch_and_heads_over_devices(name):
 def test_a_kernel_is_used_or_an_error_says_why_not(interpreted):
     case = random_case(n=4)
     with pytest.raises(
-        ValueError, match="unknown implementation 'triton'; expected one of 'xla', 'pallas_tpu'"
+        ValueError, match="unknown implementation 'triton'; expected one of 'xla', 'mosaic_gpu', 'pallas_tpu'"
     ):
         retention(*case.tokens, case.log_decay, implementation="triton")
     for options in ({"mode": "parallel"}, {"chunk_size": 8}):
         with pytest.raises(ValueError, match="computes the chunkwise mode in chunks of its own"):
             retention(*case.tokens, case.log_decay, implementation="pallas_tpu", **options)
+    wide = random_case(n=4, d=64, e=160)
+    with pytest.raises(ValueError, match="'mosaic_gpu' takes key and value widths up to 128; got 64 and 160"):
+        retention(*wide.tokens, wide.log_decay, implementation="mosaic_gpu")
 
 
 def test_a_kernel_wants_its_platform():
@@ -161,13 +192,17 @@ def test_a_kernel_wants_its_platform():
         retention(*case.tokens, case.log_decay, implementation="pallas_tpu")
 
 
-def compiled_for_tpus(topology, dtype, b, n, h, d, e, transform=lambda op, mesh: op):
-    """Output, final state and all gradients but the decay's, over the data axis of the topology."""
+def hopper():
+    """An H100 that is not there."""
+    description = (Path(__file__).parent / "h100.textproto").read_text()
+    return topologies.get_topology_desc(platform="cuda", target_config=description, topology="1x1x1").devices
+
+
+def compiled(name, devices, dtype, b, n, h, d, e, transform=lambda op, mesh: op):
+    """Output, final state and all gradients but the decay's, the batch over the devices."""
 
     def op(q, k, v, log_decay, state):
-        return retention(
-            q, k, v, log_decay, initial_state=state, return_state=True, implementation="pallas_tpu"
-        )
+        return retention(q, k, v, log_decay, initial_state=state, return_state=True, implementation=name)
 
     def gradients(arguments, cotangents):
         results, pull_back = jax.vjp(transform(op, mesh), *arguments)
@@ -176,7 +211,7 @@ def compiled_for_tpus(topology, dtype, b, n, h, d, e, transform=lambda op, mesh:
 
     qk, v = (jax.ShapeDtypeStruct((b, n, h, width), dtype) for width in (d, e))
     log_decay, state = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((h,), (b, h, d, e)))
-    mesh = make_mesh(data=-1, fsdp=1, tensor=1, devices=topology_devices(topology)[: min(b, 4)])
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1, devices=devices)
     with jax.set_mesh(mesh):
         return jax.jit(gradients).lower((qk, qk, v, log_decay, state), (v, state)).compile()
 
@@ -192,7 +227,7 @@ def compiled_for_tpus(topology, dtype, b, n, h, d, e, transform=lambda op, mesh:
     ],
 )
 def test_compiles_for_tpus(topology, dtype, n, h, d, e):
-    program = compiled_for_tpus(topology, dtype, 1, n, h, d, e).as_text()
+    program = compiled("pallas_tpu", topology_devices(topology)[:1], dtype, 1, n, h, d, e).as_text()
     # Forward, and one for each of q, k and v.
     assert program.count('custom_call_target="tpu_custom_call"') == 4
 
@@ -215,7 +250,8 @@ def _mapped(op, mesh):
     ("b", "transform"), [(4, _over_devices), (1, _mapped), (1, lambda op, _: jax.checkpoint(op))]
 )
 def test_transformed_kernels_compile(b, transform):
-    program = compiled_for_tpus("v5e:2x2", jnp.bfloat16, b, 300, 4, 64, 64, transform).as_text()
+    devices = topology_devices("v5e:2x2")[:b]
+    program = compiled("pallas_tpu", devices, jnp.bfloat16, b, 300, 4, 64, 64, transform).as_text()
     assert program.count('custom_call_target="tpu_custom_call"') >= 4
 
 
@@ -223,4 +259,33 @@ def test_transformed_kernels_compile(b, transform):
 def test_a_broken_kernel_does_not_compile(monkeypatch):
     monkeypatch.setattr(pallas_tpu, "ONE_CHUNK", 2048)  # A mask of 32 MB.
     with pytest.raises(Exception, match=r"(?i)vmem"):
-        compiled_for_tpus("v5e:2x2", jnp.bfloat16, 1, 2048, 2, 64, 64)
+        compiled("pallas_tpu", topology_devices("v5e:2x2")[:1], jnp.bfloat16, 1, 2048, 2, 64, 64)
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("dtype", "b", "n", "h", "d", "e", "passes"),
+    [
+        *((dtype, 8, 577, 64, 64, 64, 1) for dtype in (*HALF, jnp.float32)),
+        *((dtype, 8, 197, 64, 128, 128, 1) for dtype in (*HALF, jnp.float32)),
+        (jnp.bfloat16, 1, 4097, 12, 64, 64, 2),
+        (jnp.bfloat16, 1, 197, 3, 32, 48, 1),
+    ],
+)
+def test_compiles_for_hopper(dtype, b, n, h, d, e, passes):
+    program = compiled("mosaic_gpu", hopper(), dtype, b, n, h, d, e).as_text()
+    assert program.count('custom_call_target="mosaic_gpu') == 4 * passes
+
+
+@needs_cuda
+@pytest.mark.parametrize("transform", [_over_devices, _mapped, lambda op, _: jax.checkpoint(op)])
+def test_transformed_kernels_compile_for_hopper(transform):
+    program = compiled("mosaic_gpu", hopper(), jnp.bfloat16, 1, 300, 4, 64, 64, transform).as_text()
+    assert program.count('custom_call_target="mosaic_gpu') >= 4
+
+
+@needs_cuda
+def test_a_broken_kernel_does_not_compile_for_hopper(monkeypatch):
+    monkeypatch.setattr(mosaic_gpu, "BLOCK", 48)  # wgmma takes 64 rows.
+    with pytest.raises(Exception, match="64"):
+        compiled("mosaic_gpu", hopper(), jnp.bfloat16, 1, 300, 4, 64, 64)

@@ -93,8 +93,9 @@ def retention(
         initial_state: The state S after the tokens before these, [b, h, d, e] fp32; None is zero.
         return_state: Whether to return the state after the last token, too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
-        implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs. None is "xla", as no kernel
-            has been measured yet. Under `jit` with sharded arguments a kernel wants `jax.shard_map` around it.
+        implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs, "mosaic_gpu" on NVIDIA
+            Hopper GPUs. None is "xla", as no kernel has been measured yet. Under `jit` with sharded arguments a kernel
+            wants `jax.shard_map` around it.
 
     Returns:
         The output [b, n, h, e] in v's dtype; with `return_state`, (output, state [b, h, d, e] fp32). Decays, scores,

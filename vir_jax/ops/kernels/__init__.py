@@ -11,7 +11,7 @@ from vir_jax.ops.gradient import Form, Result
 from vir_jax.ops.sequence_chunkwise import chunkwise
 
 # What a kernel is written for, by its name, which is its module's too.
-PLATFORMS = {"pallas_tpu": "tpu"}
+PLATFORMS = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
 
 
 def kernel_form(name: str) -> Form:

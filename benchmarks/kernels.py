@@ -1,0 +1,230 @@
+"""Kernels against XLA's forms, softmax attention by cuDNN, and flash-linear-attention, beside the byte floor.
+
+    python -m benchmarks.kernels            # an accelerator; --widths, --lengths, --tokens and --passes choose
+
+bfloat16, 768 / d heads of d. Forward, and forward with the gradients by q, k and v, at as many tokens a batch as
+`--tokens` says and at batch 1. A program makes several calls in a row, each on arrays of its own, and its time is
+divided by their number: what the host does per call is not in it, and caches do not hold the inputs. Programs take
+turns; medians. The floor is what a copy of the bytes that must move would take, at the bandwidth of a copy measured in
+the same run. flash-linear-attention takes part where torch and fla are installed, with the same decays. Writes
+benchmarks/results/kernels.{md,json}.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.timing import machine, markdown_table, write_results
+from vir_jax.ops import retention, vir_log_decay
+from vir_jax.ops.kernels import PLATFORMS
+
+MODEL_WIDTH = 768
+WIDTHS = (64, 128)
+LENGTHS = (197, 577, 1025, 4097, 16384, 65536)
+TOKENS = 65536
+PASSES = ("forward", "forward and backward")
+PARALLEL, ATTENTION, FLA = "xla, parallel", "cuDNN attention", "flash-linear-attention"
+PARALLEL_UP_TO = 2048  # tokens; the scores of more do not fit beside everything else
+CACHE_BYTES = 2**28  # what a program's inputs come to, in at most MAX_CALLS calls
+MAX_CALLS = 32
+ROUNDS = 15
+
+Operator = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Run = Callable[[], Any]
+"""Makes all calls, and waits for the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One operator at one size in one pass; `ms` of a call is None where memory did not suffice."""
+
+    width: int
+    length: int
+    batch: int
+    which: str
+    name: str
+    ms: float | None
+    floor_ms: float
+
+
+def operators(width: int, length: int) -> dict[str, Operator]:
+    """What JAX offers on this platform."""
+    op = partial(retention, log_decay=vir_log_decay(MODEL_WIDTH // width))
+    found: dict[str, Operator] = {
+        name: partial(op, implementation=name)
+        for name, platform in PLATFORMS.items()
+        if platform == jax.default_backend()
+    }
+    found["xla, chunkwise"] = partial(op, mode="chunkwise")
+    if length <= PARALLEL_UP_TO:
+        found[PARALLEL] = partial(op, mode="parallel")
+    if jax.default_backend() == "gpu":
+        found[ATTENTION] = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return found
+
+
+def jax_run(operator: Operator, which: str, width: int, length: int, batch: int, calls: int) -> Run:
+    """All calls in one compiled program."""
+
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array) -> Any:
+        if which == PASSES[0]:
+            return operator(q, k, v)
+        out, pull_back = jax.vjp(operator, q, k, v)
+        return out, pull_back(d_out)
+
+    @jax.jit
+    def inputs(key: jax.Array) -> Any:
+        shape = 4, batch, length, MODEL_WIDTH // width, width
+        return [tuple(jax.random.normal(each, shape, jnp.bfloat16)) for each in jax.random.split(key, calls)]
+
+    arrays = inputs(jax.random.key(0))
+    program = jax.jit(lambda arrays: [call(*each) for each in arrays]).lower(arrays).compile()
+    return lambda: jax.block_until_ready(program(arrays))
+
+
+def fla_run(which: str, width: int, length: int, batch: int, calls: int) -> Run:
+    """flash-linear-attention's `chunk_simple_gla`, a decay for each head."""
+    import torch
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    heads = MODEL_WIDTH // width
+    decay = torch.tensor(vir_log_decay(heads).tolist(), device="cuda")
+    decays = decay.expand(batch, length, heads).contiguous()
+    shape = 4, batch, length, heads, width
+    arrays = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(calls)]
+    inputs = [
+        (*(x.requires_grad_(which != PASSES[0]) for x in (q.clone(), k.clone(), v.clone())), d_out)
+        for q, k, v, d_out in arrays
+    ]
+
+    def run() -> None:
+        for q, k, v, d_out in inputs:
+            out, _ = chunk_simple_gla(q, k, v, g=decays)
+            if which != PASSES[0]:
+                torch.autograd.grad(out, (q, k, v), d_out)
+        torch.cuda.synchronize()
+
+    return run
+
+
+def bandwidth() -> float:
+    """Bytes a second of a copy, read and written."""
+    x = jnp.zeros(CACHE_BYTES, jnp.bfloat16)
+    copy = jax.jit(lambda x: x + 1).lower(x).compile()
+    times = measure({"copy": lambda: jax.block_until_ready(copy(x))})
+    return 2 * x.nbytes / times["copy"]
+
+
+def measure(runs: dict[str, Run]) -> dict[str, float]:
+    """Median seconds of each; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second: float) -> list[Record]:
+    """All operators."""
+    array = 2 * batch * length * MODEL_WIDTH  # bytes
+    # q, k, v and o; backward q, k, v and do are read, dq, dk and dv written.
+    floor = array * (4 if which == PASSES[0] else 11) / bytes_a_second
+    calls = max(1, min(MAX_CALLS, CACHE_BYTES // (4 * array)))
+    names: dict[str, Callable[[], Run]] = {
+        name: partial(jax_run, operator, which, width, length, batch, calls)
+        for name, operator in operators(width, length).items()
+    }
+    if all(importlib.util.find_spec(module) for module in ("torch", "fla")):
+        names[FLA] = partial(fla_run, which, width, length, batch, calls)
+    runs: dict[str, Run] = {}
+    for name, prepare in names.items():
+        try:
+            run = prepare()
+            run()
+            runs[name] = run
+        except Exception as error:
+            if not any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "out of memory")):
+                raise
+    seconds = measure(runs)
+    return [
+        Record(
+            width,
+            length,
+            batch,
+            which,
+            name,
+            1e3 * seconds[name] / calls if name in runs else None,
+            1e3 * floor,
+        )
+        for name in names
+    ]
+
+
+def table(records: list[Record], which: str) -> str:
+    """Milliseconds of each operator at each size."""
+    chosen = [record for record in records if record.which == which]
+    names = list(dict.fromkeys(record.name for record in chosen))
+    rows = []
+    for size in dict.fromkeys((record.width, record.length, record.batch) for record in chosen):
+        here = {x.name: x for x in chosen if (x.width, x.length, x.batch) == size}
+        floor = next(iter(here.values())).floor_ms
+        row = [f"d={size[0]}, N={size[1]}, b={size[2]}", f"{floor:.3f}"]
+        for name in names:
+            ms = here[name].ms if name in here else None
+            row.append(
+                "" if name not in here else "out of memory" if ms is None else f"{ms:.3f} ({floor / ms:.0%})"
+            )
+        rows.append(row)
+    return markdown_table([f"{which}, ms (floor over time)", "floor", *names], rows)
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS, help="of a head")
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="tokens of a sequence")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a batch")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    arguments = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room beside JAX.
+    bytes_a_second = bandwidth()
+    records: list[Record] = []
+    for width in arguments.widths:
+        for length in arguments.lengths:
+            for batch in dict.fromkeys((max(1, arguments.tokens // length), 1)):
+                for which in arguments.passes:
+                    records += measure_size(width, length, batch, which, bytes_a_second)
+                    write(records, bytes_a_second)
+                    print(f"{width} {length} {batch} {which}", *records[-1:], flush=True)
+    print(write(records, bytes_a_second))
+
+
+def write(records: list[Record], bytes_a_second: float) -> str:
+    """The tables of what has been measured."""
+    where = ", ".join(f"{key} {value}" for key, value in machine().items())
+    parts = [
+        "# Kernels\n",
+        f"`python -m benchmarks.kernels`; bfloat16, {MODEL_WIDTH} / d heads of d; {where}; a copy moves "
+        f"{bytes_a_second / 1e12:.2f} TB/s.\n",
+        *(table(records, which) for which in dict.fromkeys(record.which for record in records)),
+    ]
+    markdown = "\n".join(parts)
+    write_results("kernels", markdown, records)
+    return markdown
+
+
+if __name__ == "__main__":
+    main()
