@@ -7,8 +7,7 @@ a second one starts every segment from the state that arrives there.
 
 Every matrix here is of 64 x 64: a chunk is 64 tokens, and widths are cut into blocks of 64, filled up with zeros.
 Tensor cores multiply 16-bit numbers. What has more digits is a sum of bfloat16 parts, each the rounded rest of those
-before: two hold 16 bits, three all of fp32. States and scores, which stay fp32, are multiplied as two parts, or as
-three where q, k and v have more than one.
+before: two hold 16 bits, three all of fp32. States and scores, which stay fp32, are multiplied as three.
 """
 
 import inspect
@@ -30,6 +29,7 @@ FULL = 264  # blocks: two on each of a Hopper's 132 multiprocessors
 MAX_WIDTH = 128  # more blocks of keys do not fit into shared memory
 MIN_CHUNKS = 8  # of a segment, lest the states outweigh the tokens
 PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
+STATE_PARTS = PARTS["float32"]
 SWIZZLE_BYTES = 128
 
 Matrix = Float32[Array, "64 64"]
@@ -204,7 +204,6 @@ def _kernel(
     final_ref: Any = rest.pop(0) if with_final else None
     blocks = sources["k"][0].shape[-1] // BLOCK
     parts = counts["k"]
-    state_parts = min(3, parts + 1)
     stages = 2 if parts == 1 else 1
     row, segment, head, column = map(jax.lax.axis_index, ("row", "segment", "head", "column"))
     columns = pl.ds(column * BLOCK, BLOCK)
@@ -273,7 +272,7 @@ def _kernel(
 
             if with_out:
                 out = decay(time) * product(q, state_refs)
-                out += product([_split(scores, state_parts)], v)
+                out += product([_split(scores, STATE_PARTS)], v)
                 plgpu.wait_smem_to_gmem(1, wait_read_only=True)
                 for place, piece in zip(results, _cut(out, len(results)), strict=True):
                     place.at[jax.lax.rem(step, 2)][...] = piece.astype(out_ref.dtype)
@@ -318,8 +317,8 @@ def _kernel(
             name: [[buffer(stages) for _ in range(count)] for _ in range(1 if name == "v" else blocks)]
             for name, count in counts.items()
         },
-        [[matrix] * (state_parts - parts)] * blocks,
-        [[matrix] * state_parts] * blocks if with_out else [],
+        [[matrix] * (STATE_PARTS - parts)] * blocks,
+        [[matrix] * STATE_PARTS] * blocks if with_out else [],
         _outgoing(out_ref.dtype, buffer) if with_out else [],
         plgpu.Barrier(num_arrivals=blocks * counts["q"] + blocks * parts + parts, num_barriers=stages),
     )
