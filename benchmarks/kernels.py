@@ -3,16 +3,17 @@
     python -m benchmarks.kernels            # an accelerator; --widths, --lengths, --tokens and --passes choose
 
 bfloat16, 768 / d heads of d. Forward, and forward with the gradients by q, k and v, at as many tokens a batch as
-`--tokens` says and at batch 1. A program makes several calls in a row, each on arrays of its own, and its time is
-divided by their number: what the host does per call is not in it, and caches do not hold the inputs. Programs take
-turns; medians. The floor is what a copy of the bytes that must move would take, at the bandwidth of a copy measured in
-the same run. flash-linear-attention takes part where torch and fla are installed, with the same decays. Writes
-benchmarks/results/kernels.{md,json}.
+`--tokens` says and at batch 1. A program makes several calls in a row, each on arrays of its own, and goes through
+several sets of them; its time is divided by the number of calls: what the host does is hardly in it, and caches do
+not hold the inputs. Programs take turns; medians. The floor is what a copy of the bytes that must move would take,
+at the bandwidth of a copy measured in the same run. flash-linear-attention takes part where torch and fla are
+installed, with the same decays. Writes benchmarks/results/kernels.{md,json}.
 """
 
 import argparse
 import dataclasses
 import importlib.util
+import math
 import os
 import statistics
 import time
@@ -34,8 +35,11 @@ TOKENS = 65536
 PASSES = ("forward", "forward and backward")
 PARALLEL, ATTENTION, FLA = "xla, parallel", "cuDNN attention", "flash-linear-attention"
 PARALLEL_UP_TO = 2048  # tokens; the scores of more do not fit beside everything else
-CACHE_BYTES = 2**28  # what a program's inputs come to, in at most MAX_CALLS calls
-MAX_CALLS = 32
+CACHE_BYTES = 2**28  # at least what all inputs of a measurement come to
+CALLS = (
+    8,
+    32,
+)  # of a program: at least, lest the host is measured, and at most, as they are compiled one by one
 ROUNDS = 15
 
 Operator = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -72,8 +76,10 @@ def operators(width: int, length: int) -> dict[str, Operator]:
     return found
 
 
-def jax_run(operator: Operator, which: str, width: int, length: int, batch: int, calls: int) -> Run:
-    """All calls in one compiled program."""
+def jax_run(
+    operator: Operator, which: str, width: int, length: int, batch: int, calls: int, sets: int
+) -> Run:
+    """All calls of a set in one compiled program."""
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array) -> Any:
         if which == PASSES[0]:
@@ -86,31 +92,51 @@ def jax_run(operator: Operator, which: str, width: int, length: int, batch: int,
         shape = 4, batch, length, MODEL_WIDTH // width, width
         return [tuple(jax.random.normal(each, shape, jnp.bfloat16)) for each in jax.random.split(key, calls)]
 
-    arrays = inputs(jax.random.key(0))
-    program = jax.jit(lambda arrays: [call(*each) for each in arrays]).lower(arrays).compile()
-    return lambda: jax.block_until_ready(program(arrays))
+    arrays = [inputs(key) for key in jax.random.split(jax.random.key(0), sets)]
+    program = jax.jit(lambda arrays: [call(*each) for each in arrays]).lower(arrays[0]).compile()
+
+    def run() -> None:
+        for each in arrays:
+            results = program(each)
+        jax.block_until_ready(results)
+
+    return run
 
 
-def fla_run(which: str, width: int, length: int, batch: int, calls: int) -> Run:
-    """flash-linear-attention's `chunk_simple_gla`, a decay for each head."""
+def fla_run(which: str, width: int, length: int, batch: int, calls: int, sets: int) -> Run:
+    """flash-linear-attention's `chunk_simple_gla`, a decay for each head; all calls in one CUDA graph."""
     import torch
     from fla.ops.simple_gla import chunk_simple_gla
 
     heads = MODEL_WIDTH // width
-    decay = torch.tensor(vir_log_decay(heads).tolist(), device="cuda")
-    decays = decay.expand(batch, length, heads).contiguous()
-    shape = 4, batch, length, heads, width
-    arrays = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(calls)]
+    decays = torch.tensor(vir_log_decay(heads).tolist(), device="cuda")
+    shape = batch, length, heads, width
     inputs = [
-        (*(x.requires_grad_(which != PASSES[0]) for x in (q.clone(), k.clone(), v.clone())), d_out)
-        for q, k, v, d_out in arrays
+        [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=x < 3) for x in range(4)]
+        for _ in range(calls * sets)
     ]
 
-    def run() -> None:
+    def calculate() -> None:
         for q, k, v, d_out in inputs:
-            out, _ = chunk_simple_gla(q, k, v, g=decays)
-            if which != PASSES[0]:
+            if which == PASSES[0]:
+                with torch.no_grad():
+                    chunk_simple_gla(q, k, v, g_gamma=decays)
+            else:
+                out, _ = chunk_simple_gla(q, k, v, g_gamma=decays)
                 torch.autograd.grad(out, (q, k, v), d_out)
+
+    # Triton compiles and chooses in the first run; a graph is recorded after one on a stream of its own.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calculate()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        calculate()
+
+    def run() -> None:
+        graph.replay()
         torch.cuda.synchronize()
 
     return run
@@ -142,13 +168,15 @@ def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second
     array = 2 * batch * length * MODEL_WIDTH  # bytes
     # q, k, v and o; backward q, k, v and do are read, dq, dk and dv written.
     floor = array * (4 if which == PASSES[0] else 11) / bytes_a_second
-    calls = max(1, min(MAX_CALLS, CACHE_BYTES // (4 * array)))
+    fewest, most = CALLS
+    calls = max(fewest, min(most, CACHE_BYTES // (4 * array)))
+    sets = math.ceil(CACHE_BYTES / (calls * 4 * array))
     names: dict[str, Callable[[], Run]] = {
-        name: partial(jax_run, operator, which, width, length, batch, calls)
+        name: partial(jax_run, operator, which, width, length, batch, calls, sets)
         for name, operator in operators(width, length).items()
     }
     if all(importlib.util.find_spec(module) for module in ("torch", "fla")):
-        names[FLA] = partial(fla_run, which, width, length, batch, calls)
+        names[FLA] = partial(fla_run, which, width, length, batch, calls, sets)
     runs: dict[str, Run] = {}
     for name, prepare in names.items():
         try:
@@ -166,7 +194,7 @@ def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second
             batch,
             which,
             name,
-            1e3 * seconds[name] / calls if name in runs else None,
+            1e3 * seconds[name] / (calls * sets) if name in runs else None,
             1e3 * floor,
         )
         for name in names

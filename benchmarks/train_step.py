@@ -2,7 +2,8 @@
 
     python -m benchmarks.train_step                       # an accelerator; --models, --sizes and --batch_size choose
 
-The recipe of configs/vir_b.py on one device: mixup, cutmix and normalisation of uint8 images that lie on the device
+The recipe of configs/vir_b.py on one device, ViR in the mode that "auto" chooses, in the parallel mode, and by the
+kernel for the device: mixup, cutmix and normalisation of uint8 images that lie on the device
 already, forward and backward pass in bfloat16, clipping, LAMB, moving average. timm's step has no mixup and no moving
 average, and fused AdamW. The steps of one size take turns. Writes benchmarks/results/train_step.{md,json}.
 """
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 
 from benchmarks.timing import machine, markdown_table, write_results
+from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.training.compile_report import IMAGENET_EXAMPLES
 from vir_jax.training.config import default_config
 from vir_jax.training.hardware import CHIPS
@@ -29,6 +31,7 @@ from vir_jax.training.summary import compiled_memory
 
 TIMM = "timm vit_base_patch16"
 MODELS = ("vir_s16", "vir_b16", "vit_s16", "vit_b16", TIMM)
+PARALLEL_UP_TO = 512  # pixels; the scores of larger images do not fit beside everything else
 BATCH_SIZES = {224: 256, 512: 64, 1024: 16}  # About as many tokens each.
 ROUNDS, SECONDS_A_ROUND = 7, 1.0
 Run = Callable[[int], None]
@@ -40,6 +43,7 @@ class Record:
     """One model at one size; seconds of a step, None where it did not fit into memory."""
 
     model: str
+    form: str  # mode or kernel of retention
     size: int
     batch_size: int
     seconds: float | None
@@ -48,7 +52,7 @@ class Record:
 
     def row(self, peak: float | None) -> list[str]:
         """Of the table."""
-        row = [self.model, f"{self.size} px", str(self.batch_size)]
+        row = [self.model, self.form, f"{self.size} px", str(self.batch_size)]
         if self.seconds is None:
             return [*row, "out of memory", "", "", ""]
         utilisation = "" if peak is None else f"{100 * self.flops / self.seconds / peak:.0f} %"
@@ -57,10 +61,22 @@ class Record:
         return [*row, speed, f"{1e3 * self.seconds:.1f}", utilisation, memory]
 
 
-def our_step(name: str, size: int, batch_size: int) -> tuple[Run, int]:
+def forms(name: str, size: int) -> list[str]:
+    """Of retention, on this platform."""
+    if not name.startswith("vir"):
+        return [""]
+    kernels = [kernel for kernel, platform in PLATFORMS.items() if platform == jax.default_backend()]
+    return ["auto", *(["parallel"] if size <= PARALLEL_UP_TO else []), *kernels]
+
+
+def our_step(name: str, form: str, size: int, batch_size: int) -> tuple[Run, int]:
     """The step, compiled, and the bytes that it asks for."""
     config = default_config()
     config.model.name, config.model.image_size, config.batch_size = name, (size, size), batch_size
+    if form in PLATFORMS:
+        config.model.implementation = form
+    elif form:
+        config.model.mode = form
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     program = make_program(config, mesh, num_classes=1000, steps_per_epoch=IMAGENET_EXAMPLES / batch_size)
     step = program.compile()
@@ -109,36 +125,38 @@ def timm_step(size: int, batch_size: int) -> tuple[Run, None]:
 
 def measure(models: list[str], size: int, batch_size: int) -> list[Record]:
     """All models at one size; their rounds take turns."""
-    runs: dict[str, Run] = {}
-    memory: dict[str, int | None] = {}
-    for name in models:
+    runs: dict[tuple[str, str], Run] = {}
+    memory: dict[tuple[str, str], int | None] = {}
+    wanted = [(name, form) for name in models for form in forms(name, size)]
+    for each in wanted:
         try:
-            runs[name], memory[name] = (
-                timm_step(size, batch_size) if name == TIMM else our_step(name, size, batch_size)
+            runs[each], memory[each] = (
+                timm_step(size, batch_size) if each[0] == TIMM else our_step(*each, size, batch_size)
             )
-            runs[name](2)
+            runs[each](2)
         except Exception as error:
             if not any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "out of memory")):
                 raise
-            runs.pop(name, None)
-    times: dict[str, list[float]] = {name: [] for name in runs}
+            runs.pop(each, None)
+    times: dict[tuple[str, str], list[float]] = {each: [] for each in runs}
     steps = dict.fromkeys(runs, 1)
     for _ in range(ROUNDS):
-        for name, run in runs.items():
+        for each, run in runs.items():
             start = time.perf_counter()
-            run(steps[name])
-            times[name].append((time.perf_counter() - start) / steps[name])
-            steps[name] = max(1, round(SECONDS_A_ROUND / times[name][-1]))
+            run(steps[each])
+            times[each].append((time.perf_counter() - start) / steps[each])
+            steps[each] = max(1, round(SECONDS_A_ROUND / times[each][-1]))
     return [
         Record(
             model=name,
+            form=form,
             size=size,
             batch_size=batch_size,
-            seconds=statistics.median(times[name][1:]) if name in runs else None,
+            seconds=statistics.median(times[name, form][1:]) if (name, form) in runs else None,
             flops=3 * batch_size * forward_flops("vit_b16" if name == TIMM else name, size),
-            memory=memory.get(name),
+            memory=memory.get((name, form)),
         )
-        for name in models
+        for name, form in wanted
     ]
 
 
@@ -165,7 +183,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room beside JAX.
     chip = CHIPS.get(jax.devices()[0].device_kind)
     records: list[Record] = []
-    header = ["training step", "size", "batch", "images/s", "ms", "utilisation", "GiB"]
+    header = ["training step", "retention", "size", "batch", "images/s", "ms", "utilisation", "GiB"]
     for size in arguments.sizes:
         records += measure(models, size, arguments.batch_size or BATCH_SIZES.get(size, 16))
         rows = [record.row(None if chip is None else chip.peak_flops) for record in records]

@@ -7,6 +7,7 @@ runs as a user's does.
 
 import atexit
 import functools
+import importlib
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import jax
 import pytest
 
 import vir_jax.training.loop
+from vir_jax.ops import kernels, sequence
 from vir_jax.training.config import default_config
 
 XLA_FLAGS = ["--xla_backend_optimization_level=0"]
@@ -51,6 +53,15 @@ def two_devices(monkeypatch):
     make_mesh = vir_jax.training.loop.make_mesh
     on_two = functools.partial(make_mesh, devices=jax.devices()[:2])
     monkeypatch.setattr(vir_jax.training.loop, "make_mesh", on_two)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Kernels run on this machine."""
+    for name in kernels.PLATFORMS:
+        module = importlib.import_module(f"vir_jax.ops.kernels.{name}")
+        monkeypatch.setattr(module, "chunkwise", functools.partial(module.chunkwise, interpret=True))
+        monkeypatch.setitem(kernels.PLATFORMS, name, sequence.platform())
 
 
 def pytest_addoption(parser):

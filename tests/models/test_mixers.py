@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.helpers import images, lively
+from tests.models.helpers import images, lively, run
 from vir_jax.models.mixers import Retention, SoftmaxAttention
-from vir_jax.ops import MODES
+from vir_jax.ops import MODES, kernels
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -41,6 +41,13 @@ def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces
     for actual, expected in zip(continued, whole, strict=True):
         assert actual.dtype == jnp.float32
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("implementation", kernels.PLATFORMS)
+def test_kernels_give_the_same_model(implementation):
+    logits = run(lively(implementation=implementation), images())
+    np.testing.assert_allclose(logits, run(lively(), images()), rtol=1e-4, atol=1e-4)
 
 
 def test_no_state_unless_asked_for():

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import pkgutil
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -16,7 +15,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from tests.ops.cases import assert_close, assert_transforms_agree, random_case, relative_rms
-from vir_jax.ops import kernels, retention, sequence
+from vir_jax.ops import kernels, retention
 from vir_jax.ops.kernels import mosaic_gpu, pallas_tpu
 from vir_jax.ops.kernels.pallas_tpu import CHUNK_SIZE, ONE_CHUNK
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
@@ -47,15 +46,6 @@ needs_cuda = pytest.mark.skipif(
 )
 FP32 = 3e-6
 NAMES = tuple(kernels.PLATFORMS)
-
-
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Kernels run on this machine."""
-    for name in NAMES:
-        module = import_module(f"vir_jax.ops.kernels.{name}")
-        monkeypatch.setattr(module, "chunkwise", partial(module.chunkwise, interpret=True))
-        monkeypatch.setitem(kernels.PLATFORMS, name, sequence.platform())
 
 
 def run(case, name, **options):

@@ -111,6 +111,15 @@ def test_weights_alone(tmp_path):
     assert config.model.name == default_config().model.name
 
 
+def test_a_checkpoint_is_read_without_the_kernel_that_it_was_trained_with(tmp_path):
+    config = default_config()
+    config.model.implementation = "mosaic_gpu"
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1), progress={}, config=config, metadata={})
+        checkpoints.finish()
+        assert checkpoints.restore_config(1)[0].model.implementation is None
+
+
 def test_no_average_kept(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, make_state(1, ema=False))

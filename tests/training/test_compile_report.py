@@ -62,6 +62,16 @@ def test_memory_and_communication(name, topology, fsdp, tensor, request):
         assert found[key] == pytest.approx(value, rel=TOLERANCE), key
 
 
+@needs_libtpu
+def test_a_kernel_needs_no_other_communication():
+    config, _ = load("vir_digits")
+    config.mesh.fsdp, config.mesh.tensor = 1, 2
+    step = functools.partial(compile_report, topology="v5e:2x2", num_classes=10, num_examples=1442)
+    by_xla = step(config)
+    config.model.implementation = "pallas_tpu"
+    assert step(config).collectives == by_xla.collectives
+
+
 def test_a_step_that_does_not_fit():
     compiled = dataclasses.replace(report("vir_digits", "cpu:8", 2, 2), capacity=2**20)
     assert not compiled.fits

@@ -15,12 +15,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vir_jax.models.layers import linear_init
-from vir_jax.models.sharding import constrain
+from vir_jax.models.sharding import constrain, on_each_device
 from vir_jax.ops import retention, retention_2d, vir_log_decay
 
 Heads = Float[Array, "b n h d"]
 State = Float[Array, "b ..."]
 """What retention has read so far, float32: `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D."""
+
+# Their dimensions, and those of the decays; see `on_each_device`.
+HEADS, DECAYS, STATE = ("batch", None, "heads", None), ("heads",), ("batch", "heads", None, None)
 
 
 class Mixer(nnx.Module):
@@ -91,10 +94,17 @@ class Retention(Mixer):
     """Retention along the raster order of the tokens (PAPER.md section 1), with ViR's fixed decays."""
 
     def __init__(
-        self, dim: int, heads: int, *, chunk_size: int | None = None, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        dim: int,
+        heads: int,
+        *,
+        chunk_size: int | None = None,
+        implementation: str | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         super().__init__(dim, heads, dtype=dtype, rngs=rngs)
-        self.chunk_size = chunk_size
+        self.chunk_size, self.implementation = chunk_size, implementation
 
     def mix(
         self,
@@ -108,8 +118,13 @@ class Retention(Mixer):
         return_state: bool,
     ) -> tuple[Heads, State | None]:
         """O = (Q K^T .* D) V, or one of its equal forms."""
-        operator = partial(retention, mode=mode, chunk_size=self.chunk_size, initial_state=initial_state)
-        return _apply_retention(operator, q, k, v, return_state)
+        operator = _with_state(
+            partial(retention, mode=mode, chunk_size=self.chunk_size, implementation=self.implementation),
+            return_state,
+        )
+        if self.implementation not in (None, "xla"):
+            operator = on_each_device(operator, (HEADS, HEADS, HEADS, DECAYS, STATE), (HEADS, STATE))
+        return operator(q, k, v, vir_log_decay(self.heads), initial_state)
 
 
 class Retention2D(Mixer):
@@ -127,8 +142,8 @@ class Retention2D(Mixer):
         return_state: bool,
     ) -> tuple[Heads, State | None]:
         """As in 1-D, with the mask of the grid's patches and the class token below them."""
-        operator = partial(retention_2d, mode=mode, grid=grid, initial_state=initial_state)
-        return _apply_retention(operator, q, k, v, return_state)
+        operator = _with_state(partial(retention_2d, mode=mode, grid=grid), return_state)
+        return operator(q, k, v, vir_log_decay(self.heads), initial_state)
 
 
 class SoftmaxAttention(Mixer):
@@ -162,10 +177,14 @@ class SoftmaxAttention(Mixer):
         return jax.nn.dot_product_attention(q, k, v), None
 
 
-def _apply_retention(
-    operator: Callable[..., Any], q: Heads, k: Heads, v: Heads, return_state: bool
-) -> tuple[Heads, State | None]:
-    log_decay = vir_log_decay(q.shape[2])
-    if return_state:
-        return operator(q, k, v, log_decay, return_state=True)
-    return operator(q, k, v, log_decay), None
+def _with_state(operator: Callable[..., Any], return_state: bool) -> Callable[..., Any]:
+    """operator(q, k, v, log_decay, initial state) as a pair with the state, None unless asked for."""
+
+    def run(
+        q: Heads, k: Heads, v: Heads, log_decay: Array, state: State | None
+    ) -> tuple[Heads, State | None]:
+        if return_state:
+            return operator(q, k, v, log_decay, initial_state=state, return_state=True)
+        return operator(q, k, v, log_decay, initial_state=state), None
+
+    return run

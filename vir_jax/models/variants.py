@@ -81,6 +81,7 @@ def create_model(
     remat: bool | Callable[..., bool] = False,
     dtype: DTypeLike = jnp.float32,
     chunk_size: int | None = None,
+    implementation: str | None = None,
 ) -> VisionBackbone:
     """Make a named ViR or ViT with fresh parameters (PAPER.md section 3).
 
@@ -102,6 +103,8 @@ def create_model(
         remat: recompute each block in the backward pass: `True`: all of it, or one of `jax.checkpoint_policies`.
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
         chunk_size: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
+        implementation: "xla", or a kernel for 1-D chunkwise retention; `None`: see `vir_jax.ops.retention`. A kernel
+            runs on each device of the mesh in context (`jax.set_mesh`), batch and heads split as everywhere.
 
     Raises:
         ValueError: on an unknown name or option, or options that make no sense together.
@@ -114,7 +117,12 @@ def create_model(
     _check("readout", readout, readout in readouts, "'last', 'average', 'first' or None")
     _check("position", position, position in ("learned", "sincos"), "'learned' or 'sincos'")
     if family == "vit":
-        given = {"retention": retention, "bidirectional": bidirectional or None, "chunk_size": chunk_size}
+        given = {
+            "retention": retention,
+            "bidirectional": bidirectional or None,
+            "chunk_size": chunk_size,
+            "implementation": implementation,
+        }
         for option, value in given.items():
             if value is not None:
                 raise ValueError(
@@ -131,6 +139,11 @@ def create_model(
             f"chunk_size={chunk_size} makes no sense with retention='2d': its chunks are whole rows of the "
             "grid. Leave it out."
         )
+    if retention == "2d" and implementation not in (None, "xla"):
+        raise ValueError(
+            f"implementation={implementation!r} makes no sense with retention='2d': there are kernels for 1-D "
+            "retention alone. Leave it out."
+        )
 
     mixer: Callable[..., Retention | Retention2D | SoftmaxAttention]
     if family == "vit":
@@ -138,7 +151,7 @@ def create_model(
     elif retention == "2d":
         mixer = Retention2D
     else:
-        mixer = partial(Retention, chunk_size=chunk_size)
+        mixer = partial(Retention, chunk_size=chunk_size, implementation=implementation)
     if layer_scale == "default":
         layer_scale = 1e-5 if family == "vir" else None
     class_token: Place = "last" if family == "vir" else "first"

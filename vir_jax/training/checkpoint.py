@@ -288,13 +288,17 @@ class Checkpoints:
     def restore_config(self, step: int) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
         """The config that a checkpoint was trained with, and the metadata saved with it.
 
+        But for the kernel, which is the choice of the machine that it was trained on, and not of those that read it.
+
         Raises:
           DamagedCheckpointError: these are not what was written.
         """
         items = {"config": ocp.args.JsonRestore(), "metadata": ocp.args.JsonRestore()}
         self._verify(step, items)
         restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
-        return ml_collections.ConfigDict(restored.config), restored.metadata
+        config = ml_collections.ConfigDict(restored.config)
+        config.model.implementation = None
+        return config, restored.metadata
 
     def restore_params(self, step: int, *, weights: str, target: Params | None = None) -> Params:
         """The parameters alone, or their moving average.

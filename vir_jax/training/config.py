@@ -37,6 +37,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.remat = False  # Recompute each block in the backward pass: less memory, a third more work.
     model.dtype = "bfloat16"  # Of the computation. Parameters, decays and states are float32 always.
     model.mode = "auto"  # Form of retention in training: auto, parallel, recurrent or chunkwise.
+    model.implementation = config_dict.placeholder(str)  # A kernel to train with; see vir_jax.ops.retention.
 
     config.data = data = ml_collections.ConfigDict()
     data.dataset = "imagenet2012"  # A TFDS name, "folder" (one folder per class) or "digits".

@@ -67,7 +67,11 @@ def model_functions(config: ml_collections.ConfigDict, num_classes: int) -> Mode
 
 
 def _create(config: ml_collections.ConfigDict, num_classes: int, key: Key[Array, ""]) -> VisionBackbone:
-    family_default = {"retention": config.retention, "readout": config.readout}
+    family_default = {
+        "retention": config.retention,
+        "readout": config.readout,
+        "implementation": config.implementation,
+    }
     return create_model(
         config.name,
         num_classes=num_classes,

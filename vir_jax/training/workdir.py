@@ -24,6 +24,7 @@ FREE_FIELDS = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "model.implementation",
     "model.remat",
 )
 # Changed on purpose (a longer run, a gentler one) these change updates from here on: allowed, but said loudly.
