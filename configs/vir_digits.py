@@ -21,7 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.image_size = (8, 8)
     config.model.drop_path = 0.0
     config.model.dtype = "float32"
-    config.model.remat = True  # On a CPU quicker than memory for all that the backward pass wants.
 
     config.data.dataset = "digits"
     config.data.eval_split = "test"

@@ -16,6 +16,9 @@ from vir_jax.models.mixers import Mixer, State
 from vir_jax.models.position import resample_position_embedding, sincos_position_embedding
 from vir_jax.models.sharding import constrain
 
+# What is kept of a block for the backward pass: what products yield, retention among them. Norms, GELU, drop path and
+# sums are computed anew, which takes less time than writing and reading what they yield.
+KEEP_PRODUCTS = jax.checkpoint_policies.save_only_these_names("qkv", "heads", "mixed", "hidden", "mlp")
 Readout = Literal["last", "average", "first"]
 Place = Literal["first", "last"]
 Position = Literal["learned", "sincos"]
@@ -328,9 +331,9 @@ def _scan_blocks(
         )
         return x, {name: intermediates[name] for name in names}
 
-    if remat:
-        # A loop keeps recomputation apart from the forward pass by itself; no barrier against CSE is needed.
-        apply = jax.checkpoint(apply, policy=None if remat is True else remat, prevent_cse=False)
+    policy = remat if callable(remat) else None if remat else KEEP_PRODUCTS
+    # A loop keeps recomputation apart from the forward pass by itself; no barrier against CSE is needed.
+    apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)
     return jax.lax.scan(apply, x, (params, drop_path))
 
 

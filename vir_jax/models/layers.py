@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -29,8 +30,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Apply the MLP to each token."""
-        hidden = constrain(self.up(x), "batch", None, "hidden")
-        return self.down(nnx.gelu(hidden, approximate=False))
+        hidden = checkpoint_name(constrain(self.up(x), "batch", None, "hidden"), "hidden")
+        return checkpoint_name(self.down(nnx.gelu(hidden, approximate=False)), "mlp")
 
 
 class LayerScale(nnx.Module):
@@ -58,4 +59,4 @@ def drop_path(
     if key is None:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1))
-    return jnp.where(keep, x / (1.0 - rate), 0.0)
+    return x * (keep / (1.0 - rate))

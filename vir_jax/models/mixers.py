@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -82,12 +83,28 @@ class Mixer(nnx.Module):
             The mixed tokens, the state (`None` unless asked for), and by name what was computed on the way:
             "q" (not yet scaled), "k", "v", and "heads", each head's output before the output projection.
         """
-        qkv = constrain(self.qkv(x), "batch", None, None, "heads", None)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q, k, v = self._project(x)
         heads, state = self.mix(
             q, k, v, mode=mode, grid=grid, initial_state=initial_state, return_state=return_state
         )
-        return self.out(heads), state, {"q": q, "k": k, "v": v, "heads": heads}
+        heads = checkpoint_name(heads, "heads")
+        mixed = checkpoint_name(self.out(heads), "mixed")
+        return mixed, state, {"q": q, "k": k, "v": v, "heads": heads}
+
+    def _project(self, x: Float[Array, "b n c"]) -> list[Heads]:
+        """self.qkv(x), by a product for each of q, k and v, written where the mixer reads it.
+
+        XLA would copy the parts of a common product, and on GPUs adds a bias within a product where it is a vector only.
+        """
+        assert self.qkv.bias is not None
+        x, kernel, bias = (y.astype(self.qkv.dtype) for y in (x, self.qkv.kernel[...], self.qkv.bias[...]))
+        # Where fsdp splits its rows, it is gathered whole, once.
+        kernel = constrain(kernel, None, None, "heads", None)
+        heads = (*x.shape[:-1], self.heads, self.head_dim)
+        products = (
+            (x @ kernel[:, i].reshape(self.dim, -1) + bias[i].reshape(-1)).reshape(heads) for i in range(3)
+        )
+        return [checkpoint_name(constrain(y, "batch", None, "heads", None), "qkv") for y in products]
 
 
 class Retention(Mixer):

@@ -100,7 +100,8 @@ def create_model(
         bidirectional: let ViR read the patches forwards, then backwards: [p1..pN, pN..p1, class token].
         layer_scale: initial LayerScale; `None`: the model has none; "default": 1e-5 for ViR, none for ViT.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
-        remat: recompute each block in the backward pass: `True`: all of it, or one of `jax.checkpoint_policies`.
+        remat: what to recompute of each block in the backward pass: `False`: all but its matrix products and
+            retention; `True`: everything; or one of `jax.checkpoint_policies`.
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
         chunk_size: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
         implementation: "xla", or a kernel for 1-D chunkwise retention; `None`: see `vir_jax.ops.retention`. A kernel

@@ -34,7 +34,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.position = "learned"  # Position embeddings: "learned" or "sincos".
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.drop_path = 0.2  # Stochastic depth of the last block; rises linearly over the blocks.
-    model.remat = False  # Recompute each block in the backward pass: less memory, a third more work.
+    model.remat = False  # Recompute products, too, in the backward pass: less memory, a third more work.
     model.dtype = "bfloat16"  # Of the computation. Parameters, decays and states are float32 always.
     model.mode = "auto"  # Form of retention in training: auto, parallel, recurrent or chunkwise.
     model.implementation = config_dict.placeholder(str)  # A kernel to train with; see vir_jax.ops.retention.
