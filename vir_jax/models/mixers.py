@@ -94,7 +94,8 @@ class Mixer(nnx.Module):
     def _project(self, x: Float[Array, "b n c"]) -> list[Heads]:
         """self.qkv(x), by a product for each of q, k and v, written where the mixer reads it.
 
-        XLA would copy the parts of a common product, and on GPUs adds a bias within a product where it is a vector only.
+        XLA would copy the parts of a common product; and on GPUs it adds a bias within a product only where that is a
+        vector.
         """
         assert self.qkv.bias is not None
         x, kernel, bias = (y.astype(self.qkv.dtype) for y in (x, self.qkv.kernel[...], self.qkv.bias[...]))
