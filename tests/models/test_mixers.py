@@ -43,7 +43,7 @@ def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize("implementation", kernels.PLATFORMS)
 def test_kernels_give_the_same_model(implementation):
     logits = run(lively(implementation=implementation), images())

@@ -1,4 +1,7 @@
-"""Kernels in interpret mode, held against the specification as other forms are; and compiled for TPUs and GPUs."""
+"""Kernels held against the specification as other forms are; and compiled for TPUs and GPUs.
+
+They run in interpret mode, or compiled where the machine is one that they are for.
+"""
 
 import importlib.util
 import os
@@ -65,7 +68,7 @@ def run(case, name, **options):
     return results_and_gradients(case.arguments, case.cotangents)
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("n", "h", "d", "e"),
@@ -85,7 +88,7 @@ def test_agrees_with_the_reference(name, n, h, d, e):
     assert_close(run(case, name), (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", HALF)
 def test_errors_are_those_of_xla(name, dtype):
@@ -100,7 +103,7 @@ def test_errors_are_those_of_xla(name, dtype):
         assert relative_rms(value, exact) <= 1.02 * relative_rms(other, exact) + 1e-6
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize("name", NAMES)
 def test_decays_at_the_ends_of_their_range(name):
     case = random_case(n=300)._replace(log_decay=jnp.array([0.0, -1e-7, -120.0]))
@@ -108,7 +111,7 @@ def test_decays_at_the_ends_of_their_range(name):
     assert_close(run(case, name), (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize("name", NAMES)
 def test_without_states(name):
     case = random_case(n=300, d=64, e=64, h=2)
@@ -117,12 +120,16 @@ def test_without_states(name):
 
 
 # The interpreter of GPU kernels has effects that `remat` cannot have, and knows one device.
-@pytest.mark.usefixtures("interpreted")
-def test_vmap_jit_and_remat():
-    assert_transforms_agree(partial(retention, implementation="pallas_tpu"), random_case(b=4, n=20), FP32)
+needs_gpu = pytest.mark.skipif("jax.default_backend() != 'gpu'", reason="cannot be interpreted")
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("kernels_run")
+@pytest.mark.parametrize("name", ["pallas_tpu", pytest.param("mosaic_gpu", marks=needs_gpu)])
+def test_vmap_jit_and_remat(name):
+    assert_transforms_agree(partial(retention, implementation=name), random_case(b=4, n=20), FP32)
+
+
+@pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_sequences(name):
     case = random_case(n=20)
@@ -131,7 +138,7 @@ def test_vmap_over_sequences(name):
     assert_close(out[:, 0], retention(*case.tokens, case.log_decay), FP32)
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_decays(name):
     case = random_case(n=20)
@@ -141,7 +148,8 @@ def test_vmap_over_decays(name):
         assert_close(out, retention(*case.tokens, log_decay), FP32)
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.skipif("jax.device_count() < 8", reason="eight devices, on a CPU simulated ones")
+@pytest.mark.usefixtures("kernels_run")
 def test_batch_and_heads_over_devices():
     case = random_case(b=4, n=300, h=4, d=64, e=64)
 
@@ -161,7 +169,7 @@ def test_batch_and_heads_over_devices():
     assert_close(ours, jax.grad(partial(loss, "xla"), range(3))(*case.arguments[:4]), FP32)
 
 
-def test_a_kernel_is_used_or_an_error_says_why_not(interpreted):
+def test_a_kernel_is_used_or_an_error_says_why_not(kernels_run):
     case = random_case(n=4)
     with pytest.raises(
         ValueError, match="unknown implementation 'triton'; expected one of 'xla', 'mosaic_gpu', 'pallas_tpu'"

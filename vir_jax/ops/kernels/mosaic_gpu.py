@@ -394,9 +394,10 @@ def _transpose(ref: Any) -> Any:
 
 def _load(ref: Any) -> Matrix:
     """From global memory."""
-    # JAX 0.10 wants an index besides.
-    index = [()] if "idx" in inspect.signature(plgpu.load).parameters else []
-    return plgpu.load(ref, *index, optimized=False)
+    # JAX 0.10 wants an index besides, 0.11 does not want it, and 0.12 does not take it.
+    index = inspect.signature(plgpu.load).parameters.get("idx")
+    needed = index is not None and index.default is inspect.Parameter.empty
+    return plgpu.load(ref, *([()] if needed else []), optimized=False)
 
 
 # The interpreter knows products of two references alone, none of them transposed.
