@@ -3,11 +3,12 @@
     python -m benchmarks.kernels            # an accelerator; --widths, --lengths, --tokens and --passes choose
 
 bfloat16, 768 / d heads of d. Forward, and forward with the gradients by q, k and v, at as many tokens a batch as
-`--tokens` says and at batch 1. A program makes several calls in a row, each on arrays of its own, and goes through
-several sets of them; its time is divided by the number of calls: what the host does is hardly in it, and caches do
-not hold the inputs. Programs take turns; medians. The floor is what a copy of the bytes that must move would take,
-at the bandwidth of a copy measured in the same run. flash-linear-attention takes part where torch and fla are
-installed, with the same decays. Writes benchmarks/results/kernels.{md,json}.
+`--tokens` says and at batch 1. A program makes several calls in a row, each on arrays of its own, and runs on
+several sets of them one after the other; the time is divided by the number of calls. So caches do not hold the
+inputs, and the host's work is hidden behind the device's, but for the shortest calls. Programs take turns; medians.
+The floor is what a copy of the bytes that must move would take, at the bandwidth of a copy measured in the same
+run. flash-linear-attention takes part where torch and fla are installed, with the same decays. Writes
+benchmarks/results/kernels.{md,json}.
 """
 
 import argparse
@@ -17,14 +18,14 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.timing import machine, markdown_table, write_results
+from benchmarks.timing import failure, machine, markdown_table, write_results
 from vir_jax.ops import retention, vir_log_decay
 from vir_jax.ops.kernels import PLATFORMS
 
@@ -36,10 +37,9 @@ PASSES = ("forward", "forward and backward")
 PARALLEL, ATTENTION, FLA = "xla, parallel", "cuDNN attention", "flash-linear-attention"
 PARALLEL_UP_TO = 2048  # tokens; the scores of more do not fit beside everything else
 CACHE_BYTES = 2**28  # at least what all inputs of a measurement come to
-CALLS = (
-    8,
-    32,
-)  # of a program: at least, lest the host is measured, and at most, as they are compiled one by one
+MIN_CALLS = 8  # of a program, lest the host's work is measured
+MAX_CALLS = 32  # of a program, as it is compiled call by call
+AGREEMENT = 1e-2  # relative RMS in bfloat16
 ROUNDS = 15
 
 Operator = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -49,7 +49,7 @@ Run = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One operator at one size in one pass; `ms` of a call is None where memory did not suffice."""
+    """One operator at one size in one pass; `ms` of a call is None where it failed."""
 
     width: int
     length: int
@@ -58,6 +58,7 @@ class Record:
     name: str
     ms: float | None
     floor_ms: float
+    failure: str
 
 
 def operators(width: int, length: int) -> dict[str, Operator]:
@@ -76,9 +77,22 @@ def operators(width: int, length: int) -> dict[str, Operator]:
     return found
 
 
-def jax_run(
-    operator: Operator, which: str, width: int, length: int, batch: int, calls: int, sets: int
-) -> Run:
+Arrays = Sequence[tuple[jax.Array, ...]]
+"""q, k, v and the output's cotangent of each call."""
+
+
+def random_arrays(shape: tuple[int, ...], calls: int, sets: int) -> list[Arrays]:
+    """Those of the calls of each set."""
+
+    @jax.jit
+    def arrays(key: jax.Array) -> Arrays:
+        each = [jax.random.normal(key, (4, *shape), jnp.bfloat16) for key in jax.random.split(key, calls)]
+        return [tuple(x) for x in each]
+
+    return [arrays(key) for key in jax.random.split(jax.random.key(0), sets)]
+
+
+def jax_run(operator: Operator, which: str, arrays: list[Arrays]) -> Run:
     """All calls of a set in one compiled program."""
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array) -> Any:
@@ -87,12 +101,6 @@ def jax_run(
         out, pull_back = jax.vjp(operator, q, k, v)
         return out, pull_back(d_out)
 
-    @jax.jit
-    def inputs(key: jax.Array) -> Any:
-        shape = 4, batch, length, MODEL_WIDTH // width, width
-        return [tuple(jax.random.normal(each, shape, jnp.bfloat16)) for each in jax.random.split(key, calls)]
-
-    arrays = [inputs(key) for key in jax.random.split(jax.random.key(0), sets)]
     program = jax.jit(lambda arrays: [call(*each) for each in arrays]).lower(arrays[0]).compile()
 
     def run() -> None:
@@ -103,18 +111,28 @@ def jax_run(
     return run
 
 
-def fla_run(which: str, width: int, length: int, batch: int, calls: int, sets: int) -> Run:
-    """flash-linear-attention's `chunk_simple_gla`, a decay for each head; all calls in one CUDA graph."""
+def fla_run(which: str, arrays: list[Arrays]) -> Run:
+    """flash-linear-attention's `chunk_simple_gla`, a decay for each head (written for fla 0.6); all in one CUDA graph.
+
+    Raises:
+        ValueError: what it computes is not what `retention` does.
+    """
     import torch
     from fla.ops.simple_gla import chunk_simple_gla
 
-    heads = MODEL_WIDTH // width
-    decays = torch.tensor(vir_log_decay(heads).tolist(), device="cuda")
-    shape = batch, length, heads, width
+    log_decay = vir_log_decay(arrays[0][0][0].shape[2])
+    decays = torch.tensor(log_decay.tolist(), device="cuda")
     inputs = [
-        [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=x < 3) for x in range(4)]
-        for _ in range(calls * sets)
+        [torch.from_dlpack(x).clone().requires_grad_(i < 3) for i, x in enumerate(call)]
+        for each in arrays
+        for call in each
     ]
+    with torch.no_grad():
+        theirs = jnp.from_dlpack(chunk_simple_gla(*inputs[0][:3], g_gamma=decays)[0].contiguous())
+    ours = retention(*arrays[0][0][:3], log_decay, mode="chunkwise", implementation="xla")
+    error = jnp.linalg.norm((theirs - ours).astype(jnp.float32)) / jnp.linalg.norm(ours.astype(jnp.float32))
+    if not error < AGREEMENT:
+        raise ValueError(f"flash-linear-attention's output is off ours by a relative RMS of {error:.1e}")
 
     def calculate() -> None:
         for q, k, v, d_out in inputs:
@@ -125,14 +143,14 @@ def fla_run(which: str, width: int, length: int, batch: int, calls: int, sets: i
                 out, _ = chunk_simple_gla(q, k, v, g_gamma=decays)
                 torch.autograd.grad(out, (q, k, v), d_out)
 
-    # Triton compiles and chooses in the first run; a graph is recorded after one on a stream of its own.
+    # A first run lets Triton compile and tune; capture wants it on a stream beside the usual one.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         calculate()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX's threads go on.
         calculate()
 
     def run() -> None:
@@ -168,24 +186,23 @@ def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second
     array = 2 * batch * length * MODEL_WIDTH  # bytes
     # q, k, v and o; backward q, k, v and do are read, dq, dk and dv written.
     floor = array * (4 if which == PASSES[0] else 11) / bytes_a_second
-    fewest, most = CALLS
-    calls = max(fewest, min(most, CACHE_BYTES // (4 * array)))
+    calls = max(MIN_CALLS, min(MAX_CALLS, CACHE_BYTES // (4 * array)))
     sets = math.ceil(CACHE_BYTES / (calls * 4 * array))
+    arrays = random_arrays((batch, length, MODEL_WIDTH // width, width), calls, sets)
     names: dict[str, Callable[[], Run]] = {
-        name: partial(jax_run, operator, which, width, length, batch, calls, sets)
-        for name, operator in operators(width, length).items()
+        name: partial(jax_run, operator, which, arrays) for name, operator in operators(width, length).items()
     }
     if all(importlib.util.find_spec(module) for module in ("torch", "fla")):
-        names[FLA] = partial(fla_run, which, width, length, batch, calls, sets)
+        names[FLA] = partial(fla_run, which, arrays)
     runs: dict[str, Run] = {}
+    failures: dict[str, str] = {}
     for name, prepare in names.items():
         try:
             run = prepare()
             run()
             runs[name] = run
         except Exception as error:
-            if not any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "out of memory")):
-                raise
+            failures[name] = failure(error)
     seconds = measure(runs)
     return [
         Record(
@@ -196,6 +213,7 @@ def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second
             name,
             1e3 * seconds[name] / (calls * sets) if name in runs else None,
             1e3 * floor,
+            failures.get(name, ""),
         )
         for name in names
     ]
@@ -212,9 +230,10 @@ def table(records: list[Record], which: str) -> str:
         row = [f"d={size[0]}, N={size[1]}, b={size[2]}", f"{floor:.3f}"]
         for name in names:
             ms = here[name].ms if name in here else None
-            row.append(
-                "" if name not in here else "out of memory" if ms is None else f"{ms:.3f} ({floor / ms:.0%})"
-            )
+            if ms is None:
+                row.append(here[name].failure if name in here else "")
+            else:
+                row.append(f"{ms:.3f} ({floor / ms:.0%})")
         rows.append(row)
     return markdown_table([f"{which}, ms (floor over time)", "floor", *names], rows)
 

@@ -48,7 +48,7 @@ class Record:
 
 
 def recipe(name: str, size: int, chips: int, *, remat: bool) -> ml_collections.ConfigDict:
-    """The recipe at another image size; `remat`: recomputing its blocks even if it does without."""
+    """The recipe at another image size; `remat`: recomputing all of its blocks even if it does without."""
     config = import_module(f"configs.{name}").get_config()
     config.model.image_size = (size, size)
     config.model.remat |= remat
@@ -80,7 +80,7 @@ def measure(name: str, topology: str, size: int, *, remat: bool = False) -> Reco
 
 
 def measure_all() -> Iterator[Record]:
-    """Each recipe on each slice; what does not fit, again with its blocks recomputed."""
+    """Each recipe on each slice; what does not fit, again with all of its blocks recomputed."""
     for size, name, topology in itertools.product(SIZES, RECIPES, TOPOLOGIES):
         record = measure(name, topology, size)
         yield record

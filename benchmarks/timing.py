@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ def median_ms(
                 jax.block_until_ready(call())
                 times[name].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(each[1:] or each) for name, each in times.items()}
+
+
+def failure(error: Exception) -> str:
+    """What a table says of a measurement that `error` prevented; anything but a lack of memory is printed."""
+    if any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "out of memory")):
+        return "out of memory"
+    traceback.print_exception(error)
+    return f"failed: {type(error).__name__}"
 
 
 def machine() -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.train_step                       # an accelerator; --models, --sizes and --batch_size choose
 
-The recipe of configs/vir_b.py on one device, ViR in the mode that "auto" chooses, in the parallel mode, and by the
-kernel for the device: mixup, cutmix and normalisation of uint8 images that lie on the device
-already, forward and backward pass in bfloat16, clipping, LAMB, moving average. timm's step has no mixup and no moving
-average, and fused AdamW. The steps of one size take turns. Writes benchmarks/results/train_step.{md,json}.
+The recipe of configs/vir_b.py on one device: mixup, cutmix and normalisation of uint8 images that lie on the device
+already, forward and backward pass in bfloat16, clipping, LAMB, moving average. ViR in the mode that "auto" chooses,
+in the parallel mode, and by the kernel for the device. timm's step has no mixup and no moving average, and fused
+AdamW. The steps of one size take turns. Writes benchmarks/results/train_step.{md,json}.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from benchmarks.timing import machine, markdown_table, write_results
+from benchmarks.timing import failure, machine, markdown_table, write_results
 from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.training.compile_report import IMAGENET_EXAMPLES
 from vir_jax.training.config import default_config
@@ -40,7 +40,7 @@ Run = Callable[[int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One model at one size; seconds of a step, None where it did not fit into memory."""
+    """One model at one size; seconds of a step, None where it failed."""
 
     model: str
     form: str  # mode or kernel of retention
@@ -49,12 +49,13 @@ class Record:
     seconds: float | None
     flops: float  # of the model, forward and backward, in a step
     memory: int | None  # bytes that the step asks for
+    failure: str
 
     def row(self, peak: float | None) -> list[str]:
         """Of the table."""
         row = [self.model, self.form, f"{self.size} px", str(self.batch_size)]
         if self.seconds is None:
-            return [*row, "out of memory", "", "", ""]
+            return [*row, self.failure, "", "", ""]
         utilisation = "" if peak is None else f"{100 * self.flops / self.seconds / peak:.0f} %"
         memory = "" if self.memory is None else f"{self.memory / 2**30:.1f}"
         speed = f"{self.batch_size / self.seconds:,.0f}"
@@ -127,6 +128,7 @@ def measure(models: list[str], size: int, batch_size: int) -> list[Record]:
     """All models at one size; their rounds take turns."""
     runs: dict[tuple[str, str], Run] = {}
     memory: dict[tuple[str, str], int | None] = {}
+    failures: dict[tuple[str, str], str] = {}
     wanted = [(name, form) for name in models for form in forms(name, size)]
     for each in wanted:
         try:
@@ -135,9 +137,8 @@ def measure(models: list[str], size: int, batch_size: int) -> list[Record]:
             )
             runs[each](2)
         except Exception as error:
-            if not any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "out of memory")):
-                raise
             runs.pop(each, None)
+            failures[each] = failure(error)
     times: dict[tuple[str, str], list[float]] = {each: [] for each in runs}
     steps = dict.fromkeys(runs, 1)
     for _ in range(ROUNDS):
@@ -155,6 +156,7 @@ def measure(models: list[str], size: int, batch_size: int) -> list[Record]:
             seconds=statistics.median(times[name, form][1:]) if (name, form) in runs else None,
             flops=3 * batch_size * forward_flops("vit_b16" if name == TIMM else name, size),
             memory=memory.get((name, form)),
+            failure=failures.get((name, form), ""),
         )
         for name, form in wanted
     ]

@@ -20,7 +20,7 @@ from tests.models.helpers import (
     relative_error,
     run,
 )
-from vir_jax.models.backbone import KEEP_PRODUCTS, _check_images, patch_grid
+from vir_jax.models.backbone import _check_images, patch_grid
 from vir_jax.ops import MODES, decay_mask, decay_mask_2d, vir_log_decay
 
 VIR = [
@@ -182,33 +182,39 @@ def test_drop_path_rises_linearly_and_is_drawn_from_the_key():
     np.testing.assert_array_equal(evaluated, run(lively(), x))
 
 
-def test_remat_recomputes_each_block_and_changes_no_gradient():
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize(("name", "scores"), [("vir_mu1", 2), ("vit_mu1", 1)])
+def test_products_are_kept_for_the_backward_pass_and_the_rest_computed_anew(name, scores):
+    """Besides the gradients' own, the backward pass has the products of scores alone."""
+
+    def products(remat):
+        graph, params = nnx.split(lively(name, remat=remat))
+        loss = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(images()) ** 2)))
+        return sum(equation.primitive.name == "dot_general" for equation in equations(loss(params).jaxpr))
+
+    everything = products(jax.checkpoint_policies.everything_saveable)
+    assert products(False) - everything <= scores
+    assert products(True) - everything >= scores + 5
+
+
+def test_remat_changes_no_gradient():
     x, key = images(), jax.random.key(3)
 
-    def loss_of(remat):
+    def gradients(remat):
         graph, params = nnx.split(lively(drop_path_rate=0.5, remat=remat))
-        return lambda params: jnp.sum(nnx.merge(graph, params)(x, key=key) ** 2), params
+        return jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(x, key=key) ** 2)))(params)
 
-    def policies(remat):
-        loss, params = loss_of(remat)
-        found = []
-
-        def visit(jaxpr):
-            for equation in jaxpr.eqns:
-                if equation.primitive.name in ("checkpoint", "remat2"):
-                    found.append(equation.params["policy"])
-                for inner in jaxprs_in_params(equation.params):
-                    visit(inner)
-
-        visit(jax.make_jaxpr(loss)(params).jaxpr)
-        return found
-
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    assert policies(False) == [KEEP_PRODUCTS]
-    assert policies(True) == [None]
-    assert policies(policy) == [policy]
-    gradients = (jax.jit(jax.grad(loss))(params) for loss, params in map(loss_of, (False, True)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *gradients)
+    kept = gradients(jax.checkpoint_policies.everything_saveable)
+    for remat in (False, True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients(remat), kept
+        )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.helpers import images, lively, run
+from tests.models.helpers import GRID, images, lively, run
 from vir_jax.models.mixers import Retention, SoftmaxAttention
 from vir_jax.ops import MODES, kernels
 
@@ -48,6 +48,25 @@ def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces
 def test_kernels_give_the_same_model(implementation):
     logits = run(lively(implementation=implementation), images())
     np.testing.assert_allclose(logits, run(lively(), images()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("kernels_run")
+def test_a_kernel_gives_the_same_gradients():
+    def gradients(implementation):
+        graph, params = nnx.split(lively(implementation=implementation))
+        return jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(images()) ** 2)))(params)
+
+    jax.tree.map(
+        lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4),
+        gradients("pallas_tpu"),
+        gradients("xla"),
+    )
+
+
+def test_a_kernel_is_asked_for():
+    name, platform = next(each for each in kernels.PLATFORMS.items() if each[1] != jax.default_backend())
+    with pytest.raises(ValueError, match=f"'{name}' is a kernel for {platform}"):
+        lively(implementation=name)(images((3, *GRID, 3)))  # not a shape that another test has compiled
 
 
 def test_no_state_unless_asked_for():

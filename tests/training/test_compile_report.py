@@ -72,6 +72,13 @@ def test_a_kernel_needs_no_other_communication():
     assert step(config).collectives == by_xla.collectives
 
 
+def test_a_kernel_is_asked_for():
+    config, _ = load("vir_digits")
+    config.model.implementation = "pallas_tpu"
+    with pytest.raises(ValueError, match="'pallas_tpu' is a kernel for tpu, and this compiles for cpu"):
+        compile_report(config, "cpu:8", num_classes=10, num_examples=1442)
+
+
 def test_a_step_that_does_not_fit():
     compiled = dataclasses.replace(report("vir_digits", "cpu:8", 2, 2), capacity=2**20)
     assert not compiled.fits

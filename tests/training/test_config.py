@@ -35,6 +35,15 @@ def test_bad_values_are_named(field, value, message):
         validate(config)
 
 
+def test_a_kernel_is_for_some_modes():
+    config = default_config()
+    config.model.implementation, config.model.mode = "pallas_tpu", "parallel"
+    with pytest.raises(
+        ValueError, match=r"config\.model\.mode is 'parallel'; expected 'auto' or 'chunkwise'"
+    ):
+        validate(config)
+
+
 def test_arguments_are_typed():
     values = parse_arguments("epochs=3,model=vit_mu1,flag=True", epochs=1.0, model="vir_mu1", flag=False)
     assert values.to_dict() == {"epochs": 3.0, "model": "vit_mu1", "flag": True}

@@ -55,6 +55,8 @@ def drop_path(
         rate: probability in [0, 1) that a sample's branch is dropped; kept ones are divided by `1 - rate`, so
             the expectation is `x`.
         key: random key; `None` (evaluation) returns `x`.
+
+    A branch that is not finite stays so when it is dropped.
     """
     if key is None:
         return x

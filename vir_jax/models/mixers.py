@@ -18,12 +18,13 @@ from jaxtyping import Array, Float
 from vir_jax.models.layers import linear_init
 from vir_jax.models.sharding import constrain, on_each_device
 from vir_jax.ops import retention, retention_2d, vir_log_decay
+from vir_jax.ops.kernels import PLATFORMS as KERNELS
 
 Heads = Float[Array, "b n h d"]
 State = Float[Array, "b ..."]
 """What retention has read so far, float32: `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D."""
 
-# Their dimensions, and those of the decays; see `on_each_device`.
+# Dimensions of heads' tokens, of decays and of a 1-D state; see `on_each_device`.
 HEADS, DECAYS, STATE = ("batch", None, "heads", None), ("heads",), ("batch", "heads", None, None)
 
 
@@ -94,12 +95,12 @@ class Mixer(nnx.Module):
     def _project(self, x: Float[Array, "b n c"]) -> list[Heads]:
         """self.qkv(x), by a product for each of q, k and v, written where the mixer reads it.
 
-        XLA would copy the parts of a common product; and on GPUs it adds a bias within a product only where that is a
-        vector.
+        Of one product for all three XLA would copy the parts. And the biases are flat, because XLA for GPUs then adds
+        them within the product.
         """
         assert self.qkv.bias is not None
         x, kernel, bias = (y.astype(self.qkv.dtype) for y in (x, self.qkv.kernel[...], self.qkv.bias[...]))
-        # Where fsdp splits its rows, it is gathered whole, once.
+        # Gathered whole, where fsdp splits its rows, and not part by part.
         kernel = constrain(kernel, None, None, "heads", None)
         heads = (*x.shape[:-1], self.heads, self.head_dim)
         products = (
@@ -140,7 +141,7 @@ class Retention(Mixer):
             partial(retention, mode=mode, chunk_size=self.chunk_size, implementation=self.implementation),
             return_state,
         )
-        if self.implementation not in (None, "xla"):
+        if self.implementation in KERNELS:
             operator = on_each_device(operator, (HEADS, HEADS, HEADS, DECAYS, STATE), (HEADS, STATE))
         return operator(q, k, v, vir_log_decay(self.heads), initial_state)
 

@@ -66,7 +66,7 @@ def on_each_device(
     Args:
         function: of arrays, to a tuple of arrays; None may stand for any of them.
         arguments: the dimensions of each.
-        results: those of each result; dimensions of one name have one size.
+        results: those of each result; a name has one size, that of an argument which is not None.
     """
 
     def run(*values: Array | None) -> Any:
@@ -84,7 +84,7 @@ def on_each_device(
         }
 
         def spec(dimensions: Dimensions) -> PartitionSpec:
-            return PartitionSpec(*(_mesh_axes(name, sizes[name]) for name in dimensions))
+            return PartitionSpec(*(name and _mesh_axes(name, sizes[name]) for name in dimensions))
 
         return jax.shard_map(
             function,

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from vir_jax.models.backbone import Place, Position, Readout, VisionBackbone
 from vir_jax.models.mixers import Retention, Retention2D, SoftmaxAttention
+from vir_jax.ops.kernels import PLATFORMS as KERNELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +101,14 @@ def create_model(
         bidirectional: let ViR read the patches forwards, then backwards: [p1..pN, pN..p1, class token].
         layer_scale: initial LayerScale; `None`: the model has none; "default": 1e-5 for ViR, none for ViT.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
-        remat: what to recompute of each block in the backward pass: `False`: all but its matrix products and
-            retention; `True`: everything; or one of `jax.checkpoint_policies`.
+        remat: what of each block to compute anew in the backward pass: `False`: norms, GELU, attention's scores and
+            what else costs little, while the outputs of linear layers and mixers are kept; `True`: everything; or one
+            of `jax.checkpoint_policies`, of which `everything_saveable` keeps all.
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
         chunk_size: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
-        implementation: "xla", or a kernel for 1-D chunkwise retention; `None`: see `vir_jax.ops.retention`. A kernel
-            runs on each device of the mesh in context (`jax.set_mesh`), batch and heads split as everywhere.
+        implementation: "xla", or a kernel for 1-D retention in the modes "auto" and "chunkwise"; `None`: see
+            `vir_jax.ops.retention`. A kernel runs on each device of the mesh in context (`jax.set_mesh`), batch and
+            heads split as everywhere.
 
     Raises:
         ValueError: on an unknown name or option, or options that make no sense together.
@@ -117,6 +120,8 @@ def create_model(
     readouts = (None, "last", "average", "first")
     _check("readout", readout, readout in readouts, "'last', 'average', 'first' or None")
     _check("position", position, position in ("learned", "sincos"), "'learned' or 'sincos'")
+    names = (None, "xla", *KERNELS)
+    _check("implementation", implementation, implementation in names, f"one of {names}")
     if family == "vit":
         given = {
             "retention": retention,
@@ -140,10 +145,15 @@ def create_model(
             f"chunk_size={chunk_size} makes no sense with retention='2d': its chunks are whole rows of the "
             "grid. Leave it out."
         )
-    if retention == "2d" and implementation not in (None, "xla"):
+    if retention == "2d" and implementation in KERNELS:
         raise ValueError(
             f"implementation={implementation!r} makes no sense with retention='2d': there are kernels for 1-D "
             "retention alone. Leave it out."
+        )
+    if chunk_size is not None and implementation in KERNELS:
+        raise ValueError(
+            f"chunk_size={chunk_size} makes no sense with implementation={implementation!r}, which computes in chunks "
+            "of its own. Leave it out."
         )
 
     mixer: Callable[..., Retention | Retention2D | SoftmaxAttention]

@@ -95,7 +95,7 @@ def retention(
         scale: What multiplies q, in q's dtype. None is d^-1/2.
         implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs, "mosaic_gpu" on NVIDIA
             Hopper GPUs. None is "xla", as no kernel has been measured yet. Under `jit` with sharded arguments a kernel
-            wants `jax.shard_map` around it.
+            wants `jax.shard_map` around it; models see to that.
 
     Returns:
         The output [b, n, h, e] in v's dtype; with `return_state`, (output, state [b, h, d, e] fp32). Decays, scores,

@@ -288,7 +288,7 @@ class Checkpoints:
     def restore_config(self, step: int) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
         """The config that a checkpoint was trained with, and the metadata saved with it.
 
-        But for the kernel, which is the choice of the machine that it was trained on, and not of those that read it.
+        model.implementation is None in it: a kernel suits the machine that was trained on, not every one that reads.
 
         Raises:
           DamagedCheckpointError: these are not what was written.

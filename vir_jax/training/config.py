@@ -34,10 +34,10 @@ def default_config() -> ml_collections.ConfigDict:
     model.position = "learned"  # Position embeddings: "learned" or "sincos".
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.drop_path = 0.2  # Stochastic depth of the last block; rises linearly over the blocks.
-    model.remat = False  # Recompute products, too, in the backward pass: less memory, a third more work.
+    model.remat = False  # Keep a block's input alone for the backward pass: less memory, a third more work.
     model.dtype = "bfloat16"  # Of the computation. Parameters, decays and states are float32 always.
     model.mode = "auto"  # Form of retention in training: auto, parallel, recurrent or chunkwise.
-    model.implementation = config_dict.placeholder(str)  # A kernel to train with; see vir_jax.ops.retention.
+    model.implementation = config_dict.placeholder(str)  # Of retention: "xla", "mosaic_gpu", "pallas_tpu".
 
     config.data = data = ml_collections.ConfigDict()
     data.dataset = "imagenet2012"  # A TFDS name, "folder" (one folder per class) or "digits".
@@ -163,6 +163,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"at least 0 and less than epochs={config.epochs}",
     )
     check(config.optim.cooldown_epochs >= 0, "optim.cooldown_epochs", "a number of at least 0")
+    check(
+        config.model.implementation in (None, "xla") or config.model.mode in ("auto", "chunkwise"),
+        "model.mode",
+        f"'auto' or 'chunkwise', which model.implementation={config.model.implementation!r} computes",
+    )
     check(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "'float32' or 'bfloat16'")
 
 

@@ -67,11 +67,7 @@ def model_functions(config: ml_collections.ConfigDict, num_classes: int) -> Mode
 
 
 def _create(config: ml_collections.ConfigDict, num_classes: int, key: Key[Array, ""]) -> VisionBackbone:
-    family_default = {
-        "retention": config.retention,
-        "readout": config.readout,
-        "implementation": config.implementation,
-    }
+    optional = {name: config[name] for name in ("retention", "readout", "implementation")}
     return create_model(
         config.name,
         num_classes=num_classes,
@@ -82,7 +78,7 @@ def _create(config: ml_collections.ConfigDict, num_classes: int, key: Key[Array,
         drop_path_rate=config.drop_path,
         remat=config.remat,
         dtype=jnp.dtype(config.dtype),
-        **{name: value for name, value in family_default.items() if value is not None},
+        **{name: value for name, value in optional.items() if value is not None},
     )
 
 
