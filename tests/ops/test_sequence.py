@@ -10,17 +10,25 @@ from hypothesis import strategies as st
 
 from tests.ops.cases import assert_close, assert_transforms_agree, random_case
 from vir_jax.ops import MODES, decay_mask, retention, retention_step
+from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
 from vir_jax.ops.sequence import PARALLEL_UP_TO
 
 FP32 = 3e-6  # relative RMS; sums of a few hundred fp32 products of either sign
 HALF = 5e-3
 
+FORMS = (*MODES, *PLATFORMS)
+
 # Ragged chunks, whole chunks, one chunk too large, chunks of one token.
 CHUNKS = {1: 4, 2: 1, 63: 64, 64: 16, 65: 16, 196: 64, 197: 49, 577: 50}
 
 
-@partial(jax.jit, static_argnames=("mode", "chunk_size"))
+def _options(form, chunk_size):
+    """What asks `retention` for a mode, or for a kernel, which has chunks of its own."""
+    return {"mode": form, "chunk_size": chunk_size} if form in MODES else {"implementation": form}
+
+
+@partial(jax.jit, static_argnames=("mode", "chunk_size", "implementation"))
 def _run(arguments, cotangents, **options):
     """Output and final state, and the gradients of everything differentiable."""
 
@@ -50,6 +58,20 @@ def test_decays_at_the_ends_of_their_range(mode):
     assert_close(results, (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
 
 
+@pytest.mark.usefixtures("kernels_run")
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_scale_and_state_of_kernels(name, with_state, scale):
+    case = random_case(2, 40, 3, 8, 5)
+    state = case.initial_state if with_state else None
+    op = partial(retention, implementation=name, return_state=True, scale=scale)
+    result = jax.jit(op)(*case.tokens, case.log_decay, initial_state=state)
+    arrays = map(np.asarray, (*case.tokens, case.log_decay))
+    given = {"initial_state": state if state is None else np.asarray(state), "scale": scale}
+    assert_close(result, naive_retention(*arrays, **given), FP32)
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     b=st.integers(1, 2),
@@ -74,11 +96,12 @@ def test_any_shape(b, n, h, d, e, chunk_size, mode, with_state, scale):
     assert_close(result, expected, FP32)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("kernels_run")
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cut", [1, 30])
-def test_a_sequence_cut_in_two_is_the_whole(mode, cut):
+def test_a_sequence_cut_in_two_is_the_whole(form, cut):
     case = random_case()
-    op = jax.jit(partial(retention, mode=mode, chunk_size=16, return_state=True))
+    op = jax.jit(partial(retention, **_options(form, 16), return_state=True))
     whole, final = op(*case.tokens, case.log_decay, initial_state=case.initial_state)
     first, state = op(*(x[:, :cut] for x in case.tokens), case.log_decay, initial_state=case.initial_state)
     second, last = op(*(x[:, cut:] for x in case.tokens), case.log_decay, initial_state=state)
@@ -97,10 +120,11 @@ def test_steps_of_one_token_or_a_chunk_are_the_whole():
         assert_close((jnp.concatenate(outs, axis=1), state), (whole, final), FP32)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_future_never_changes_the_past(mode):
+@pytest.mark.usefixtures("kernels_run")
+@pytest.mark.parametrize("form", FORMS)
+def test_the_future_never_changes_the_past(form):
     case, other = random_case(), random_case(seed=1)
-    op = jax.jit(partial(retention, mode=mode, chunk_size=16))
+    op = jax.jit(partial(retention, **_options(form, 16)))
     past = np.asarray(op(*case.tokens, case.log_decay))
     for now in (1, 15, 16, 40, 64):
         tokens = (x.at[:, now:].set(y[:, now:]) for x, y in zip(case.tokens, other.tokens, strict=True))
@@ -110,15 +134,16 @@ def test_the_future_never_changes_the_past(mode):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("mode", MODES)
-def test_half_precision_of_large_activations(mode, dtype):
+@pytest.mark.usefixtures("kernels_run")
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_of_large_activations(form, dtype):
     case = random_case(b=1, n=197, h=2, d=64, e=64)
     # fp16 ends at 65504. Scores are beyond it here; small values and cotangents bring what comes out within it.
     scales = (100, 100, 100, 1) if dtype == jnp.bfloat16 else (100, 100, 1e-2, 1e-2)
     q, k, v, d_out = (s * x for s, x in zip(scales, (*case.tokens, case.d_out), strict=True))
     case = case._replace(q=q, k=k, v=v, d_out=d_out)
     half = case._replace(**{name: getattr(case, name).astype(dtype) for name in ("q", "k", "v", "d_out")})
-    (out, final), gradients = _run(half.arguments, half.cotangents, mode=mode, chunk_size=64)
+    (out, final), gradients = _run(half.arguments, half.cotangents, **_options(form, 64))
 
     assert out.dtype == dtype
     assert final.dtype == jnp.float32
@@ -133,14 +158,15 @@ def test_half_precision_of_large_activations(mode, dtype):
     assert_close(gradients[3], rounded.log_decay, HALF)
 
 
-def test_values_keep_their_dtype_among_other_dtypes():
+@pytest.mark.usefixtures("kernels_run")
+@pytest.mark.parametrize("form", ["chunkwise", *PLATFORMS])
+def test_values_keep_their_dtype_among_other_dtypes(form):
     case = random_case(n=20)
     tokens = (case.q.astype(jnp.bfloat16), case.k, case.v.astype(jnp.float16))
     (out, _), gradients = _run(
         (*tokens, case.log_decay, case.initial_state),
         (case.d_out.astype(jnp.float16), case.d_final),
-        mode="chunkwise",
-        chunk_size=8,
+        **_options(form, 8),
     )
     assert out.dtype == jnp.float16
     chex.assert_trees_all_equal_dtypes(gradients[:3], tokens)
@@ -168,8 +194,9 @@ def test_vmap_over_decays():
         assert_close(out, retention(*case.tokens, log_decay), FP32)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_gradient_of_gradient(mode):
+@pytest.mark.usefixtures("kernels_run")
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_of_gradient(form):
     case = random_case(b=1, n=9, h=2, d=3, e=2)
 
     def dense(q, k, v, log_decay, state):
@@ -183,7 +210,7 @@ def test_gradient_of_gradient(mode):
         return scale * out, final
 
     def named(q, k, v, log_decay, state):
-        return retention(q, k, v, log_decay, mode=mode, chunk_size=4, initial_state=state, return_state=True)
+        return retention(q, k, v, log_decay, **_options(form, 4), initial_state=state, return_state=True)
 
     def second_order(op):
         def loss(*arguments):
