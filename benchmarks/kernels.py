@@ -16,8 +16,6 @@ import dataclasses
 import importlib.util
 import math
 import os
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.timing import failure, machine, markdown_table, write_results
+from benchmarks.timing import failure, machine, markdown_table, median_ms, write_results
 from vir_jax.ops import retention, vir_log_decay
 from vir_jax.ops.kernels import PLATFORMS
 
@@ -164,21 +162,7 @@ def bandwidth() -> float:
     """Bytes a second of a copy, read and written."""
     x = jnp.zeros(CACHE_BYTES, jnp.bfloat16)
     copy = jax.jit(lambda x: x + 1).lower(x).compile()
-    times = measure({"copy": lambda: jax.block_until_ready(copy(x))})
-    return 2 * x.nbytes / times["copy"]
-
-
-def measure(runs: dict[str, Run]) -> dict[str, float]:
-    """Median seconds of each; they take turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
+    return 2 * x.nbytes / (1e-3 * median_ms({"copy": lambda: copy(x)}, rounds=ROUNDS)["copy"])
 
 
 def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second: float) -> list[Record]:
@@ -203,7 +187,7 @@ def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second
             runs[name] = run
         except Exception as error:
             failures[name] = failure(error)
-    seconds = measure(runs)
+    ms = median_ms(runs, rounds=ROUNDS)
     return [
         Record(
             width,
@@ -211,7 +195,7 @@ def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second
             batch,
             which,
             name,
-            1e3 * seconds[name] / (calls * sets) if name in runs else None,
+            ms[name] / (calls * sets) if name in runs else None,
             1e3 * floor,
             failures.get(name, ""),
         )

@@ -189,9 +189,9 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-@pytest.mark.parametrize(("name", "scores"), [("vir_mu1", 2), ("vit_mu1", 1)])
+@pytest.mark.parametrize(("name", "scores"), [("vir_mu1", 0), ("vit_mu1", 1)])
 def test_products_are_kept_for_the_backward_pass_and_the_rest_computed_anew(name, scores):
-    """Besides the gradients' own, the backward pass has the products of scores alone."""
+    """The backward pass has the products of attention's scores again, and no other; each of KEPT saves some."""
 
     def products(remat):
         graph, params = nnx.split(lively(name, remat=remat))
@@ -199,8 +199,8 @@ def test_products_are_kept_for_the_backward_pass_and_the_rest_computed_anew(name
         return sum(equation.primitive.name == "dot_general" for equation in equations(loss(params).jaxpr))
 
     everything = products(jax.checkpoint_policies.everything_saveable)
-    assert products(False) - everything <= scores
-    assert products(True) - everything >= scores + 5
+    assert products(False) == everything + scores
+    assert products(True) > everything + scores
 
 
 def test_remat_changes_no_gradient():
