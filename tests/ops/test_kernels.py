@@ -183,6 +183,18 @@ def test_a_kernel_is_used_or_an_error_says_why_not(kernels_run):
         retention(*wide.tokens, wide.log_decay, implementation="mosaic_gpu")
 
 
+@pytest.mark.skipif("jax.device_count() < 8", reason="eight devices, on a CPU simulated ones")
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_kernel_does_not_compute_everything_on_every_device(kernels_run, axis_type):
+    case = random_case(b=4, n=4, h=4)
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(axis_type,) * 2)
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match=r"each device of \{'data': 4, 'tensor': 2\} would"),
+    ):
+        jax.jit(partial(retention, implementation="pallas_tpu"))(*case.tokens, case.log_decay)
+
+
 def test_a_kernel_wants_its_platform():
     case, here = random_case(n=4), jax.default_backend()
     name, platform = next(each for each in kernels.PLATFORMS.items() if each[1] != here)

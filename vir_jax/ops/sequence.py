@@ -5,6 +5,7 @@ from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.checks import (
@@ -94,8 +95,8 @@ def retention(
         return_state: Whether to return the state after the last token, too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
         implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs, "mosaic_gpu" on NVIDIA
-            Hopper GPUs. None is "xla", as no kernel has been measured yet. Under `jit` with sharded arguments a kernel
-            wants `jax.shard_map` around it; models see to that.
+            Hopper GPUs. None is "xla", as no kernel has been measured yet. Where a mesh of several devices is
+            set, a kernel wants `jax.shard_map` around it; models see to that.
 
     Returns:
         The output [b, n, h, e] in v's dtype; with `return_state`, (output, state [b, h, d, e] fp32). Decays, scores,
@@ -106,7 +107,7 @@ def retention(
 
     Raises:
         ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a known decay outside (0, 1]; a kernel that
-            does not exist, or is not for this mode or platform.
+            does not exist, is not for this mode or platform, or would compute everything on every device.
     """
     check_mode(mode)
     check_chunk("chunk_size", chunk_size)
@@ -171,6 +172,16 @@ def _check_implementation(implementation: str | None, mode: str, chunk_size: int
         raise ValueError(
             f"{implementation!r} is a kernel for {PLATFORMS[implementation]}, and this compiles for {platform()}; use "
             "implementation='xla'"
+        )
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    split = {
+        axis: mesh.shape[axis] for axis, kind in kinds if kind != AxisType.Manual and mesh.shape[axis] > 1
+    }
+    if split:
+        raise ValueError(
+            f"{implementation!r} is not split over a mesh by itself, and each device of {split} would compute "
+            "everything: call it within `jax.shard_map` over batch and heads, as models do, or use implementation='xla'"
         )
 
 
