@@ -4,7 +4,7 @@ import jax
 from absl import app, flags
 
 from vir_jax.evaluation import evaluate_workdir, format_results
-from vir_jax.training.distributed import initialize_from_flags
+from vir_jax.parallel.processes import initialize_from_flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")

@@ -9,9 +9,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vir_jax.training.distributed import initialize_from_flags
+from vir_jax.parallel.processes import initialize_from_flags
+from vir_jax.runs.preemption import EXIT_CODE, PreemptedError
 from vir_jax.training.loop import train
-from vir_jax.training.preemption import EXIT_CODE, PreemptedError
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="recipe, configs/NAME.py[:argument=value,...]")
 WORKDIR = flags.DEFINE_string(

@@ -32,8 +32,8 @@ from flax import nnx
 from benchmarks.timing import RESULTS, machine, markdown_table, replace_between_markers, write_results
 from vir_jax.inference import stream
 from vir_jax.models import VisionBackbone, create_model
+from vir_jax.models.pixels import normalize
 from vir_jax.ops import MODES
-from vir_jax.training.mixing import normalize
 
 ROOT = Path(__file__).parents[1]
 SIZES = (224, 512, 1024, 2048, 4096, 8192)

@@ -17,9 +17,9 @@ import jax
 import ml_collections
 
 from benchmarks.timing import markdown_table, replace_between_markers, write_results
-from vir_jax.training.collectives import Traffic
+from vir_jax.parallel.collectives import Traffic
+from vir_jax.parallel.hardware import GIB
 from vir_jax.training.compile_report import compile_report
-from vir_jax.training.hardware import GIB
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:16x16")

@@ -21,13 +21,13 @@ import numpy as np
 
 from benchmarks.timing import failure, machine, markdown_table, write_results
 from vir_jax.ops.kernels import PLATFORMS
+from vir_jax.parallel.hardware import CHIPS
+from vir_jax.parallel.memory import compiled_memory
+from vir_jax.parallel.mesh import make_mesh
+from vir_jax.runs.config import default_config
+from vir_jax.runs.model import model_functions
 from vir_jax.training.compile_report import IMAGENET_EXAMPLES
-from vir_jax.training.config import default_config
-from vir_jax.training.hardware import CHIPS
-from vir_jax.training.mesh import make_mesh
-from vir_jax.training.model import model_functions
 from vir_jax.training.program import make_program
-from vir_jax.training.summary import compiled_memory
 
 TIMM = "timm vit_base_patch16"
 MODELS = ("vir_s16", "vir_b16", "vit_s16", "vit_b16", TIMM)

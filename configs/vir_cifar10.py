@@ -12,7 +12,7 @@ each, seed 0).
 
 import ml_collections
 
-from vir_jax.training.config import default_config, parse_arguments
+from vir_jax.runs.config import default_config, parse_arguments
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:

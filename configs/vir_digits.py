@@ -7,7 +7,7 @@ Cost: 203,146 parameters, 47 s on two CPU cores from start to end. Result: 97.5 
 
 import ml_collections
 
-from vir_jax.training.config import default_config
+from vir_jax.runs.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Cost: 304.4 M parameters, 61.6 G multiply-adds per image. Result: not run on Ima
 
 import ml_collections
 
-from vir_jax.training.config import default_config
+from vir_jax.runs.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Cost: 22.1 M parameters, 4.6 G multiply-adds per image. Result: not run on Image
 
 import ml_collections
 
-from vir_jax.training.config import default_config
+from vir_jax.runs.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Cost: 5.7 M parameters, 1.3 G multiply-adds per image. Result: not run on ImageN
 
 import ml_collections
 
-from vir_jax.training.config import default_config
+from vir_jax.runs.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Cost: 86.6 M parameters, 17.6 G multiply-adds per image. Result: not run on Imag
 
 import ml_collections
 
-from vir_jax.training.config import default_config
+from vir_jax.runs.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

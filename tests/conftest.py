@@ -17,7 +17,7 @@ import pytest
 
 import vir_jax.training.loop
 from vir_jax.ops import kernels, sequence
-from vir_jax.training.config import default_config
+from vir_jax.runs.config import default_config
 
 XLA_FLAGS = ["--xla_backend_optimization_level=0"]
 # The quicker of two code generators; later versions have the other alone.

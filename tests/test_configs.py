@@ -7,8 +7,8 @@ import jax
 import ml_collections
 import pytest
 
-from vir_jax.training.config import default_config, validate
-from vir_jax.training.mesh import make_mesh
+from vir_jax.parallel.mesh import make_mesh
+from vir_jax.runs.config import default_config, validate
 from vir_jax.training.program import make_program
 from vir_jax.training.summary import count_parameters
 

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 
 from vir_jax.data import eval_loader, open_source
-from vir_jax.evaluation import ModesDisagreeError, evaluate, evaluate_workdir, format_results
+from vir_jax.evaluation import ModesDisagreeError, evaluate_workdir, format_results
 from vir_jax.ops import MODES
+from vir_jax.parallel.mesh import make_mesh
+from vir_jax.runs.model import ModelFunctions
+from vir_jax.training.evaluate import evaluate
 from vir_jax.training.loop import train
-from vir_jax.training.mesh import make_mesh
-from vir_jax.training.model import ModelFunctions
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    from vir_jax.training.config import default_config
+    from vir_jax.runs.config import default_config
 
     config = default_config()
     config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 1.0, 0.0, 0.0

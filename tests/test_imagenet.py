@@ -9,7 +9,7 @@ import pytest
 from tests.data.helpers import run_python
 from vir_jax.data import AugmentConfig, decode_image, eval_loader, open_source, prepare, train_loader
 from vir_jax.evaluation import evaluate_workdir
-from vir_jax.training.config import default_config
+from vir_jax.runs.config import default_config
 from vir_jax.training.loop import train
 
 ARCHIVES = Path(__file__).parents[2] / "shared" / "data" / "ilsvrc"

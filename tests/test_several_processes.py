@@ -13,9 +13,9 @@ from PIL import Image
 
 from tests.test_configs import load
 from vir_jax.evaluation import evaluate_workdir
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.mesh import make_mesh
-from vir_jax.training.metrics import read_metrics
+from vir_jax.parallel.mesh import make_mesh
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.metrics import read_metrics
 from vir_jax.training.program import make_program
 
 ROOT = Path(__file__).parents[1]

@@ -1,30 +1,21 @@
 """Evaluation: top-1, top-5 and loss of a model on a data set, in one form of retention or in all of them."""
 
-import dataclasses
-import functools
-import math
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from absl import logging
-from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
 from vir_jax.data import Source, eval_loader, open_source
 from vir_jax.models import parse_name
 from vir_jax.ops import MODES
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.log import quiet_libraries
-from vir_jax.training.mesh import check_divides, local_rows, make_mesh, put_batch
-from vir_jax.training.mixing import normalize
-from vir_jax.training.model import ModelFunctions, image_size, model_functions
-from vir_jax.training.sharding import state_shardings
-from vir_jax.training.state import Params
-from vir_jax.training.step import evaluation_sums
+from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh
+from vir_jax.parallel.sharding import state_shardings
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.log import quiet_libraries
+from vir_jax.runs.model import image_size, make_predict, model_functions
+from vir_jax.training.evaluate import ModeResult, evaluate
 
 # Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
 # alone: about 1e-6 in float32, and in bfloat16 2e-3 per retention, amplified by the depth of the model.
@@ -33,84 +24,6 @@ AGREEMENT = {"float32": 1e-3, "bfloat16": 3e-2}
 
 class ModesDisagreeError(RuntimeError):
     """Two forms of retention gave different logits for the same images."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModeResult:
-    """How one mode fared on a data set."""
-
-    metrics: dict[str, float]  # top1 and top5 as fractions, loss in nats, count of examples.
-    images_per_second: float  # Of the forward pass, loading not counted.
-    difference: float  # Relative RMS difference of its logits from the first mode's.
-
-
-def evaluate(
-    predict: Callable[..., Float[Array, "b classes"]],
-    params: Params,
-    batches: Iterable[Mapping[str, object]],
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    modes: Sequence[str],
-) -> dict[str, ModeResult]:
-    """Means over all examples of a data set, each counted once, for each mode on the same batches.
-
-    Args:
-      predict: jitted (params, uint8 images, mode=...) -> logits; `make_predict` makes one.
-      params: of the model.
-      batches: this process's rows of each, of `eval_loader`.
-      mesh: over which batches are split.
-      batch_size: over all processes.
-      modes: that `predict` is called with; the first is what the others are compared with.
-
-    Raises:
-      ValueError: there were no examples.
-    """
-    sums_of = jax.jit(evaluation_sums)
-    sums: dict[str, dict[str, float]] = {mode: {} for mode in modes}
-    seconds = dict.fromkeys(modes, 0.0)
-    compiled = set()
-    with jax.set_mesh(mesh):
-        for host_batch in batches:
-            batch = put_batch(host_batch, mesh, batch_size)
-            reference = None
-            for mode in modes:
-                if mode not in compiled:  # Compilation is not counted.
-                    jax.block_until_ready(predict(params, batch["image"], mode=mode))
-                    compiled.add(mode)
-                started = time.perf_counter()
-                logits = jax.block_until_ready(predict(params, batch["image"], mode=mode))
-                seconds[mode] += time.perf_counter() - started
-                reference = logits if reference is None else reference
-                batch_sums = sums_of(logits, batch["label"], batch["mask"], reference)
-                for name, value in jax.device_get(batch_sums).items():  # Added up in float64, on the host.
-                    sums[mode][name] = sums[mode].get(name, 0.0) + float(value)
-    return {mode: _result(sums[mode], seconds[mode]) for mode in modes}
-
-
-def _result(sums: Mapping[str, float], seconds: float) -> ModeResult:
-    count = sums.get("count", 0)
-    if not count:
-        raise ValueError("evaluation met no readable example")
-    metrics = {name: sums[name] / count for name in ("top1", "top5", "loss")}
-    scale = sums["squared_reference"]
-    return ModeResult(
-        metrics={**metrics, "count": int(count)},
-        images_per_second=count / seconds,
-        difference=math.sqrt(sums["squared_difference"] / scale) if scale else 0.0,
-    )
-
-
-def make_predict(
-    model: ModelFunctions, *, mean: Sequence[float], std: Sequence[float]
-) -> Callable[..., Float[Array, "b classes"]]:
-    """(params, uint8 images [b y x 3], mode=...) -> float32 logits, jitted."""
-
-    @functools.partial(jax.jit, static_argnames="mode")
-    def predict(params: Params, images: Array, *, mode: str) -> Array:
-        return model.apply(params, normalize(images, mean, std), mode=mode).astype(jnp.float32)
-
-    return predict
 
 
 def evaluate_workdir(

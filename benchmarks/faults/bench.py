@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.faults.runs import RECIPE, Run, differences, final_state, last_step
-from vir_jax.training.preemption import EXIT_CODE
+from vir_jax.runs.preemption import EXIT_CODE
 
 
 @dataclasses.dataclass

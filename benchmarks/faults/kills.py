@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.faults.bench import Bench, Record, ended, expect
 from benchmarks.faults.runs import Run, differences, evaluating, final_state, last_step, saved_step, writing
-from vir_jax.training.preemption import EXIT_CODE
+from vir_jax.runs.preemption import EXIT_CODE
 
 KILLS_EACH = 5
 

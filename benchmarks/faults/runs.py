@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vir_jax.training.checkpoint import EVALUATION, FOLDER, Checkpoints
-from vir_jax.training.metrics import METRICS_FILE, read_metrics
+from vir_jax.runs.checkpoint import EVALUATION, FOLDER, Checkpoints
+from vir_jax.runs.metrics import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).parents[2]
 EVAL_EVERY = 20

@@ -17,11 +17,11 @@ from PIL import Image
 from tests.test_command_line import ROOT, run
 from vir_jax.data import open_source
 from vir_jax.inference.predict import predict_files
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.config import default_config
-from vir_jax.training.mixing import normalize
-from vir_jax.training.model import model_functions
-from vir_jax.training.state import TrainState
+from vir_jax.models.pixels import normalize
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.config import default_config
+from vir_jax.runs.model import model_functions
+from vir_jax.runs.state import TrainState
 
 
 def write_checkpoint(folder, **model):

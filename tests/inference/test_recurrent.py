@@ -9,7 +9,7 @@ from flax import nnx
 from tests.models.helpers import abstract, images, lively, relative_error, run
 from vir_jax.inference import stream
 from vir_jax.inference.recurrent import initial_state, read_rows
-from vir_jax.training.mixing import normalize
+from vir_jax.models.pixels import normalize
 
 IMAGE = (2, 10, 14, 3)  # 5 x 7 patches; the model's own grid is 3 x 4.
 MODELS = [

@@ -4,11 +4,11 @@ import numpy as np
 import optax
 import pytest
 
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.config import default_config
-from vir_jax.training.metrics import MetricsWriter
-from vir_jax.training.model import model_functions
-from vir_jax.training.state import create_train_state
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.config import default_config
+from vir_jax.runs.metrics import MetricsWriter
+from vir_jax.runs.model import model_functions
+from vir_jax.runs.state import create_train_state
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 import numpy as np
 
 from vir_jax.inspection.workdir import read_curves
-from vir_jax.training.metrics import MetricsWriter
+from vir_jax.runs.metrics import MetricsWriter
 
 
 def test_every_metric_at_its_own_steps(tmp_path):

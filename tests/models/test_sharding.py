@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vir_jax.models.sharding import on_each_device
-from vir_jax.training.mesh import make_mesh
+from vir_jax.parallel.mesh import make_mesh
 
 HEADS, STATE = ("batch", None, "heads"), ("batch", "heads")
 

@@ -22,8 +22,8 @@ from vir_jax.ops import kernels, retention
 from vir_jax.ops.kernels import mosaic_gpu, pallas_tpu
 from vir_jax.ops.kernels.pallas_tpu import CHUNK_SIZE, ONE_CHUNK
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
+from vir_jax.parallel.mesh import make_mesh
 from vir_jax.training.compile_report import topology_devices
-from vir_jax.training.mesh import make_mesh
 
 # Several processes of tests may compile for TPUs at a time.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"

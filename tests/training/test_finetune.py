@@ -5,12 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.config import default_config
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.config import default_config
+from vir_jax.runs.model import model_functions
+from vir_jax.runs.state import TrainState
 from vir_jax.training.finetune import fit_params
 from vir_jax.training.loop import train
-from vir_jax.training.model import model_functions
-from vir_jax.training.state import TrainState
 
 
 def make_params(name="vir_mu2", image_size=(8, 8), classes=10, seed=0):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vir_jax.data import open_source
-from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.metrics import read_metrics
 from vir_jax.training.loop import NonFiniteError, train
-from vir_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("two_devices")
 TIMES = ("images_per_second", "eta_seconds")

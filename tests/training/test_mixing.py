@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vir_jax.training.mixing import cutmix, mix, mixup, normalize, random_boxes, smooth_labels
+from vir_jax.models.pixels import normalize
+from vir_jax.training.mixing import cutmix, mix, mixup, random_boxes, smooth_labels
 
 
 def test_normalize():

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from vir_jax.training.config import default_config
-from vir_jax.training.model import model_functions
+from vir_jax.parallel.sharding import dotted
+from vir_jax.runs.config import default_config
+from vir_jax.runs.model import model_functions
 from vir_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
-from vir_jax.training.sharding import dotted
 
 
 def test_schedule_by_hand():

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from vir_jax.training.config import default_config
-from vir_jax.training.model import model_functions
-from vir_jax.training.state import create_train_state
+from vir_jax.runs.config import default_config
+from vir_jax.runs.model import model_functions
+from vir_jax.runs.state import create_train_state
 from vir_jax.training.step import StepConfig, evaluation_sums, in_top_k, make_train_step
 
 CLASSES = 5

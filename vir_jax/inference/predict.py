@@ -16,14 +16,13 @@ from jaxtyping import Float, UInt8
 from vir_jax.data import CorruptImageError, eval_transform
 from vir_jax.data.decode import MAX_PIXELS
 from vir_jax.data.folder import EXTENSIONS
-from vir_jax.evaluation import make_predict
 from vir_jax.inference.files import ImageFile, open_image
 from vir_jax.inference.image_stream import ImageStream
 from vir_jax.inference.recurrent import check_streamable
 from vir_jax.models import VisionBackbone
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.log import quiet_libraries
-from vir_jax.training.model import image_size, model_functions
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.log import quiet_libraries
+from vir_jax.runs.model import image_size, make_predict, model_functions
 
 # Images classified together, at most.
 BATCH_SIZE = 16

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Float32, Int, Num
 from vir_jax.models import VisionBackbone
 from vir_jax.models.backbone import Block, Readout, patch_grid
 from vir_jax.models.mixers import Retention, Retention2D
+from vir_jax.models.pixels import normalize
 from vir_jax.models.position import resampling_weights, sincos_position_embedding
-from vir_jax.training.mixing import normalize
 
 # Patches read at a time: enough for the matrix products to be efficient.
 CHUNK_SIZE = 512

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, UInt8
 from vir_jax.data import decode_image, eval_transform, open_source
 from vir_jax.inspection.curves import Curve, metric_curves
 from vir_jax.models import VisionBackbone
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.log import quiet_libraries
-from vir_jax.training.metrics import read_metrics
-from vir_jax.training.mixing import normalize
-from vir_jax.training.model import image_size, model_functions
+from vir_jax.models.pixels import normalize
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.log import quiet_libraries
+from vir_jax.runs.metrics import read_metrics
+from vir_jax.runs.model import image_size, model_functions
 
 
 @dataclasses.dataclass(frozen=True)

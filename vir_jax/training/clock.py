@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
-from vir_jax.training.hardware import CHIPS
+from vir_jax.parallel.hardware import CHIPS
 
 
 def peak_flops() -> float | None:

@@ -19,13 +19,13 @@ from absl import app, flags, logging
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from vir_jax.training.collectives import Traffic, collectives
-from vir_jax.training.config import validate
-from vir_jax.training.hardware import CHIPS, GIB
-from vir_jax.training.mesh import make_mesh
+from vir_jax.parallel.collectives import Traffic, collectives
+from vir_jax.parallel.hardware import CHIPS, GIB
+from vir_jax.parallel.memory import bytes_per_device, compiled_memory
+from vir_jax.parallel.mesh import make_mesh
+from vir_jax.parallel.sharding import unsplit
+from vir_jax.runs.config import validate
 from vir_jax.training.program import make_program
-from vir_jax.training.sharding import unsplit
-from vir_jax.training.summary import bytes_per_device, compiled_memory
 
 IMAGENET_EXAMPLES = 1_281_167
 

@@ -10,9 +10,9 @@ from absl import logging
 from jaxtyping import Array
 
 from vir_jax.models import resample_position_embedding
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.sharding import dotted
-from vir_jax.training.state import Params
+from vir_jax.parallel.sharding import dotted
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.state import Params
 
 
 def pretrained_params(workdir: str | Path, *, fresh: Params, class_names: Sequence[str]) -> Params:

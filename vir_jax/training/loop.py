@@ -13,21 +13,22 @@ from jaxtyping import Array
 
 import vir_jax
 from vir_jax.data import AugmentConfig, Source, eval_loader, open_source, train_loader
-from vir_jax.evaluation import evaluate, make_predict
-from vir_jax.training.checkpoint import Checkpoints
+from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh, put_batch
+from vir_jax.parallel.processes import sum_over_processes
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.config import validate
+from vir_jax.runs.lock import exclusive
+from vir_jax.runs.log import quiet_libraries
+from vir_jax.runs.metrics import MetricsWriter, Window, has_metrics
+from vir_jax.runs.model import make_predict
+from vir_jax.runs.preemption import PreemptedError, Preemption
+from vir_jax.runs.state import TrainState
+from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.training.clock import Clock
-from vir_jax.training.config import validate
-from vir_jax.training.distributed import sum_over_processes
+from vir_jax.training.evaluate import evaluate
 from vir_jax.training.finetune import pretrained_params
-from vir_jax.training.lock import exclusive
-from vir_jax.training.log import quiet_libraries
-from vir_jax.training.mesh import check_divides, local_rows, make_mesh, put_batch
-from vir_jax.training.metrics import MetricsWriter, Window, has_metrics
-from vir_jax.training.preemption import PreemptedError, Preemption
 from vir_jax.training.program import make_program
-from vir_jax.training.state import TrainState
 from vir_jax.training.summary import summarize
-from vir_jax.training.workdir import check_config, check_resumable, write_config
 
 
 class NonFiniteError(RuntimeError):

@@ -1,23 +1,13 @@
-"""What the device does to a batch before the model sees it: normalisation, mixup, cutmix, soft targets.
+"""What the device does to a batch before the model sees it: mixup, cutmix, soft targets.
 
 Mixup: Zhang et al. 2018, arXiv 1710.09412. Cutmix: Yun et al. 2019, arXiv 1905.04899. Each example is mixed
 with its neighbour in the batch, both ways, with one weight a pair. Examples come in random order, so a
 neighbour is a random partner, and one that lives on the same device: mixing moves no data between devices.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
-
-
-def normalize(
-    images: UInt8[Array, "b y x 3"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Array, "b y x 3"]:
-    """Colours from 0..255 to (colour / 255 - mean) / std, in float32."""
-    mean_, std_ = (jnp.asarray(values, jnp.float32) for values in (mean, std))
-    return (images.astype(jnp.float32) / 255 - mean_) / std_
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def smooth_labels(labels: Int[Array, " b"], num_classes: int, smoothing: float) -> Float[Array, "b classes"]:

@@ -7,8 +7,8 @@ import jax
 import ml_collections
 import optax
 
-from vir_jax.training.sharding import dotted
-from vir_jax.training.state import Params
+from vir_jax.parallel.sharding import dotted
+from vir_jax.runs.state import Params
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch: float) -> optax.Schedule:

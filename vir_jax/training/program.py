@@ -9,11 +9,11 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from vir_jax.training.mesh import batch_sharding, check_divides
-from vir_jax.training.model import ModelFunctions, image_size, model_functions
+from vir_jax.parallel.mesh import batch_sharding, check_divides
+from vir_jax.parallel.sharding import state_shardings
+from vir_jax.runs.model import ModelFunctions, image_size, model_functions
+from vir_jax.runs.state import TrainState, create_train_state
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from vir_jax.training.sharding import state_shardings
-from vir_jax.training.state import TrainState, create_train_state
 from vir_jax.training.step import Batch, Metrics, StepConfig, make_train_step
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vir_jax.training.mixing import mix, normalize, smooth_labels
-from vir_jax.training.state import Params, TrainState, update_ema
+from vir_jax.models.pixels import normalize
+from vir_jax.runs.state import Params, TrainState, update_ema
+from vir_jax.training.mixing import mix, smooth_labels
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]

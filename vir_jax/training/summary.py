@@ -1,42 +1,18 @@
 """What is printed before the first step: parameters, mesh, and memory as compiled."""
 
 import math
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from vir_jax.training.sharding import unsplit
-from vir_jax.training.state import Params, TrainState
+from vir_jax.parallel.memory import bytes_per_device, compiled_memory
+from vir_jax.parallel.sharding import unsplit
+from vir_jax.runs.state import Params, TrainState
 
 
 def count_parameters(params: Params) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def bytes_per_device(state: Any) -> int:
-    """Bytes of a tree of shapes with shardings that one device holds."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(state)
-    )
-
-
-def compiled_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes on each device of a compiled step: arguments, outputs not aliased to them, temporaries, sum.
-
-    Empty where the backend does not tell.
-    """
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return {}
-    parts = {
-        "arguments": memory.argument_size_in_bytes,
-        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-    }
-    return {**parts, "total": sum(parts.values())}
 
 
 def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, flops: int | None) -> str:

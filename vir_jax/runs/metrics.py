@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from vir_jax.training.files import write_atomically
+from vir_jax.runs.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

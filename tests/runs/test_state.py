@@ -2,7 +2,7 @@ import chex
 import jax.numpy as jnp
 import pytest
 
-from vir_jax.training.state import ema_decay, update_ema
+from vir_jax.runs.state import ema_decay, update_ema
 
 
 def test_ema_by_hand():

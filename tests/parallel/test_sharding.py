@@ -2,12 +2,12 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from vir_jax.training.config import default_config
-from vir_jax.training.mesh import make_mesh
-from vir_jax.training.model import model_functions
+from vir_jax.parallel.mesh import make_mesh
+from vir_jax.parallel.sharding import dotted, partition_spec, state_shardings, unsplit
+from vir_jax.runs.config import default_config
+from vir_jax.runs.model import model_functions
+from vir_jax.runs.state import create_train_state
 from vir_jax.training.optimizer import make_optimizer
-from vir_jax.training.sharding import dotted, partition_spec, state_shardings, unsplit
-from vir_jax.training.state import create_train_state
 
 
 def test_first_matching_rule_applies():

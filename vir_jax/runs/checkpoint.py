@@ -22,9 +22,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from vir_jax.training.files import write_atomically
-from vir_jax.training.manifest import DamagedCheckpointError, verify, write_manifest, written_items
-from vir_jax.training.state import Params, TrainState
+from vir_jax.runs.files import write_atomically
+from vir_jax.runs.manifest import DamagedCheckpointError, verify, write_manifest, written_items
+from vir_jax.runs.state import Params, TrainState
 
 FOLDER = "checkpoints"
 EVALUATION = "evaluation.json"

@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from tests.test_configs import PARAMETERS, load
-from vir_jax.training.mesh import AXES
-from vir_jax.training.model import model_functions
-from vir_jax.training.sharding import dotted, state_shardings
+from vir_jax.parallel.mesh import AXES
+from vir_jax.parallel.sharding import dotted, state_shardings
+from vir_jax.runs.model import model_functions
 
 FOLDER = Path(__file__).parents[1] / "golden" / "shardings"
 MESH = AbstractMesh((16, 8, 2), AXES, axis_types=(AxisType.Auto,) * 3)

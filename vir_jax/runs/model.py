@@ -1,6 +1,8 @@
 """A model as pure functions of its parameters, built from a config."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +13,8 @@ from jaxtyping import Array, Float, Key
 
 from vir_jax.models import VisionBackbone, create_model, flops
 from vir_jax.models.mixers import Retention, Retention2D
-from vir_jax.training.state import Params
+from vir_jax.models.pixels import normalize
+from vir_jax.runs.state import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,18 @@ def _create(config: ml_collections.ConfigDict, num_classes: int, key: Key[Array,
         dtype=jnp.dtype(config.dtype),
         **{name: value for name, value in optional.items() if value is not None},
     )
+
+
+def make_predict(
+    model: ModelFunctions, *, mean: Sequence[float], std: Sequence[float]
+) -> Callable[..., Float[Array, "b classes"]]:
+    """(params, uint8 images [b y x 3], mode=...) -> float32 logits, jitted."""
+
+    @functools.partial(jax.jit, static_argnames="mode")
+    def predict(params: Params, images: Array, *, mode: str) -> Array:
+        return model.apply(params, normalize(images, mean, std), mode=mode).astype(jnp.float32)
+
+    return predict
 
 
 def image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:

@@ -5,14 +5,11 @@ locked, so a misspelt field is an error that names the nearest one.
 """
 
 import ast
-import dataclasses
 import difflib
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
-
-from vir_jax.data import AugmentConfig
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -49,9 +46,18 @@ def default_config() -> ml_collections.ConfigDict:
     data.std = (0.229, 0.224, 0.225)
     data.crop_fraction = 0.875  # Part of the resized image's short side that evaluation crops.
 
-    # Every field of vir_jax.data.AugmentConfig, where they are explained; its mean and std are those above.
-    augment = {k: v for k, v in dataclasses.asdict(AugmentConfig()).items() if k not in ("mean", "std")}
-    config.augment = ml_collections.ConfigDict(augment)
+    config.augment = augment = ml_collections.ConfigDict()  # vir_jax.data.AugmentConfig explains the fields.
+    augment.crop = "resized"  # A random box, resized; "pad": a random window of the padded image; "none".
+    augment.crop_scale = (0.08, 1.0)  # Area of the random box, as a fraction of the image's.
+    augment.crop_ratio = (3 / 4, 4 / 3)  # Width over height of the random box.
+    augment.crop_padding = 4  # Pixels of black border, for crop "pad".
+    augment.interpolation = "random"  # "bilinear", "bicubic", or one of them each time.
+    augment.hflip = 0.5  # Probability of a horizontal flip.
+    augment.randaugment_ops = 2  # Operations per image; 0 switches RandAugment off.
+    augment.randaugment_magnitude = 9.0  # Mean strength, 0 to 10.
+    augment.randaugment_std = 0.5  # Standard deviation of the strength.
+    augment.color_jitter = 0.4  # Acts only where RandAugment is off.
+    augment.erase = 0.25  # Probability that a rectangle is replaced by noise.
 
     config.mixing = mixing = ml_collections.ConfigDict()
     mixing.mixup = 0.8  # Alpha of the Beta distribution of mixup's weight; 0 turns mixup off.

@@ -1,7 +1,7 @@
 import pytest
 
-from vir_jax.training.config import default_config
-from vir_jax.training.workdir import check_config, compare, write_config
+from vir_jax.runs.config import default_config
+from vir_jax.runs.workdir import check_config, compare, write_config
 
 
 def test_differences_are_named():

@@ -24,13 +24,13 @@ from benchmarks.faults.kills import sigkill
 from benchmarks.faults.runs import differences, final_state
 from vir_jax.data import open_source
 from vir_jax.evaluation import evaluate_workdir
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.lock import WorkdirInUseError, exclusive
+from vir_jax.parallel.mesh import make_mesh
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.lock import WorkdirInUseError, exclusive
+from vir_jax.runs.manifest import DamagedCheckpointError
+from vir_jax.runs.metrics import read_metrics
+from vir_jax.runs.preemption import PreemptedError
 from vir_jax.training.loop import NonFiniteError, train
-from vir_jax.training.manifest import DamagedCheckpointError
-from vir_jax.training.mesh import make_mesh
-from vir_jax.training.metrics import read_metrics
-from vir_jax.training.preemption import PreemptedError
 
 
 @pytest.fixture(scope="module", autouse=True)

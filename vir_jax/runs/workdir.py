@@ -8,7 +8,7 @@ import jax
 import ml_collections
 from absl import logging
 
-from vir_jax.training.files import write_atomically
+from vir_jax.runs.files import write_atomically
 
 CONFIG_FILE = "config.json"
 

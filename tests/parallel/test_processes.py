@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from vir_jax.training.distributed import initialize, sum_over_processes
+from vir_jax.parallel.processes import initialize, sum_over_processes
 
 
 def test_a_process_without_a_cluster_is_alone(monkeypatch):

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from vir_jax.training.files import write_atomically
+from vir_jax.runs.files import write_atomically
 
 MANIFEST = "manifest.json"
 # Orbax's own notes, which it goes on writing after the manifest. Nothing is restored from them.

@@ -5,7 +5,7 @@ import grain
 import orbax.checkpoint
 import pytest
 
-from vir_jax.training.log import keep
+from vir_jax.runs.log import keep
 
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
 ORBAX = Path(orbax.checkpoint.__file__).parent / "manager.py"

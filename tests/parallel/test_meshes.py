@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vir_jax.data import AugmentConfig, open_source, train_loader
-from vir_jax.training.checkpoint import Checkpoints
-from vir_jax.training.mesh import local_rows, make_mesh, put_batch
+from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
+from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.training.program import make_program
 
 pytestmark = pytest.mark.usefixtures("compiled_afresh")

@@ -4,8 +4,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vir_jax.training.collectives import Traffic, collectives
-from vir_jax.training.mesh import make_mesh
+from vir_jax.parallel.collectives import Traffic, collectives
+from vir_jax.parallel.mesh import make_mesh
 
 
 def compiled_text(function, *specs, out):

@@ -1,6 +1,6 @@
 import pytest
 
-from vir_jax.training.config import default_config, parse_arguments, validate
+from vir_jax.runs.config import default_config, parse_arguments, validate
 
 
 def test_default_is_valid():

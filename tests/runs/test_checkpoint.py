@@ -12,11 +12,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vir_jax.training.checkpoint import Checkpoints, SaveError
-from vir_jax.training.config import default_config
-from vir_jax.training.manifest import MANIFEST, DamagedCheckpointError, verify
-from vir_jax.training.mesh import make_mesh
-from vir_jax.training.state import create_train_state
+from vir_jax.parallel.mesh import make_mesh
+from vir_jax.runs.checkpoint import Checkpoints, SaveError
+from vir_jax.runs.config import default_config
+from vir_jax.runs.manifest import MANIFEST, DamagedCheckpointError, verify
+from vir_jax.runs.state import create_train_state
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 

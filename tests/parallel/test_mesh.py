@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from vir_jax.training.mesh import (
+from vir_jax.parallel.mesh import (
     batch_sharding,
     check_divides,
     local_rows,

@@ -3,8 +3,8 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from vir_jax.runs.metrics import MetricsWriter, Window, read_metrics
 from vir_jax.training.clock import Clock
-from vir_jax.training.metrics import MetricsWriter, Window, read_metrics
 
 
 def test_a_windows_state_is_that_of_its_moment():

@@ -1,0 +1,1 @@
+"""Many devices and processes: mesh, sharding, and what a compiled program needs of them."""
