@@ -19,7 +19,7 @@ from vir_jax.data.folder import EXTENSIONS
 from vir_jax.inference.files import ImageFile, open_image
 from vir_jax.inference.image_stream import ImageStream
 from vir_jax.inference.recurrent import check_streamable
-from vir_jax.models import VisionBackbone
+from vir_jax.models import VisionModel
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.model import image_size, make_predict, model_functions
@@ -138,7 +138,7 @@ def _classify_files(
 
 
 def _stream_files(
-    model: VisionBackbone, normalization: Any, files: Sequence[Path]
+    model: VisionModel, normalization: Any, files: Sequence[Path]
 ) -> list[Logits | Exception]:
     return [_attempt(functools.partial(_stream_file, model, normalization), file) for file in files]
 
@@ -162,7 +162,7 @@ def _whole_image(
     return eval_transform(np.concatenate(list(image.strips())), size, crop_fraction)
 
 
-def _stream_file(model: VisionBackbone, normalization: Any, file: Path) -> Logits:
+def _stream_file(model: VisionModel, normalization: Any, file: Path) -> Logits:
     image = open_image(file)
     _check_large_enough(image, model.patch)
     height, width = (side // model.patch * model.patch for side in (image.height, image.width))

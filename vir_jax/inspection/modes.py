@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float64
 
 from vir_jax.inspection.decay import RetentionKind
-from vir_jax.inspection.model import retention_kind
-from vir_jax.models import VisionBackbone
+from vir_jax.inspection.model import mixer_of, retention_kind
+from vir_jax.models import VisionModel
 from vir_jax.ops import MODES, retention, retention_2d, vir_log_decay
 
 MEMORY_LIMIT = 2 * 2**30
@@ -31,14 +31,14 @@ class Cost(NamedTuple):
 
 
 def tokens_by_mode(
-    model: VisionBackbone, images: Float[Array, "b H W 3"]
+    model: VisionModel, images: Float[Array, "b H W 3"]
 ) -> dict[str, Float[Array, "b n c"]]:
     """Tokens after the final norm, in every mode.
 
     Raises:
         ValueError: the model mixes tokens by another operator than retention, and has one mode alone.
     """
-    retention_kind(model.blocks.mixer)
+    retention_kind(mixer_of(model))
     graph, params = nnx.split(model)
 
     def features(params: Any, images: Array, mode: str) -> Array:

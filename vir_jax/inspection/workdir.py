@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vir_jax.data import decode_image, eval_transform, open_source
 from vir_jax.inspection.curves import Curve, metric_curves
-from vir_jax.models import VisionBackbone
+from vir_jax.models import VisionModel
 from vir_jax.models.pixels import normalize
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.log import quiet_libraries
@@ -24,7 +24,7 @@ from vir_jax.runs.model import image_size, model_functions
 class TrainedModel:
     """A model with trained parameters, and what its run says of them."""
 
-    model: VisionBackbone
+    model: VisionModel
     config: ml_collections.ConfigDict
     class_names: tuple[str, ...]
     step: int

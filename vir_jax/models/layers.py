@@ -25,8 +25,23 @@ class MLP(nnx.Module):
     """Two linear layers with the exact (erf) GELU between them; the hidden width is 4 times the channels."""
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.up = nnx.Linear(dim, 4 * dim, dtype=dtype, kernel_init=linear_init, rngs=rngs)
-        self.down = nnx.Linear(4 * dim, dim, dtype=dtype, kernel_init=linear_init, rngs=rngs)
+        self.up = nnx.Linear(
+            dim,
+            4 * dim,
+            dtype=dtype,
+            kernel_init=linear_init,
+            kernel_metadata={"axes": ("embed", "hidden")},
+            bias_metadata={"axes": ("hidden",)},
+            rngs=rngs,
+        )
+        self.down = nnx.Linear(
+            4 * dim,
+            dim,
+            dtype=dtype,
+            kernel_init=linear_init,
+            kernel_metadata={"axes": ("hidden", "embed")},
+            rngs=rngs,
+        )
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Apply the MLP to each token."""

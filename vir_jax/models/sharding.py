@@ -1,7 +1,10 @@
-"""How a model is split over a device mesh: one table for its parameters, one for its activations.
+"""How a model is split over a device mesh: one table from the names of dimensions to mesh axes.
 
 A mesh has the axes data, fsdp and tensor. Data and fsdp split the batch; fsdp splits each parameter besides, which is
 then gathered where it is used; tensor splits heads and hidden units.
+
+A parameter names its last dimensions where it is made, in its metadata `axes`; dimensions before them (that of stacked
+blocks) are not split. Activations are named where `constrain` is called.
 """
 
 import math
@@ -12,33 +15,18 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
-# Ordered rules: a pattern searched at the end of a dotted parameter path, and the mesh axis of each dimension; the
-# first that matches applies. l blocks, c width of the residual stream, h heads, d width of a head, f hidden width of
-# the MLP.
-PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"blocks\.mixer\.qkv\.kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),  # l c 3 h d
-    (r"blocks\.mixer\.qkv\.bias", PartitionSpec(None, None, "tensor", None)),  # l 3 h d
-    (r"blocks\.mixer\.out\.kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # l h d c
-    (r"blocks\.mlp\.up\.kernel", PartitionSpec(None, "fsdp", "tensor")),  # l c f
-    (r"blocks\.mlp\.up\.bias", PartitionSpec(None, "tensor")),  # l f
-    (r"blocks\.mlp\.down\.kernel", PartitionSpec(None, "tensor", "fsdp")),  # l f c
-    (r"head\.kernel", PartitionSpec("fsdp", "tensor")),  # c classes
-    (r"head\.bias", PartitionSpec("tensor")),  # classes
-    (r"patch_embedding\.kernel", PartitionSpec(None, None, None, "fsdp")),  # y x rgb c
-    (r"position_embedding", PartitionSpec(None, None, None, "fsdp")),  # 1 y x c
-    (r".*", PartitionSpec()),  # Norms, LayerScale, remaining biases, class token, counters: replicated.
-)
-
-# Dimensions of activations; those not named here are not split.
-ACTIVATIONS: dict[str, tuple[str, ...]] = {
+MESH_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),  # Width of the residual stream, of parameters alone.
     "heads": ("tensor",),
-    "hidden": ("tensor",),
+    "hidden": ("tensor",),  # Units of the MLP.
+    "classes": ("tensor",),
 }
+"""The mesh axes that split a dimension of that name."""
 
 
 Dimensions = Sequence[str | None]
-"""The name of each dimension in `ACTIVATIONS`, None for one that is not split."""
+"""The name of each dimension in `MESH_AXES`, None for one that is not split."""
 
 
 def constrain(x: Shaped[Array, "..."], *dimensions: str | None) -> Shaped[Array, "..."]:
@@ -100,6 +88,6 @@ def _mesh_axes(name: str | None, size: int) -> tuple[str, ...] | None:
     """Those that split a dimension: where a mesh is set that has them, is not manual, and divides it."""
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    axes = () if name is None else ACTIVATIONS[name]
+    axes = () if name is None else MESH_AXES[name]
     known = all(types.get(axis) == AxisType.Auto for axis in axes)
     return axes if axes and known and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
