@@ -143,7 +143,7 @@ class ImageStream:
         """Write the state to a NumPy .npz file, from which `restore` goes on. An older file is replaced at once."""
         temporary = Path(path).with_name(Path(path).name + ".tmp")
         with temporary.open("wb") as file:
-            np.savez(file, identity=json.dumps(self._identity()), **self._contents())
+            np.savez(file, **{"identity": np.asarray(json.dumps(self._identity()))}, **self._contents())
         temporary.replace(path)
 
     def restore(self, path: str | os.PathLike[str]) -> None:

@@ -1,5 +1,7 @@
 """What inspection asks of a model: that its class token reads last, and by which decays."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
@@ -25,7 +27,7 @@ def check_class_token(model: VisionModel) -> None:
         )
 
 
-def mixer_of(model: VisionModel) -> Mixer:
+def mixer_of(model: VisionModel) -> Any:
     """Return the mixer of all layers, its parameters stacked."""
     return model.stage.blocks.mixer
 
@@ -63,7 +65,8 @@ def arrival_decay(mixer: Mixer, n: int, grid: tuple[int, int]) -> Float32[Array,
 
 def retention_scale(block: Block) -> Float32[Array, "c"]:
     """Per channel, what the block's LayerScale multiplies its retention by."""
-    return jnp.ones(block.mixer.dim, jnp.float32) if block.layer_scale1 is None else block.layer_scale1.scale[...]
+    scale = block.layer_scale1
+    return jnp.ones(block.norm1.num_features, jnp.float32) if scale is None else scale.scale[...]
 
 
 def exact_einsum(equation: str, *operands: Array) -> Array:

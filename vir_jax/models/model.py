@@ -1,7 +1,7 @@
 """A vision model: stem, stage of blocks, readout."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -140,7 +140,7 @@ class VisionModel(nnx.Module):
         """The forms of the mixer, equal in result."""
         return self.stage.blocks.mixer.modes
 
-    def layout(self, image_size: tuple[int, int]) -> Layout:
+    def layout(self, image_size: Sequence[int]) -> Layout:
         """Return where the tokens of an image of (height, width) pixels stand."""
         return self.stem.layout(image_size)
 

@@ -14,6 +14,7 @@ from vir_jax.models.layers import LAYER_NORM_EPSILON, MLP, LayerScale, drop_path
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer, State
 from vir_jax.models.sharding import constrain
+from vir_jax.models.variables import split_variables
 
 # The outputs of linear layers and of the mixing itself.
 PRODUCTS = ("qkv", "heads", "mixed", "hidden", "mlp")
@@ -144,7 +145,7 @@ class Stage(nnx.Module):
         Returns:
             The tokens after all blocks, and by name the intermediates of every block.
         """
-        graph, params, statistics = nnx.split(self.blocks, nnx.Param, ...)
+        graph, params, statistics = split_variables(self.blocks)
         drop = None
         if key is not None and any(self.drop_path_rates):
             keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
@@ -195,7 +196,7 @@ def _scan(
         x, _, intermediates = block(
             constrain(x, "batch", None, None), layout, mode=mode, drop_path_rate=rate, key=key
         )
-        _, _, statistics = nnx.split(block, nnx.Param, ...)
+        _, _, statistics = split_variables(block)
         return x, ({name: intermediates[name] for name in names}, statistics)
 
     # A loop keeps recomputation apart from the forward pass by itself; no barrier against CSE is needed.
@@ -225,6 +226,7 @@ class BlocksApart(nnx.Module):
         """Read the next tokens: what becomes of them, and the states after them."""
         after = []
         for block, state in zip(self.blocks, states, strict=True):
-            x, state, _ = block(x, layout, state=state, return_state=True)
-            after.append(state)
+            x, next_state, _ = block(x, layout, state=state, return_state=True)
+            assert next_state is not None
+            after.append(next_state)
         return x, tuple(after)

@@ -5,7 +5,7 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ def create_model(
     _check("readout", readout, readout in (None, *READOUTS), f"one of {READOUTS}, or None")
     _check("position", position, position in POSITIONS, f"one of {tuple(POSITIONS)}")
     _check("bidirectional", bidirectional, isinstance(bidirectional, bool | np.bool_), "True or False")
-    _check("drop_path_rate", drop_path_rate, _is_number(drop_path_rate) and 0 <= drop_path_rate < 1, "in [0, 1)")
+    _check("drop_path_rate", drop_path_rate, _is_number(drop_path_rate) and 0 <= drop_path_rate < 1, "a probability in [0, 1)")
     if layer_scale == "default":
         layer_scale = FAMILIES[family].layer_scale
     positive = layer_scale is None or (_is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
@@ -145,12 +145,12 @@ def create_model(
     mixer = mixer or FAMILIES[family].mixer
     kind = mixer_type(mixer)
     given = {option: value for option, value in mixer_options.items() if value is not None}
-    _check_options(mixer, given)
+    _check_options(name, mixer, given)
     class_token: Place = "last" if kind.causal else "first"
     if bidirectional and not kind.causal:
         raise ValueError(
-            f"bidirectional=True makes no sense with mixer={mixer!r}, whose tokens see all others in one pass. Leave "
-            "it out, or use a causal mixer, as vir_* models have."
+            f"bidirectional=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in one "
+            "pass. Leave it out, or use a causal mixer, as vir_* models have."
         )
     rows, cols = patch_grid((height, width), patch)
     layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
@@ -204,16 +204,16 @@ def model_options() -> dict[str, Any]:
     return given | {option: None for name in mixer_names() for option in mixer_options(name)}
 
 
-def _check_options(mixer: str, options: Collection[str]) -> None:
+def _check_options(name: str, mixer: str, options: Mapping[str, Any]) -> None:
     """Check that the mixer has these options."""
-    for option in options:
+    for option, value in options.items():
         if option in mixer_options(mixer):
             continue
         owners = [repr(name) for name in mixer_names() if option in mixer_options(name)]
         if owners:
             raise ValueError(
-                f"{option} makes no sense with mixer={mixer!r}: it is an option of {', '.join(owners)}. Leave it out, or "
-                "use such a mixer (vir_* models have 'retention')."
+                f"{option}={value!r} makes no sense for {name} with the mixer {mixer!r}: it is an option of "
+                f"{', '.join(owners)}. Leave it out, or use such a mixer (vir_* models have 'retention')."
             )
         known = ("name", "num_classes", "rngs", *model_options())
         near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)

@@ -26,7 +26,7 @@ def dotted(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def parameter_axes(variables: nnx.State) -> dict[str, tuple[str | None, ...]]:
+def parameter_axes(variables: Any) -> dict[str, tuple[str | None, ...]]:
     """Return how each variable of a model (`nnx.state`, abstract or not) names its dimensions, by dotted path.
 
     One that names none has the empty tuple.

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from vir_jax.models import VisionModel, create_model, flops
 from vir_jax.models.pixels import normalize
+from vir_jax.models.variables import split_variables
 from vir_jax.parallel.sharding import parameter_axes
 
 Variables = dict[str, Any]
@@ -42,7 +43,7 @@ class ModelFunctions:
 
     def init(self, key: Key[Array, ""]) -> tuple[Variables, Variables]:
         """Return fresh parameters, float32, and statistics, an empty dict where the model has none."""
-        _, params, statistics = nnx.split(self.make(nnx.Rngs(key)), nnx.Param, ...)
+        _, params, statistics = split_variables(self.make(nnx.Rngs(key)))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
 
     def apply(
@@ -64,7 +65,7 @@ class ModelFunctions:
         model = self.model(variables)
         model.train()
         logits = model(images, key=key)
-        _, _, statistics = nnx.split(model, nnx.Param, ...)
+        _, _, statistics = split_variables(model)
         return logits, nnx.to_pure_dict(statistics)
 
     def model(self, variables: Variables) -> VisionModel:

@@ -30,6 +30,7 @@ class Mixer(nnx.Module):
         causal: whether no token sees a later one, so that a state can stand for all earlier ones. The class token
             comes last then, else first.
         modes: its forms, equal in result; "auto" is one more name, for the form that suits the length.
+        reads_any_length: whether a model reads images of other sizes than it was made for.
         reads_rows: whether the pieces of a stream must be whole rows of patches.
         intermediate_names: what it returns by name.
         retention: which decays weigh its tokens, "1d" (along the sequence) or "2d" (rows and columns), where its output
@@ -38,10 +39,19 @@ class Mixer(nnx.Module):
 
     causal: ClassVar[bool] = False
     modes: tuple[str, ...] = ("parallel",)
+    reads_any_length: ClassVar[bool] = True
     reads_rows: bool = False
     intermediate_names: ClassVar[tuple[str, ...]] = ()
     retention: Literal["1d", "2d"] | None = None
-    log_decay: Float32[Array, " h"]
+
+    @property
+    def log_decay(self) -> Float32[Array, " h"]:
+        """log(gamma) of each head, the same in every layer.
+
+        Raises:
+            ValueError: the mixer is no retention.
+        """
+        raise ValueError(f"{self._name} has no decays")
 
     def __init__(self, dim: int, heads: int, layout: Layout, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         raise TypeError(f"{type(self).__name__} does not say how it is made")

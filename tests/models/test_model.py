@@ -1,5 +1,7 @@
 """The skeleton: equal to its specification, the same in all modes, causal, pure, and clear in its errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,18 +22,17 @@ from tests.models.helpers import (
     relative_error,
     run,
 )
-from vir_jax.models.backbone import _check_images, patch_grid
+from vir_jax.models.stem import _check_images, patch_grid
 from vir_jax.ops import MODES, decay_mask, decay_mask_2d, vir_log_decay
 
 VIR = [
-    {"readout": "last"},
+    {"readout": "class_token"},
     {"readout": "average"},
-    {"readout": "first"},
-    {"readout": "last", "retention": "2d"},
-    {"readout": "last", "bidirectional": True},
+    {"readout": "class_token", "retention": "2d"},
+    {"readout": "class_token", "bidirectional": True},
     {"readout": "average", "bidirectional": True},
 ]
-VIT = [{"readout": "first"}, {"readout": "average"}, {"readout": "last"}]
+VIT = [{"readout": "class_token"}, {"readout": "average"}]
 
 
 def label(options):
@@ -62,8 +63,7 @@ def test_vit_logits_equal_the_specification(options):
 def test_logits_equal_the_specification_at_initialisation(name):
     """Here ViR's class token is of the order of 1e-6, and the epsilon of its norms decides the logits."""
     model, x, family = fresh(name), images(), name[:3]
-    readout = "last" if family == "vir" else "first"
-    expected = reference.logits(parameters(model), x, patch=1, family=family, depth=4, readout=readout)
+    expected = reference.logits(parameters(model), x, patch=1, family=family, depth=4, readout="class_token")
     assert relative_error(run(model, x), expected) < 2e-5
 
 
@@ -114,12 +114,12 @@ def test_second_pass_of_bidirectional_sees_all_patches():
 def test_images_of_other_sizes_use_resampled_position_embeddings(name):
     model = lively(name, image_size=(8, 8))
     other = lively(name, image_size=(6, 12))
-    embedding = jax.image.resize(model.position_embedding[...], (1, 3, 6, 64), "bicubic")
+    embedding = jax.image.resize(model.stem.position.embedding[...], (1, 3, 6, 64), "bicubic")
     _, params = nnx.split(model)
-    params["position_embedding"] = nnx.Param(embedding)
+    params["stem"]["position"]["embedding"] = nnx.Param(embedding)
     nnx.update(other, params)
     x = images((2, 6, 12, 3))
-    assert (model.grid, other.grid) == ((4, 4), (3, 6))
+    assert (model.stem.position.grid, other.stem.position.grid) == ((4, 4), (3, 6))
     np.testing.assert_allclose(run(model, x), run(other, x), rtol=1e-5, atol=1e-5)
 
 
@@ -139,15 +139,16 @@ def test_parameter_paths_are_those_that_rules_are_written_on():
         "mlp.down.kernel": (4, 256, 64), "mlp.down.bias": (4, 64),
     }  # fmt: skip
     shared = {
-        "patch_embedding.kernel": (1, 1, 3, 64), "patch_embedding.bias": (64,),
-        "position_embedding": (1, *GRID, 64), "class_token": (1, 1, 64),
-        "final_norm.scale": (64,), "final_norm.bias": (64,), "head.kernel": (64, 5), "head.bias": (5,),
-        **{f"blocks.{path}": shape for path, shape in block.items()},
+        "stem.embedding.conv.kernel": (1, 1, 3, 64), "stem.embedding.conv.bias": (64,),
+        "stem.position.embedding": (1, *GRID, 64), "stem.class_token": (1, 1, 64),
+        "readout.norm.scale": (64,), "readout.norm.bias": (64,),
+        "readout.head.kernel": (64, 5), "readout.head.bias": (5,),
+        **{f"stage.blocks.{path}": shape for path, shape in block.items()},
     }  # fmt: skip
-    scales = {f"blocks.layer_scale{j}.scale": (4, 64) for j in (1, 2)}
+    scales = {f"stage.blocks.layer_scale{j}.scale": (4, 64) for j in (1, 2)}
     for name, expected in (
         ("vir_mu1", shared | scales),
-        ("vit_mu1", shared | {"class_position_embedding": (1, 1, 64)}),
+        ("vit_mu1", shared | {"stem.class_position_embedding": (1, 1, 64)}),
     ):
         assert {path: leaf.shape for path, leaf in parameters(abstract(name)).items()} == expected
 
@@ -162,16 +163,16 @@ def test_one_block_by_itself():
     x, *after = model.intermediates(images((1, *GRID, 3)), names).values()
     for index in range(4):
         kernel = model.block(index).mlp.up.kernel[...]
-        np.testing.assert_array_equal(kernel, model.blocks.mlp.up.kernel[...][index])
-        x, _, _ = model.block(index)(x, mode="auto", grid=GRID)
+        np.testing.assert_array_equal(kernel, model.stage.blocks.mlp.up.kernel[...][index])
+        x, _, _ = model.block(index)(x, model.layout(GRID))
         assert relative_error(after[index], x) < 1e-6
-    with pytest.raises(IndexError, match="layer 4: the model has layers 0 to 3"):
+    with pytest.raises(IndexError, match="layer 4: the stage has layers 0 to 3"):
         model.block(4)
 
 
 def test_drop_path_rises_linearly_and_is_drawn_from_the_key():
     model = lively(drop_path_rate=0.6)
-    np.testing.assert_allclose(model.drop_path_rates, [0.0, 0.2, 0.4, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(model.stage.drop_path_rates, [0.0, 0.2, 0.4, 0.6], rtol=1e-6)
     x = jnp.broadcast_to(images((1, *GRID, 3)), (8, *GRID, 3))
     first, again, other = (run(model, x, key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -191,16 +192,16 @@ def equations(jaxpr):
 
 @pytest.mark.parametrize(("name", "scores"), [("vir_mu1", 0), ("vit_mu1", 1)])
 def test_products_are_kept_for_the_backward_pass_and_the_rest_computed_anew(name, scores):
-    """The backward pass has the products of attention's scores again, and no other; each of KEPT saves some."""
+    """The backward pass has the products of attention's scores again, and no other; each of PRODUCTS saves some."""
 
     def products(remat):
         graph, params = nnx.split(lively(name, remat=remat))
         loss = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(images()) ** 2)))
         return sum(equation.primitive.name == "dot_general" for equation in equations(loss(params).jaxpr))
 
-    everything = products(jax.checkpoint_policies.everything_saveable)
-    assert products(False) == everything + scores
-    assert products(True) > everything + scores
+    everything = products("none")
+    assert products("elementwise") == everything + scores
+    assert products("full") > everything + scores
 
 
 def test_remat_changes_no_gradient():
@@ -210,8 +211,8 @@ def test_remat_changes_no_gradient():
         graph, params = nnx.split(lively(drop_path_rate=0.5, remat=remat))
         return jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(x, key=key) ** 2)))(params)
 
-    kept = gradients(jax.checkpoint_policies.everything_saveable)
-    for remat in (False, True):
+    kept = gradients("none")
+    for remat in ("elementwise", "full"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients(remat), kept
         )
@@ -276,7 +277,7 @@ def test_every_intermediate_can_be_asked_for_by_name(options):
 def test_intermediates_are_kept_under_remat_too():
     names = ("blocks.1.mixer.q", "blocks.3.tokens")
     plain, remat = (
-        run(lively(remat=remat), images(), "intermediates", names=names) for remat in (False, True)
+        run(lively(remat=remat), images(), "intermediates", names=names) for remat in ("elementwise", "full")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), remat, plain)
 
@@ -292,11 +293,12 @@ def test_errors_name_what_came_and_what_to_do():
         model(images((1, 10, 8, 3)))
     with pytest.raises(ValueError, match="0 x 8 pixels"):
         patch_grid((0, 8), 4)
-    with pytest.raises(ValueError, match="unknown mode 'sideways'"):
+    with pytest.raises(ValueError, match="retention has no 'sideways' mode; expected one of 'auto', 'parallel'"):
         model(images((1, 8, 8, 3)), mode="sideways")
-    with pytest.raises(ValueError, match=r"\(1, 8, 8, 4\).*\[b, H, W, 3\]"):
-        _check_images((1, 8, 8, 4), jnp.dtype("float32"))
-    with pytest.raises(ValueError, match=r"\(8, 8, 3\).*\[b, H, W, 3\]"):
-        _check_images((8, 8, 3), jnp.dtype("float32"))
+    for shape in ((1, 8, 8, 4), (8, 8, 3)):
+        with pytest.raises(ValueError, match=rf"{re.escape(str(shape))}.*\[b, H, W, 3\]"):
+            _check_images(shape, jnp.dtype("float32"))
+    with pytest.raises(ValueError, match=r"\(0, 8, 8, 3\): an empty batch"):
+        _check_images((0, 8, 8, 3), jnp.dtype("float32"))
     with pytest.raises(ValueError, match=r"uint8.*floating point"):
         _check_images(IMAGE, jnp.dtype("uint8"))
