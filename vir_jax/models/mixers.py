@@ -137,13 +137,13 @@ class Retention(Mixer):
         return_state: bool,
     ) -> tuple[Heads, State | None]:
         """O = (Q K^T .* D) V, or one of its equal forms."""
-        operator = _with_state(
-            partial(retention, mode=mode, chunk_size=self.chunk_size, implementation=self.implementation),
-            return_state,
+        operator: Callable[..., Any] = partial(
+            _retention, mode=mode, chunk_size=self.chunk_size, implementation=self.implementation
         )
         if self.implementation in KERNELS:
             operator = on_each_device(operator, (HEADS, HEADS, HEADS, DECAYS, STATE), (HEADS, STATE))
-        return operator(q, k, v, vir_log_decay(self.heads), initial_state)
+        heads, state = operator(q, k, v, vir_log_decay(self.heads), initial_state)
+        return heads, state if return_state else None
 
 
 class Retention2D(Mixer):
@@ -161,8 +161,9 @@ class Retention2D(Mixer):
         return_state: bool,
     ) -> tuple[Heads, State | None]:
         """As in 1-D, with the mask of the grid's patches and the class token below them."""
-        operator = _with_state(partial(retention_2d, mode=mode, grid=grid), return_state)
-        return operator(q, k, v, vir_log_decay(self.heads), initial_state)
+        log_decay = vir_log_decay(self.heads)
+        heads, state = retention_2d(q, k, v, log_decay, grid=grid, mode=mode, initial_state=initial_state)
+        return heads, state if return_state else None
 
 
 class SoftmaxAttention(Mixer):
@@ -196,14 +197,8 @@ class SoftmaxAttention(Mixer):
         return jax.nn.dot_product_attention(q, k, v), None
 
 
-def _with_state(operator: Callable[..., Any], return_state: bool) -> Callable[..., Any]:
-    """operator(q, k, v, log_decay, initial state) as a pair with the state, None unless asked for."""
-
-    def run(
-        q: Heads, k: Heads, v: Heads, log_decay: Array, state: State | None
-    ) -> tuple[Heads, State | None]:
-        if return_state:
-            return operator(q, k, v, log_decay, initial_state=state, return_state=True)
-        return operator(q, k, v, log_decay, initial_state=state), None
-
-    return run
+def _retention(
+    q: Heads, k: Heads, v: Heads, log_decay: Array, state: State | None, **options: Any
+) -> tuple[Heads, State]:
+    """Retention of arrays given by place, as `on_each_device` gives them."""
+    return retention(q, k, v, log_decay, initial_state=state, **options)
