@@ -73,7 +73,7 @@ def _errors(op: Op, inputs: list[jax.Array], mode: str) -> tuple[float, float]:
     @jax.jit
     def run(arguments: Any, cotangents: Any) -> Any:
         def at_state(q: Any, k: Any, v: Any, log_decay: Any, state: Any) -> Any:
-            return op.run(q, k, v, log_decay, mode=mode, initial_state=state, return_state=True)
+            return op.run(q, k, v, log_decay, mode=mode, initial_state=state)
 
         results, pull_back = jax.vjp(at_state, *arguments)
         return results, pull_back(cotangents)

@@ -40,9 +40,9 @@ def test_summaries_are_those_of_the_operators_state(kind):
     for read in (4, 8, 12):
         tokens = (x[:, :read] for x in case.tokens)
         if kind == "1d":
-            _, state = retention(*tokens, case.log_decay, return_state=True)
+            _, state = retention(*tokens, case.log_decay)
         else:
-            _, state = retention_2d(*tokens, case.log_decay, grid=(read // 4, 4), return_state=True)
+            _, state = retention_2d(*tokens, case.log_decay, grid=(read // 4, 4))
             state = state[:, :, -1]
         state = np.asarray(state, np.float64)
         np.testing.assert_allclose(summary.norm[..., read], np.linalg.norm(state, axis=(2, 3)), rtol=1e-5)

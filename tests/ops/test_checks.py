@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 
 from tests.ops.cases import random_case
-from vir_jax.ops import retention, retention_2d, retention_2d_step, retention_step
+from vir_jax.ops import retention, retention_2d
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +78,6 @@ def test_retention_2d_says_what_is_wrong(change, message):
         _call(retention_2d, {"grid": (3, 4)} | change)
 
 
-def test_steps_say_what_is_wrong():
-    with pytest.raises(ValueError, match="the state has shape"):
-        retention_step(Q, K, V, LOG_DECAY, STATE[..., :2])
-    with pytest.raises(ValueError, match="the state has shape"):
-        retention_2d_step(Q, K, V, LOG_DECAY, STATE, grid=(3, 4))
-
-
 def test_errors_come_while_tracing():
     shape = partial(jax.eval_shape, partial(retention, mode="chunkwise", chunk_size=0))
     with pytest.raises(ValueError, match="chunk_size is 0"):
@@ -96,5 +89,5 @@ def test_errors_come_while_tracing():
 
 
 def test_traced_decays_are_taken_as_they_are():
-    out = jax.jit(retention)(Q, K, V, -LOG_DECAY)
+    out, _ = jax.jit(retention)(Q, K, V, -LOG_DECAY)
     assert out.shape == V.shape
