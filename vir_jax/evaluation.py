@@ -69,11 +69,11 @@ def evaluate_workdir(
             config.eval_batch_size = batch_size
         mesh = make_mesh()
         model = model_functions(config.model, len(metadata["class_names"]))
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
-            state_shardings(shapes, mesh),
+            state_shardings(shapes, mesh, model.axes),
         )
         params = checkpoints.restore_params(step, weights=weights, target=target)
     data = config.data

@@ -13,10 +13,9 @@ from vir_jax.models.pixels import normalize
 
 IMAGE = (2, 10, 14, 3)  # 5 x 7 patches; the model's own grid is 3 x 4.
 MODELS = [
-    {"readout": "last"},
+    {"readout": "class_token"},
     {"readout": "average"},
-    {"readout": "first"},
-    {"readout": "last", "retention": "2d"},
+    {"readout": "class_token", "retention": "2d"},
     {"readout": "average", "retention": "2d", "position": "sincos"},
 ]
 # These models have random weights of 0.2, which amplify the rounding of float32; 2e-5 is what the modes are held to
@@ -32,8 +31,10 @@ def label(options):
 def model_of(**options):
     """Two blocks suffice for layers that follow one another, and compile in half the time."""
     model = lively("vir_mu2", image_size=(6, 8), **options)
-    graph, params = nnx.split(model.blocks)
-    model.blocks, model.depth = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[:2], params)), 2
+    stage = model.stage
+    graph, params = nnx.split(stage.blocks)
+    stage.blocks = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[:2], params))
+    stage.depth, stage.drop_path_rates = 2, stage.drop_path_rates[:2]
     return model
 
 
@@ -113,5 +114,6 @@ def test_errors():
         stream(model, jnp.zeros(IMAGE, jnp.uint8))
     with pytest.raises(ValueError, match="pixels are float32; expected uint8"):
         stream(model, x, normalization=(MEAN, STD))
+    apart = model.apart()
     with pytest.raises(ValueError, match="height must be known"):
-        read_rows(model, initial_state(model, 2, 14), x, rows=None)
+        read_rows(apart, initial_state(apart, 2, 14), x, rows=None)

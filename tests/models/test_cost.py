@@ -61,7 +61,12 @@ def test_modes_are_counted_as_in_section_6():
     ("name", "options", "mode", "reason"),
     [
         ("vit_mu1", {}, "recurrent", "softmax has no 'recurrent' mode; expected one of 'auto', 'parallel'"),
-        ("vir_mu1", {"retention": "2d"}, "chunkwise", "2-D retention is counted in mode 'parallel' alone; got 'chunkwise'"),
+        (
+            "vir_mu1",
+            {"retention": "2d"},
+            "chunkwise",
+            "2-D retention is counted in mode 'parallel' alone; got 'chunkwise'",
+        ),
         ("vir_mu1", {}, "sideways", "retention has no 'sideways' mode"),
     ],
 )

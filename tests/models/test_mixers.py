@@ -16,9 +16,7 @@ WHOLE = Layout(cols=4, patches=12, class_token="last")
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("retention", "pieces"), [("1d", [5, 7, 0]), ("2d", [8, 4, 0])], ids=["1d", "2d"]
-)
+@pytest.mark.parametrize(("retention", "pieces"), [("1d", [5, 7, 0]), ("2d", [8, 4, 0])], ids=["1d", "2d"])
 def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces, mode):
     """Patches piece by piece, then the class token alone: what streaming inference rests on."""
     graph, params = nnx.split(lively(retention=retention).block(0))
@@ -123,7 +121,9 @@ def test_any_size_of_image_and_both_dtypes(mixer):
 def test_streams_or_says_why_not(mixer):
     model = of(mixer)
     if not mixer_type(mixer).causal:
-        with pytest.raises(ValueError, match=f"whose mixer is {mixer_type(mixer).__name__} cannot be streamed"):
+        with pytest.raises(
+            ValueError, match=f"whose mixer is {mixer_type(mixer).__name__} cannot be streamed"
+        ):
             model.apart()
         mixer = model.block(0).mixer
         with pytest.raises(ValueError, match="no state that summarises earlier tokens"):
@@ -150,7 +150,9 @@ def test_a_causal_mixer_sees_no_later_token_and_the_others_all(mixer):
     layout = WHOLE if mixer_type(mixer).causal else Layout(cols=4, patches=12, class_token="first")
     before, after = (block(y, layout)[0] for y in (x, x.at[:, 6].add(1.0)))
     changed = np.asarray(jnp.any(before != after, axis=(0, 2)))
-    np.testing.assert_array_equal(changed, np.arange(13) >= 6 if mixer_type(mixer).causal else np.ones(13, bool))
+    np.testing.assert_array_equal(
+        changed, np.arange(13) >= 6 if mixer_type(mixer).causal else np.ones(13, bool)
+    )
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -293,7 +293,9 @@ def test_errors_name_what_came_and_what_to_do():
         model(images((1, 10, 8, 3)))
     with pytest.raises(ValueError, match="0 x 8 pixels"):
         patch_grid((0, 8), 4)
-    with pytest.raises(ValueError, match="retention has no 'sideways' mode; expected one of 'auto', 'parallel'"):
+    with pytest.raises(
+        ValueError, match="retention has no 'sideways' mode; expected one of 'auto', 'parallel'"
+    ):
         model(images((1, 8, 8, 3)), mode="sideways")
     for shape in ((1, 8, 8, 4), (8, 8, 3)):
         with pytest.raises(ValueError, match=rf"{re.escape(str(shape))}.*\[b, H, W, 3\]"):

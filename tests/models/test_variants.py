@@ -1,5 +1,6 @@
 """The named models: exact sizes, and options that are refused with a reason."""
 
+import inspect
 import math
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from tests.models.helpers import abstract, create, published
-from vir_jax.models import MODEL_NAMES, parse_name
+from tests.models.helpers import GRID, abstract, create, published
+from vir_jax.models import MODEL_NAMES, create_model, parse_name
 
 # ViR's s, b and l: PAPER.md section 3; ViT's: as published. vir_ti16 is vit_ti16 with 2 * 12 LayerScales of
 # 192 and without the class token's position embedding. mu is counted by hand below.
@@ -46,9 +47,7 @@ def test_every_published_name_is_counted():
     assert set(MODEL_NAMES) == {*PARAMETERS, "vir_mu1", "vit_mu1"}
 
 
-@pytest.mark.parametrize(
-    "options", [{"retention": "2d"}, {"bidirectional": True}, {"readout": "average"}]
-)
+@pytest.mark.parametrize("options", [{"retention": "2d"}, {"bidirectional": True}, {"readout": "average"}])
 def test_options_of_vir_add_no_parameter(options):
     assert count(abstract("vir_s16", image_size=224, num_classes=1000, **options)) == PARAMETERS["vir_s16"]
 
@@ -66,7 +65,7 @@ def test_every_variant_gives_logits_by_eval_shape(name):
 def test_any_patch_can_be_named():
     family, size, patch = parse_name("vir_ti4")
     assert (family, size.dim, size.depth, size.heads, patch) == ("vir", 192, 12, 3, 4)
-    assert abstract("vir_mu3", image_size=(6, 9)).grid == (2, 3)
+    assert abstract("vir_mu3", image_size=(6, 9)).stem.position.grid == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,11 @@ def test_nearest_name():
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("vit_mu1", {"retention": "1d"}, "retention='1d' makes no sense for vit_mu1 with the mixer 'softmax'"),
+        (
+            "vit_mu1",
+            {"retention": "1d"},
+            "retention='1d' makes no sense for vit_mu1 with the mixer 'softmax'",
+        ),
         ("vit_mu1", {"bidirectional": True}, "bidirectional=True makes no sense for vit_mu1"),
         ("vit_mu1", {"chunk_size": 8}, "chunk_size=8 makes no sense for vit_mu1"),
         ("vir_mu1", {"retention": "2d", "bidirectional": True}, "no sense with retention='2d'"),
@@ -108,7 +111,11 @@ def test_nearest_name():
         ("vir_mu1", {"remat": "dots"}, r"remat='dots'; expected one of \('none', 'elementwise', 'full'\)"),
         ("vir_mu1", {"remat": True}, "remat=True; expected one of"),
         ("vir_mu1", {"mode": "sideways"}, "mode='sideways'; expected one of"),
-        ("vit_mu1", {"mode": "chunkwise"}, r"mode='chunkwise'; expected one of \('auto', 'parallel'\), which softmax"),
+        (
+            "vit_mu1",
+            {"mode": "chunkwise"},
+            r"mode='chunkwise'; expected one of \('auto', 'parallel'\), which softmax",
+        ),
         ("vir_mu1", {"implementation": "pallas_tpu", "mode": "parallel"}, "mode='parallel'; expected one of"),
         ("vir_mu1", {"rngs": 0}, r"rngs=0; expected flax.nnx.Rngs, such as nnx.Rngs\(0\)"),
         ("vir_mu1", {"image_size": "abc"}, "image_size='abc'; expected pixels"),
@@ -122,8 +129,11 @@ def test_nearest_name():
     ],
 )
 def test_options_that_make_no_sense_are_refused(name, options, reason):
+    # Of wrong types, too, which the type checker of the tests would refuse first.
+    unchecked = inspect.unwrap(create_model)
+    given = {"num_classes": 5, "image_size": GRID} | options
     with pytest.raises(ValueError, match=reason):
-        abstract(name, **options)
+        nnx.eval_shape(lambda: unchecked(name, **{"rngs": nnx.Rngs(0)} | given))
 
 
 def test_layer_scale_defaults_by_family_and_can_be_set():
@@ -133,5 +143,7 @@ def test_layer_scale_defaults_by_family_and_can_be_set():
     assert has_layer_scale("vir_mu1")
     assert not has_layer_scale("vir_mu1", layer_scale=None)
     assert not has_layer_scale("vit_mu1")
-    scale = jax.jit(lambda: nnx.state(create("vit_mu1", layer_scale=0.5).stage.blocks.layer_scale2))()["scale"]
+    scale = jax.jit(lambda: nnx.state(create("vit_mu1", layer_scale=0.5).stage.blocks.layer_scale2))()[
+        "scale"
+    ]
     assert jnp.all(scale[...] == 0.5)

@@ -143,7 +143,8 @@ class ImageStream:
         """Write the state to a NumPy .npz file, from which `restore` goes on. An older file is replaced at once."""
         temporary = Path(path).with_name(Path(path).name + ".tmp")
         with temporary.open("wb") as file:
-            np.savez(file, **{"identity": np.asarray(json.dumps(self._identity()))}, **self._contents())
+            identity = np.asarray(json.dumps(self._identity()))
+            np.savez(file, allow_pickle=False, identity=identity, **self._contents())
         temporary.replace(path)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
@@ -174,7 +175,8 @@ class ImageStream:
             "width": self.width,
             "height": self.height,
             "batch": self.batch,
-            "normalization": self._normalization and [[float(x) for x in colours] for colours in self._normalization],
+            "normalization": self._normalization
+            and [[float(x) for x in colours] for colours in self._normalization],
             "model": self._model,
             "checksum_of_weights": weights,
         }
@@ -230,8 +232,8 @@ def _load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nd
         ValueError: it is no saved stream, or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as contents:
+            arrays = dict(contents)
         return json.loads(str(arrays.pop("identity"))), arrays
     except FileNotFoundError:
         raise

@@ -18,7 +18,6 @@ from vir_jax.data.decode import MAX_PIXELS
 from vir_jax.data.folder import EXTENSIONS
 from vir_jax.inference.files import ImageFile, open_image
 from vir_jax.inference.image_stream import ImageStream
-from vir_jax.inference.recurrent import check_streamable
 from vir_jax.models import VisionModel
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.log import quiet_libraries
@@ -80,7 +79,7 @@ def predict_files(
 
     files = list(find_images(paths))
     if streamed:
-        check_streamable(model)
+        model.check_streamable()
         normalization = (tuple(data.mean), tuple(data.std))
         logits_of = functools.partial(_stream_files, model, normalization)
         batch = 1
@@ -137,9 +136,7 @@ def _classify_files(
     return [image if isinstance(image, Exception) else next(logits) for image in images]
 
 
-def _stream_files(
-    model: VisionModel, normalization: Any, files: Sequence[Path]
-) -> list[Logits | Exception]:
+def _stream_files(model: VisionModel, normalization: Any, files: Sequence[Path]) -> list[Logits | Exception]:
     return [_attempt(functools.partial(_stream_file, model, normalization), file) for file in files]
 
 

@@ -30,9 +30,7 @@ class Cost(NamedTuple):
     ms: float | None  # Median; None where it was not run, for the memory it takes.
 
 
-def tokens_by_mode(
-    model: VisionModel, images: Float[Array, "b H W 3"]
-) -> dict[str, Float[Array, "b n c"]]:
+def tokens_by_mode(model: VisionModel, images: Float[Array, "b H W 3"]) -> dict[str, Float[Array, "b n c"]]:
     """Tokens after the final norm, in every mode.
 
     Raises:

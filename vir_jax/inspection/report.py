@@ -43,9 +43,7 @@ def draw_report(
     yield "curves", figures.draw_curves({Path(workdir).name: read_curves(workdir) for workdir in workdirs})
 
 
-def _of_retention(
-    trained: TrainedModel, image: UInt8[np.ndarray, "H W 3"]
-) -> Iterator[tuple[str, Figure]]:
+def _of_retention(trained: TrainedModel, image: UInt8[np.ndarray, "H W 3"]) -> Iterator[tuple[str, Figure]]:
     model, images = trained.model, trained.normalize(image[None])
     mixer, grid = mixer_of(model), layout_of(model, images).grid
     log_decay, kind = mixer.log_decay, retention_kind(mixer)

@@ -6,7 +6,9 @@ from vir_jax.models.model import VisionModel
 from vir_jax.models.variants import create_model
 
 
-def flops(model: VisionModel | str, image_size: int | tuple[int, int] = 224, *, mode: str = "parallel") -> int:
+def flops(
+    model: VisionModel | str, image_size: int | tuple[int, int] = 224, *, mode: str = "parallel"
+) -> int:
     """Return the multiply-adds of a forward pass on one image; biases, norms and activations are not counted.
 
     In parallel mode every score of the masked square is computed, and counted, as in docs/method.md, section 3. The

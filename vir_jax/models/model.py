@@ -28,7 +28,9 @@ class VisionModel(nnx.Module):
         mode: form of the mixer where a call names none.
     """
 
-    def __init__(self, *, options: Mapping[str, Any], stem: Stem, stage: Stage, readout: Readout, mode: str) -> None:
+    def __init__(
+        self, *, options: Mapping[str, Any], stem: Stem, stage: Stage, readout: Readout, mode: str
+    ) -> None:
         self._options, self.mode = tuple(options.items()), mode
         self.stem, self.stage, self.readout = stem, stage, readout
 

@@ -129,12 +129,19 @@ def create_model(
     """
     family, size, patch = parse_name(name)
     height, width = _image_size(image_size)
-    _check("num_classes", num_classes, _is_integer(num_classes) and num_classes >= 1, "an integer of at least 1")
+    _check(
+        "num_classes", num_classes, _is_integer(num_classes) and num_classes >= 1, "an integer of at least 1"
+    )
     _check("rngs", rngs, isinstance(rngs, nnx.Rngs), "flax.nnx.Rngs, such as nnx.Rngs(0)")
     _check("readout", readout, readout in (None, *READOUTS), f"one of {READOUTS}, or None")
     _check("position", position, position in POSITIONS, f"one of {tuple(POSITIONS)}")
     _check("bidirectional", bidirectional, isinstance(bidirectional, bool | np.bool_), "True or False")
-    _check("drop_path_rate", drop_path_rate, _is_number(drop_path_rate) and 0 <= drop_path_rate < 1, "a probability in [0, 1)")
+    _check(
+        "drop_path_rate",
+        drop_path_rate,
+        _is_number(drop_path_rate) and 0 <= drop_path_rate < 1,
+        "a probability in [0, 1)",
+    )
     if layer_scale == "default":
         layer_scale = FAMILIES[family].layer_scale
     positive = layer_scale is None or (_is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
@@ -149,8 +156,8 @@ def create_model(
     class_token: Place = "last" if kind.causal else "first"
     if bidirectional and not kind.causal:
         raise ValueError(
-            f"bidirectional=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in one "
-            "pass. Leave it out, or use a causal mixer, as vir_* models have."
+            f"bidirectional=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
+            "one pass. Leave it out, or use a causal mixer, as vir_* models have."
         )
     rows, cols = patch_grid((height, width), patch)
     layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
@@ -221,7 +228,11 @@ def _check_options(name: str, mixer: str, options: Mapping[str, Any]) -> None:
 
 
 def _image_size(image_size: Any) -> tuple[int, int]:
-    sides = tuple(image_size) if isinstance(image_size, Sequence) and not isinstance(image_size, str) else (image_size,)
+    sides = (
+        tuple(image_size)
+        if isinstance(image_size, Sequence) and not isinstance(image_size, str)
+        else (image_size,)
+    )
     if len(sides) not in (1, 2) or not all(_is_integer(side) and side >= 1 for side in sides):
         raise ValueError(
             f"image_size={image_size!r}; expected pixels: (height, width), or one number for a square"

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -78,12 +79,14 @@ class ModelFunctions:
         None where the mixer is not counted in the model's mode.
         """
         try:
-            return 2 * flops(self.abstract, size, mode=self.abstract.mode)  # A multiply-add is two operations.
+            return 2 * flops(
+                self.abstract, size, mode=self.abstract.mode
+            )  # A multiply-add is two operations.
         except ValueError:
             return None
 
 
-def model_functions(options: Mapping[str, Any], num_classes: int) -> ModelFunctions:
+def model_functions(options: ml_collections.ConfigDict, num_classes: int) -> ModelFunctions:
     """Return the model of a config's `model` section as pure functions; nothing is allocated.
 
     Raises:
@@ -91,9 +94,29 @@ def model_functions(options: Mapping[str, Any], num_classes: int) -> ModelFuncti
     """
 
     def make(rngs: nnx.Rngs) -> VisionModel:
-        return create_model(**options, num_classes=num_classes, rngs=rngs)
+        return create_model(**model_options(options), num_classes=num_classes, rngs=rngs)
 
     return ModelFunctions(make, nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+
+def model_options(config: Any) -> dict[str, Any]:
+    """INTERIM until the config has create_model's own names."""
+    options = {k: v for k, v in config.items() if k not in ("drop_path", "remat")}
+    return {
+        **options,
+        "drop_path_rate": config.drop_path,
+        "remat": "full" if config.remat else "elementwise",
+    }
+
+
+def image_size(config: Any) -> tuple[int, int]:
+    """INTERIM."""
+    sides = tuple(config.image_size)
+    if len(sides) not in (1, 2):
+        raise ValueError(
+            f"config.model.image_size is {sides}; expected (height, width), or one number for a square"
+        )
+    return sides[0], sides[-1]
 
 
 def merge(params: Variables, statistics: Variables) -> Variables:

@@ -107,7 +107,7 @@ def compile_report(
         state=bytes_per_device(program.state),
         model_flops=flops and 3 * flops * config.batch_size / mesh.size,
         collectives=traffic,
-        unsplit=unsplit(program.state.params, mesh),
+        unsplit=unsplit(program.state.params, mesh, program.model.axes),
     )
 
 

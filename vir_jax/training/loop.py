@@ -103,7 +103,7 @@ def _train(
     predict = make_predict(program.model, mean=data.mean, std=data.std)
     forward_flops = program.model.flops(program.size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
-    logging.info("\n%s", summarize(program.state, mesh, compiled, flops=train_flops))
+    logging.info("\n%s", summarize(program.state, mesh, program.model.axes, compiled, flops=train_flops))
 
     # ------------------------------------------------------------------ batches
     batches = train_loader(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from vir_jax.parallel.mesh import batch_sharding, check_divides
 from vir_jax.parallel.sharding import state_shardings
 from vir_jax.runs.model import ModelFunctions, image_size, model_functions
-from vir_jax.runs.state import TrainState, create_train_state
+from vir_jax.runs.state import Params, TrainState, create_train_state
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from vir_jax.training.step import Batch, Metrics, StepConfig, make_train_step
 
@@ -66,11 +66,14 @@ def make_program(
     schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
     optimizer = make_optimizer(config.optim, schedule)
 
+    def apply(params: Params, images: Array, key: Array) -> Array:
+        return model.train(params, images, key)[0]
+
     def init(key: Array) -> TrainState:
-        return create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0)
+        return create_train_state(model.init(key)[0], optimizer, ema=config.ema_decay > 0)
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = state_shardings(shapes, mesh)
+    shardings = state_shardings(shapes, mesh, model.axes)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -84,7 +87,7 @@ def make_program(
         state=state,
         batch=batch_shapes(config.batch_size, size, mesh),
         init=jax.jit(init, out_shardings=shardings),
-        step=make_train_step(model.apply, optimizer, schedule, step_config(config, num_classes)),
+        step=make_train_step(apply, optimizer, schedule, step_config(config, num_classes)),
     )
 
 

@@ -1,6 +1,7 @@
 """What the mixers with queries, keys and values share: projections around `mix`."""
 
 import abc
+import math
 
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -88,10 +89,14 @@ class HeadsMixer(Mixer):
     def _project(self, x: Float[Array, "b n c"]) -> list[Heads]:
         """Compute self.qkv(x) by a product for each of q, k and v, written where the mixer reads it.
 
-        Of one product for all three XLA would copy the parts. And the biases are flat, because XLA for GPUs then adds
+        Of one product for all three XLA would copy the parts; of three it copies the parts of the kernel, which is more
+        where there are few tokens, as in a row of a stream. And the biases are flat, because XLA for GPUs then adds
         them within the product.
         """
         assert self.qkv.bias is not None
+        if math.prod(x.shape[:-1]) < self.dim:
+            together = self.qkv(x)
+            return [checkpoint_name(together[:, :, i], "qkv") for i in range(3)]
         x, kernel, bias = (y.astype(self.qkv.dtype) for y in (x, self.qkv.kernel[...], self.qkv.bias[...]))
         # Gathered whole, where fsdp splits its rows, and not part by part.
         kernel = constrain(kernel, None, None, "heads", None)
