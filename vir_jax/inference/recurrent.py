@@ -1,4 +1,4 @@
-"""Recurrent inference: all layers inside one loop over the patches, one state per layer (PAPER.md section 3).
+"""Recurrent inference: all layers inside one loop over the patches, one state per layer (docs/method.md, section 3).
 
 A chunk of patches is embedded, goes through every block, and leaves its mark on the blocks' states; its activations
 are then forgotten. So memory depends on the chunk and, but for the pixels themselves, not on the image. What comes out
