@@ -23,7 +23,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def test_defaults_are_the_recipe():
-    """PAPER.md section 4."""
+    """docs/method.md, section 4."""
     config = AugmentConfig()
     assert (config.crop, config.crop_scale, config.crop_ratio) == ("resized", (0.08, 1.0), (3 / 4, 4 / 3))
     assert config.hflip == 0.5

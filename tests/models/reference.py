@@ -1,4 +1,4 @@
-"""PAPER.md section 3 written out in NumPy and float64: what the models are compared with."""
+"""docs/method.md, section 3, written out in NumPy and float64: what the models are compared with."""
 
 import math
 

@@ -11,7 +11,7 @@ from flax import nnx
 from tests.models.helpers import GRID, abstract, create, published
 from vir_jax.models import MODEL_NAMES, create_model, parse_name
 
-# ViR's s, b and l: PAPER.md section 3; ViT's: as published. vir_ti16 is vit_ti16 with 2 * 12 LayerScales of
+# ViR's s, b and l: docs/method.md, section 3; ViT's: as published. vir_ti16 is vit_ti16 with 2 * 12 LayerScales of
 # 192 and without the class token's position embedding. mu is counted by hand below.
 PARAMETERS = {
     "vir_ti16": 5_721_832,

@@ -30,7 +30,7 @@ _ERASE_LOG_RATIO = (math.log(0.3), math.log(1 / 0.3))
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image; the defaults are the recipe of PAPER.md section 4."""
+    """What happens to a training image; the defaults are the recipe of docs/method.md, section 4."""
 
     # "resized": a random box, resized. "pad": the whole image with a border, a random window of it (for
     # small images). "none": the central crop of evaluation, with fraction 1.

@@ -1,7 +1,8 @@
 """What the decays make of an image: rows of the decay mask, folded back on the grid of patches, and half-lives.
 
 Everywhere in this package `grid` is the (rows, columns) of patches, and a token's index counts in raster order. The
-class token comes after all patches; in 2-D it stands one row below them, in the last column (PAPER section 2).
+class token comes after all patches; in 2-D it stands one row below them, in the last column (docs/method.md,
+section 2).
 """
 
 import math

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The recipe of `configs/vir_b.py`: ViR-B on ImageNet (PAPER.md section 4)."""
+    """The recipe of `configs/vir_b.py`: ViR-B on ImageNet (docs/method.md, section 4)."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # Parameters, shuffling, augmentation and drop path all derive from (seed, step).
     config.epochs = 310.0  # Passes over the training data, warm-up included, cool-down not.

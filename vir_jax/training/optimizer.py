@@ -12,7 +12,7 @@ from vir_jax.runs.state import Params
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch: float) -> optax.Schedule:
-    """Linear warm-up, then a cosine, then constant: a function of the step (PAPER, training recipe).
+    """Linear warm-up, then a cosine, then constant: a function of the step (docs/method.md, section 4).
 
     Args:
       config: the run's `optim` section and `epochs`.
