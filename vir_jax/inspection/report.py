@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vir_jax.inspection import figures
 from vir_jax.inspection.contributions import layer_contributions, logit_contributions
-from vir_jax.inspection.figures.style import spread
+from vir_jax.inspection.figures.style import evenly_spaced
 from vir_jax.inspection.model import layout_of, mixer_of, retention_kind
 from vir_jax.inspection.modes import errors_by_token, retention_costs, tokens_by_mode
 from vir_jax.inspection.reading import logits_as_read
@@ -55,7 +55,7 @@ def _of_retention(trained: TrainedModel, image: UInt8[np.ndarray, "H W 3"]) -> I
     yield "widths", figures.draw_widths(log_decay, widths)
     yield "half_lives", figures.draw_half_lives(log_decay, widths)
 
-    layers = spread(model.depth, LAYERS)
+    layers = evenly_spaced(model.depth, LAYERS)
     contributions = layer_contributions(model, images, layers)
     shares = {layer: contributions[layer].shares()[0] for layer in layers}
     yield "layer_contributions", figures.draw_layer_shares(shares, image, grid)

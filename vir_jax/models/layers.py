@@ -12,7 +12,7 @@ from vir_jax.models.sharding import constrain
 LAYER_NORM_EPSILON = 1e-6
 
 # Standard deviation of a standard normal cut at +-2: `truncated_normal` does not correct for the cut, so
-# dividing by it gives weights whose standard deviation is the 0.02 of PAPER.md section 3.
+# dividing by it gives weights whose standard deviation is the 0.02 of docs/method.md, section 3.
 _STD_OF_TRUNCATED_NORMAL = 0.87962566103423978
 linear_init = nnx.initializers.truncated_normal(0.02 / _STD_OF_TRUNCATED_NORMAL, lower=-2.0, upper=2.0)
 
@@ -50,7 +50,7 @@ class MLP(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """A learned factor per channel on what a residual branch adds (PAPER.md section 3: init 1e-5)."""
+    """A learned factor per channel on what a residual branch adds (docs/method.md, section 3: init 1e-5)."""
 
     def __init__(self, dim: int, init: float) -> None:
         self.scale = nnx.Param(jnp.full((dim,), init, jnp.float32))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Place = Literal["first", "last"]
-"""Of the class token in the sequence."""
+ClassTokenPlace = Literal["first", "last"]
+"""Of the class token: before all patches, or after them."""
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +29,7 @@ class Layout:
 
     cols: int = dataclasses.field(metadata={"static": True})
     patches: int = dataclasses.field(metadata={"static": True})
-    class_token: Place | None = dataclasses.field(metadata={"static": True})
+    class_token: ClassTokenPlace | None = dataclasses.field(metadata={"static": True})
     passes: int = dataclasses.field(default=1, metadata={"static": True})
     start: int | Int[Array, ""] = 0
 
@@ -63,7 +63,7 @@ class Layout:
         return x[:, first : first + self.passes * self.patches]
 
     def piece(
-        self, start: int | Int[Array, ""], patches: int, *, class_token: Place | None = None
+        self, start: int | Int[Array, ""], patches: int, *, class_token: ClassTokenPlace | None = None
     ) -> "Layout":
         """Return the layout of `patches` patches of this image from patch `start` on."""
         return dataclasses.replace(self, start=start, patches=patches, class_token=class_token)

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
 from vir_jax.models.layers import conv_init
-from vir_jax.models.layout import Layout, Place
+from vir_jax.models.layout import ClassTokenPlace, Layout
 from vir_jax.models.position import POSITIONS
 
 
@@ -49,7 +49,7 @@ class Stem(nnx.Module):
         patch: int,
         dim: int,
         position: str,
-        class_token: Place,
+        class_token: ClassTokenPlace,
         passes: int,
         dtype: DTypeLike,
         rngs: nnx.Rngs,

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vir_jax.models.layout import Layout, Place
+from vir_jax.models.layout import ClassTokenPlace, Layout
 from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
 from vir_jax.models.model import VisionModel
 from vir_jax.models.position import POSITIONS
@@ -153,7 +153,7 @@ def create_model(
     kind = mixer_type(mixer)
     given = {option: value for option, value in mixer_options.items() if value is not None}
     _check_options(name, mixer, given)
-    class_token: Place = "last" if kind.causal else "first"
+    class_token: ClassTokenPlace = "last" if kind.causal else "first"
     if bidirectional and not kind.causal:
         raise ValueError(
             f"bidirectional=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "

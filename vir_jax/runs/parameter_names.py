@@ -29,9 +29,7 @@ def to_old(tree: Any) -> Any:
     Args:
         tree: parameters, or anything that holds such nested dicts, such as an optimiser's state.
     """
-    return jax.tree.map(
-        lambda node: _to_old(node) if _is_model(node) else node, tree, is_leaf=_is_model
-    )
+    return jax.tree.map(lambda node: _to_old(node) if _is_model(node) else node, tree, is_leaf=_is_model)
 
 
 def from_old(tree: Any) -> Any:
