@@ -137,8 +137,9 @@ class Retention(Mixer):
         return_state: bool,
     ) -> tuple[Heads, State | None]:
         """O = (Q K^T .* D) V, or one of its equal forms."""
+        chunk_size = self.chunk_size if mode in ("chunkwise", "auto") else None
         operator: Callable[..., Any] = partial(
-            _retention, mode=mode, chunk_size=self.chunk_size, implementation=self.implementation
+            _retention, mode=mode, chunk_size=chunk_size, implementation=self.implementation
         )
         if self.implementation in KERNELS:
             operator = on_each_device(operator, (HEADS, HEADS, HEADS, DECAYS, STATE), (HEADS, STATE))

@@ -105,7 +105,8 @@ def create_model(
             what else costs little, while the outputs of linear layers and mixers are kept; `True`: everything; or one
             of `jax.checkpoint_policies`, of which `everything_saveable` keeps all.
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
-        chunk_size: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
+        chunk_size: tokens per chunk of 1-D retention in the mode "chunkwise", and in "auto", which is then chunkwise;
+            `None`: the operator's choice.
         implementation: "xla", or a kernel for 1-D retention in the modes "auto" and "chunkwise"; `None`: see
             `vir_jax.ops.retention`. A kernel runs on each device of the mesh in context (`jax.set_mesh`), batch and
             heads split as everywhere.

@@ -17,10 +17,16 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"unknown mode {mode!r}; expected one of {', '.join(map(repr, MODES))} or 'auto'")
 
 
-def check_chunk(name: str, size: int | None) -> None:
-    """The size of a chunk is a positive integer, or None."""
-    if size is not None and not (isinstance(size, Integral) and size >= 1):
+def check_chunk(name: str, size: int | None, mode: str) -> None:
+    """The size of a chunk is a positive integer, for a mode that has chunks; or None."""
+    if size is None:
+        return
+    if not (isinstance(size, Integral) and size >= 1):
         raise ValueError(f"{name} is {size!r}; expected a positive integer, or None for the default")
+    if mode not in ("chunkwise", "auto"):
+        raise ValueError(
+            f"{name} is {size} and the mode {mode!r}, which has no chunks; leave {name} out, or use mode='chunkwise'"
+        )
 
 
 def check_scale(scale: float | None) -> None:

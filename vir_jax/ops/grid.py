@@ -48,7 +48,7 @@ def retention_2d(
 
     Modes, all one function: "parallel" (masked einsum), "recurrent" (the recurrence above), "chunkwise" (parallel
     inside bands of `chunk_rows` rows, recurrent from band to band; by default a band has about BAND_TOKENS tokens);
-    "auto" is parallel up to PARALLEL_UP_TO tokens, else chunkwise.
+    "auto" is parallel up to PARALLEL_UP_TO tokens, chunkwise beyond, and wherever `chunk_rows` is given.
 
     Returns the output [b, n, h, e] and the state, which is the last row's, S[y, :], one [d, e] matrix per column:
     [b, h, cols, d, e] fp32. Given back as `initial_state` it continues the image below, trailing rows counted, so rows
@@ -58,7 +58,7 @@ def retention_2d(
     ValueError, too.
     """
     check_mode(mode)
-    check_chunk("chunk_rows", chunk_rows)
+    check_chunk("chunk_rows", chunk_rows, mode)
     check_scale(scale)
     check_tokens(q, k, v)
     b, n, h, d = q.shape
@@ -82,7 +82,7 @@ def _retention_2d(
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     q, k = scaled(q, k, scale)
     if mode == "auto":
-        mode = "parallel" if q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if chunk_rows is None and q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
     if mode != "parallel":
         return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, chunk_rows, grid)
     form = partial(grid_parallel.parallel, grid=grid)

@@ -48,7 +48,7 @@ def retention(
     - "parallel": (Q K^T .* D) V with all n^2 scores at once;
     - "recurrent": one token after another, in the least memory;
     - "chunkwise": parallel inside chunks of `chunk_size` tokens (the last one ragged), recurrent between them;
-    - "auto": parallel up to PARALLEL_UP_TO tokens, chunkwise beyond.
+    - "auto": parallel up to PARALLEL_UP_TO tokens, chunkwise beyond, and wherever `chunk_size` is given.
 
     Args:
         q: Queries [b, n, h, d]; fp32, bf16 or fp16, as k and v.
@@ -56,7 +56,7 @@ def retention(
         v: Values [b, n, h, e].
         log_decay: log(gamma) per head, [h] fp32, at most 0. Values are checked where they are known when tracing.
         mode: One of MODES, or "auto".
-        chunk_size: Tokens in a chunk, for chunkwise alone. None is the default for this backend.
+        chunk_size: Tokens in a chunk, in the modes "chunkwise" and "auto". None is the default for this backend.
         initial_state: The state S after the tokens before these, [b, h, d, e] fp32, as a call with those returned it;
             None is zero. So tokens may come in any number at a time, one by one too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
@@ -73,11 +73,12 @@ def retention(
     again in reverse. Forward differentiation (`jax.jvp`) is not defined.
 
     Raises:
-        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a known decay outside (0, 1]; a kernel that
-            does not exist, is not for this mode or platform, or would compute everything on every device.
+        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a chunk size for a mode without chunks; a
+            known decay outside (0, 1]; a kernel that does not exist, is not for this mode or platform, or would
+            compute everything on every device.
     """
     check_mode(mode)
-    check_chunk("chunk_size", chunk_size)
+    check_chunk("chunk_size", chunk_size, mode)
     _check_implementation(implementation, mode, chunk_size)
     check_scale(scale)
     check_tokens(q, k, v)
@@ -144,9 +145,9 @@ def scaled(
 
 
 def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
-    """The form that `mode` names; the one that "auto" takes for n tokens."""
+    """Return the form that `mode` names; for "auto" the one that suits n tokens, or is asked for by a chunk size."""
     if mode == "auto":
-        mode = "parallel" if n <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if chunk_size is None and n <= PARALLEL_UP_TO else "chunkwise"
     if mode == "chunkwise":
         default = CHUNK_SIZE_ON_CPU if platform() == "cpu" else CHUNK_SIZE
         return partial(chunkwise, chunk_size=chunk_size or default)
