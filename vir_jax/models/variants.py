@@ -109,7 +109,7 @@ def create_model(
             `None`: the operator's choice.
         implementation: "xla", or a kernel for 1-D retention in the modes "auto" and "chunkwise"; `None`: see
             `vir_jax.ops.retention`. A kernel runs on each device of the mesh in context (`jax.set_mesh`), batch and
-            heads split as everywhere.
+            heads split as everywhere; a mesh that does not divide them, or has other axes, is an error then.
 
     Raises:
         ValueError: on an unknown name or option, or options that make no sense together.
