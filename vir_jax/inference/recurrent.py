@@ -131,7 +131,7 @@ def read_rows(
     blocks = _blocks(model)
 
     def read_chunk(state: StreamState, start: Array | int, size: int) -> StreamState:
-        y, x = jnp.divmod(start + jnp.arange(size), cols)
+        y, x = jnp.divmod(start + jnp.arange(size, dtype=jnp.int32), cols)
         patches = _patches(pixels, y, x, p)
         if normalization is not None:
             patches = normalize(patches, *normalization)
@@ -143,7 +143,7 @@ def read_rows(
         return read_chunk(state, start, chunk_size), None
 
     chunks, rest = divmod(n, chunk_size)
-    state, _ = jax.lax.scan(step, state, chunk_size * jnp.arange(chunks))
+    state, _ = jax.lax.scan(step, state, chunk_size * jnp.arange(chunks, dtype=jnp.int32))
     return read_chunk(state, n - rest, rest) if rest else state
 
 
@@ -197,8 +197,8 @@ def _patches(
     pixels: Num[Array, "b H W 3"], y: Int[Array, "n"], x: Int[Array, "n"], p: int
 ) -> Num[Array, "b*n p p 3"]:
     """The patches in rows y and columns x of the grid, those of one image together."""
-    size = (pixels.shape[0], p, p, 3)
-    cut = jax.vmap(lambda y, x: jax.lax.dynamic_slice(pixels, (0, y * p, x * p, 0), size), out_axes=1)
+    size, zero = (pixels.shape[0], p, p, 3), jnp.int32(0)
+    cut = jax.vmap(lambda y, x: jax.lax.dynamic_slice(pixels, (zero, y * p, x * p, zero), size), out_axes=1)
     return cut(y, x).reshape(-1, p, p, 3)
 
 

@@ -68,7 +68,11 @@ def add_to_residual(
 
 def retention_scale(block: Block) -> Float32[Array, "c"]:
     """Per channel, what the block's LayerScale multiplies its retention by."""
-    return jnp.ones(block.mixer.dim) if block.layer_scale1 is None else block.layer_scale1.scale[...]
+    return (
+        jnp.ones(block.mixer.dim, jnp.float32)
+        if block.layer_scale1 is None
+        else block.layer_scale1.scale[...]
+    )
 
 
 def exact_einsum(equation: str, *operands: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
@@ -145,7 +146,7 @@ class VisionBackbone(nnx.Module):
     @property
     def drop_path_rates(self) -> Float[Array, " l"]:
         """Of stochastic depth, by block: from 0 rising linearly."""
-        return jnp.linspace(0.0, self.drop_path_rate, self.depth)
+        return jnp.asarray(np.linspace(0.0, self.drop_path_rate, self.depth), jnp.float32)
 
     def block(self, index: int) -> Block:
         """One layer by itself, with a copy of its parameters.
@@ -268,7 +269,7 @@ class VisionBackbone(nnx.Module):
         if self.position == "learned":
             position_embedding = resample_position_embedding(self.position_embedding[...], (rows, cols))
         else:
-            y, x = jnp.divmod(jnp.arange(rows * cols), cols)
+            y, x = jnp.divmod(jnp.arange(rows * cols, dtype=jnp.int32), cols)
             position_embedding = sincos_position_embedding(y, x, c).reshape(1, rows, cols, c)
         x = (patches + position_embedding).reshape(b, rows * cols, c)
         if self.bidirectional:
@@ -295,7 +296,7 @@ class VisionBackbone(nnx.Module):
         if key is not None and self.drop_path_rate > 0:
             drop_path = (
                 self.drop_path_rates,
-                jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(self.depth)),
+                jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(self.depth, dtype=jnp.int32)),
             )
         # "blocks.3.mixer.q" asks for "mixer.q" of block 3.
         asked = {name: name.split(".", 2)[1:] for name in sorted(wanted) if name.startswith("blocks.")}

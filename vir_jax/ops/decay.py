@@ -67,7 +67,7 @@ def decay_between_2d(
 
 def decay_mask(n: int, log_decay: Float32[Array, "h"]) -> Float32[Array, "h n n"]:
     """The 1-D decay mask D[n, m] = gamma^(n - m) for n >= m, else 0 (PAPER section 1), one per head."""
-    time = jnp.arange(n)
+    time = jnp.arange(n, dtype=jnp.int32)
     return decay_between(log_decay, time, time)
 
 
@@ -77,7 +77,7 @@ def grid_positions(grid: tuple[int, int], trailing: int = 0) -> Position:
     Trailing token j stands at (y = rows + j, x = cols - 1): alone, in the last column of a further row.
     """
     rows, cols = grid
-    patch, extra = jnp.arange(rows * cols), jnp.arange(trailing)
+    patch, extra = (jnp.arange(count, dtype=jnp.int32) for count in (rows * cols, trailing))
     y = jnp.concatenate([patch // cols, rows + extra])
     x = jnp.concatenate([patch % cols, jnp.full_like(extra, cols - 1)])
     return y, x

@@ -47,7 +47,7 @@ def chunkwise(
         return (gamma * own, out), None
 
     own = empty_grid_state(k, v, cols) if arriving is None else arriving
-    first_rows = (rest if reverse else 0) + chunk_rows * jnp.arange(bands)
+    first_rows = (rest if reverse else 0) + chunk_rows * jnp.arange(bands, dtype=jnp.int32)
     # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
     (own, out), _ = jax.lax.scan(step, (own, v), first_rows, reverse=reverse)
     own, out = one_band(own, out, 0 if reverse else rows - rest, rest)

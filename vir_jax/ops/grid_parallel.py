@@ -58,7 +58,7 @@ def band(
         above = along_columns(arriving, log_decay, reverse=reverse)
         met = contract("bhyxd,bhxde->bhyxe", _as_rows(q, grid), above, precision)
         out += decay_power(log_decay, y)[..., None] * _as_tokens(met, grid, trailing)
-        own += decay_power(log_decay, jnp.array(last_row))[:, None, None, None] * arriving
+        own += decay_power(log_decay, jnp.int32(last_row))[:, None, None, None] * arriving
     return jnp.swapaxes(out.astype(v.dtype), 1, 2), own
 
 

@@ -26,7 +26,7 @@ def along_columns(
     """From each column's own sums to the states: S[x] = sum over x' <= x of gamma^(x - x') own[x']."""
     if own.shape[2] > BLOCK:
         return _along_blocks(own, log_decay, reverse=reverse)
-    x = jnp.arange(own.shape[2])
+    x = jnp.arange(own.shape[2], dtype=jnp.int32)
     x = x[::-1] if reverse else x
     # One mask for each of the batch, laid out over devices as the state is, moves no axis of the far larger state.
     nothing = jnp.sum(own[:, :, :0], axis=(2, 3, 4))
@@ -48,7 +48,7 @@ def _along_blocks(
     )
     sums = along_columns(inside[:, :, :, -1], BLOCK * log_decay)
     arriving = jnp.pad(sums[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
-    decay = decay_power(log_decay, 1 + jnp.arange(BLOCK))[:, None, :, None, None]
+    decay = decay_power(log_decay, 1 + jnp.arange(BLOCK, dtype=jnp.int32))[:, None, :, None, None]
     return (inside + decay * arriving[:, :, :, None]).reshape(b, h, -1, d, e)[:, :, :cols]
 
 

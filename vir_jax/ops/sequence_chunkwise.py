@@ -44,7 +44,7 @@ def chunkwise(
         return (gamma * state, out), None
 
     arriving = empty_state(k, v) if arriving is None else arriving
-    starts = (rest if reverse else 0) + chunk_size * jnp.arange(chunks)
+    starts = (rest if reverse else 0) + chunk_size * jnp.arange(chunks, dtype=jnp.int32)
     # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
     (passed, out), _ = jax.lax.scan(step, (arriving, v), starts, reverse=reverse)
     final, out = chunk(passed, out, 0 if reverse else n - rest, rest, with_final=with_final)

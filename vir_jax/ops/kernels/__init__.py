@@ -35,7 +35,9 @@ def _kernel(
     log_decay: Float32[Array, "h"],
     arriving: Float32[Array, "b h d e"] | None,
 ) -> Result:
-    return kernel(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)
+    # Kernels count in 32 bits: with 64 (`jax_enable_x64`) Pallas would make their indices int64, and not compile them.
+    with jax.enable_x64(False):
+        return kernel(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)
 
 
 @partial(_kernel.defjvp, symbolic_zeros=True)

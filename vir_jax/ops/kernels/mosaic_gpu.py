@@ -107,7 +107,7 @@ def _split(x: Float[Array, "*x"], count: int) -> list[BFloat16[Array, "*x"]]:
 
 def _last_times(n: int, per_segment: int, segments: int, reverse: bool) -> Int[Array, "s"]:
     """The time of each segment's last token. Chunks lie on multiples of their size; in reverse the first is ragged."""
-    passed = BLOCK * per_segment * jnp.arange(1, segments + 1)
+    passed = BLOCK * per_segment * jnp.arange(1, segments + 1, dtype=jnp.int32)
     whole = BLOCK * pl.cdiv(n, BLOCK)
     tokens = n - jnp.maximum(whole - passed, 0) if reverse else jnp.minimum(passed, n)
     return tokens - 1
@@ -227,7 +227,7 @@ def _kernel(
         leaving, results = _two_views(outgoing, interpret)
 
         def fetch(step: Array) -> None:
-            slot = jax.lax.rem(step, stages)
+            slot = jax.lax.rem(step, jnp.int32(stages))
             for name, by_block in landing.items():
                 for i, by_part in enumerate(by_block):
                     width = columns if name == "v" else of_block(i)
@@ -239,7 +239,7 @@ def _kernel(
             pl.when(stage < steps)(partial(fetch, jnp.int32(stage)))
 
         def chunk(step: Array, state: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
-            slot = jax.lax.rem(step, stages)
+            slot = jax.lax.rem(step, jnp.int32(stages))
             q, k, v = (
                 [[part.at[slot] for part in by_part] for by_part in matrices[name]]
                 for name in ("q", "k", "v")
@@ -275,7 +275,7 @@ def _kernel(
                 out += product([_split(scores, STATE_PARTS)], v)
                 plgpu.wait_smem_to_gmem(1, wait_read_only=True)
                 for place, piece in zip(results, _cut(out, len(results)), strict=True):
-                    place.at[jax.lax.rem(step, 2)][...] = piece.astype(out_ref.dtype)
+                    place.at[jax.lax.rem(step, jnp.int32(2))][...] = piece.astype(out_ref.dtype)
             final = tuple(
                 product([[transposed(part) for part in by_part]], v) + jnp.exp(log_decay * last) * x
                 for by_part, x in zip(decayed, state, strict=True)
@@ -288,7 +288,7 @@ def _kernel(
                 for number, place in enumerate(leaving):
                     where = pl.ds(column * BLOCK + number * width, width)
                     to = out_ref.at[row, pl.ds(start, BLOCK), head, where]
-                    plgpu.copy_smem_to_gmem(place.at[jax.lax.rem(step, 2)], to, commit_group=False)
+                    plgpu.copy_smem_to_gmem(place.at[jax.lax.rem(step, jnp.int32(2))], to, commit_group=False)
                 plgpu.commit_smem_to_gmem_group()
             pl.when(step + stages < steps)(partial(fetch, step + stages))
             if with_final:
