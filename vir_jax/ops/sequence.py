@@ -41,7 +41,7 @@ def retention(
     scale: float | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """Retention (PAPER section 1): o_n = scale q_n S_n with S_n = gamma S_{n-1} + k_n^T v_n.
+    """Compute retention, o_n = scale q_n S_n with S_n = gamma S_{n-1} + k_n^T v_n (docs/method.md, section 1).
 
     Every mode computes this one function, its gradients and its state:
 
@@ -138,7 +138,7 @@ def _check_implementation(implementation: str | None, mode: str, chunk_size: int
 def scaled(
     q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], scale: float | None
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b n h d"]]:
-    """scale * q (d^-1/2 unless told otherwise) and k, in one dtype."""
+    """Return scale * q (d^-1/2 unless told otherwise) and k, in one dtype."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = jnp.promote_types(q.dtype, k.dtype)
     return (float(scale) * q.astype(jnp.float32)).astype(dtype), k.astype(dtype)
@@ -155,7 +155,7 @@ def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
 
 
 def platform() -> str:
-    """What is compiled for: "cpu", "tpu" or "gpu".
+    """Return what is compiled for: "cpu", "tpu" or "gpu".
 
     That of the mesh in context, whose devices need not be on this machine, or else of JAX's default device.
     """

@@ -21,7 +21,7 @@ def chunkwise(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
-    """A scan over chunks of `chunk_size` tokens. See `gradient` for the signature of every form."""
+    """Scan over chunks of `chunk_size` tokens. See `gradient` for the signature of every form."""
     n = q.shape[1]
     if n <= chunk_size:
         return parallel(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)

@@ -17,7 +17,7 @@ def parallel(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
-    """The masked einsum: n^2 scores, all at once. See `gradient` for the signature of every form."""
+    """Compute the masked einsum: n^2 scores, all at once. See `gradient` for the signature of every form."""
     n = q.shape[1]
     precision = matmul_precision(q, k, v)
     time = jnp.arange(n, dtype=jnp.int32)
