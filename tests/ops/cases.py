@@ -46,6 +46,11 @@ def random_case(
     return Case(q, k, v, vir_log_decay(h), initial_state, d_out, d_final)
 
 
+def in_mode(mode: str, **chunk: int) -> dict[str, Any]:
+    """What asks for a mode; with chunks of this size where it has chunks."""
+    return {"mode": mode} | (chunk if mode in ("chunkwise", "auto") else {})
+
+
 def relative_rms(actual: Any, expected: Any) -> float:
     """Root mean square of the difference over that of the expected values."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

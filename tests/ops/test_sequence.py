@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, assert_transforms_agree, random_case
+from tests.ops.cases import assert_close, assert_transforms_agree, in_mode, random_case
 from vir_jax.ops import MODES, decay_mask, retention
 from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
@@ -25,7 +25,7 @@ CHUNKS = {1: 4, 2: 1, 63: 64, 64: 16, 65: 16, 196: 64, 197: 49, 577: 50}
 
 def _options(form, chunk_size):
     """What asks `retention` for a mode, or for a kernel, which has chunks of its own."""
-    return {"mode": form, "chunk_size": chunk_size} if form in MODES else {"implementation": form}
+    return in_mode(form, chunk_size=chunk_size) if form in MODES else {"implementation": form}
 
 
 @partial(jax.jit, static_argnames=("mode", "chunk_size", "implementation"))
@@ -44,7 +44,7 @@ def test_modes_agree_with_the_reference_and_each_other(n):
     case = random_case(n=n)
     expected = naive_retention(*map(np.asarray, case.arguments))
     gradients = naive_retention_gradients(*map(np.asarray, case))
-    results = {m: _run(case.arguments, case.cotangents, mode=m, chunk_size=CHUNKS[n]) for m in MODES}
+    results = {m: _run(case.arguments, case.cotangents, **_options(m, CHUNKS[n])) for m in MODES}
     for mode in MODES:
         assert_close(results[mode], (expected, gradients), FP32)
         assert_close(results[mode], results["parallel"], FP32)
@@ -53,7 +53,7 @@ def test_modes_agree_with_the_reference_and_each_other(n):
 @pytest.mark.parametrize("mode", MODES)
 def test_decays_at_the_ends_of_their_range(mode):
     case = random_case(n=65)._replace(log_decay=jnp.array([0.0, -1e-7, -120.0]))
-    results = _run(case.arguments, case.cotangents, mode=mode, chunk_size=16)
+    results = _run(case.arguments, case.cotangents, **_options(mode, 16))
     arrays = list(map(np.asarray, case))
     assert_close(results, (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
 
@@ -87,7 +87,7 @@ def test_scale_and_state_of_kernels(name, with_state, scale):
 def test_any_shape(b, n, h, d, e, chunk_size, mode, with_state, scale):
     case = random_case(b, n, h, d, e)
     state = case.initial_state if with_state else None
-    op = partial(retention, mode=mode, chunk_size=chunk_size, scale=scale)
+    op = partial(retention, **in_mode(mode, chunk_size=chunk_size), scale=scale)
     result = jax.jit(op)(*case.tokens, case.log_decay, initial_state=state)
     arrays = map(np.asarray, (*case.tokens, case.log_decay))
     expected = naive_retention(
@@ -182,9 +182,19 @@ def test_auto_is_parallel_for_few_tokens_and_chunkwise_for_many():
         jax.tree.map(np.testing.assert_array_equal, auto, named)
 
 
+def test_a_chunk_size_makes_auto_chunkwise():
+    case = random_case(n=20)
+    auto, chunkwise, whole = (
+        retention(*case.tokens, case.log_decay, **options)
+        for options in ({"chunk_size": 7}, {"mode": "chunkwise", "chunk_size": 7}, {})
+    )
+    jax.tree.map(np.testing.assert_array_equal, auto, chunkwise)
+    assert (auto[0] != whole[0]).any()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_vmap_jit_and_remat(mode):
-    assert_transforms_agree(partial(retention, mode=mode, chunk_size=8), random_case(b=4, n=20), FP32)
+    assert_transforms_agree(partial(retention, **_options(mode, 8)), random_case(b=4, n=20), FP32)
 
 
 def test_vmap_over_decays():

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float64
@@ -91,7 +92,8 @@ def retention_costs(
     log_decay = vir_log_decay(heads)
     costs = []
     for grid in grids:
-        tokens = jax.random.normal(jax.random.key(0), (3, 1, math.prod(grid) + 1, heads, width))
+        shape = (3, 1, math.prod(grid) + 1, heads, width)
+        tokens = jax.random.normal(jax.random.key(0), shape, jnp.float32)
         operator = retention if kind == "1d" else partial(retention_2d, grid=grid)
         for mode in MODES:
             run = _compiled(partial(operator, log_decay=log_decay, mode=mode), tokens)

@@ -61,7 +61,7 @@ def _of_retention(trained: TrainedModel, image: UInt8[np.ndarray, "H W 3"]) -> I
     yield "layer_contributions", figures.draw_layer_shares(shares, image, grid)
     read = logits_as_read(model, images)
     winner = int(jnp.argmax(read[0, -1]))
-    terms = logit_contributions(model, images, jnp.array([winner]))
+    terms = logit_contributions(model, images, jnp.array([winner], jnp.int32))
     yield (
         "logit_contributions",
         figures.draw_logit(terms, image, grid, class_name=trained.class_names[winner]),

@@ -75,5 +75,5 @@ def drop_path(
     """
     if key is None:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1))
-    return x * (keep / (1.0 - rate))
+    kept = jnp.asarray(1.0 - rate, jnp.float32)
+    return x * (jax.random.bernoulli(key, kept, (x.shape[0], 1, 1)) / kept)

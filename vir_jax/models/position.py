@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -106,7 +107,18 @@ def resample_position_embedding(
     """
     if embedding.shape[1:3] == grid:
         return embedding
-    return jax.image.resize(embedding, (1, *grid, embedding.shape[3]), method="bicubic", antialias=True)
+    # As `jax.image.resize`, which would compute the weights in float64 where that is on.
+    return jax.image.scale_and_translate(
+        embedding,
+        (1, *grid, embedding.shape[3]),
+        spatial_dims=(1, 2),
+        scale=jnp.asarray(
+            [new / old for new, old in zip(grid, embedding.shape[1:3], strict=True)], jnp.float32
+        ),
+        translation=jnp.zeros(2, jnp.float32),
+        method="bicubic",
+        antialias=True,
+    )
 
 
 def resampling_weights(
@@ -140,6 +152,6 @@ def sincos_position_embedding(y: Int[Array, "n"], x: Int[Array, "n"], dim: int) 
     A quarter of the channels each for sin(w y), cos(w y), sin(w x), cos(w x), with w = 10000^(-4 i / dim) for
     i = 0 .. dim / 4 - 1. Dim is divisible by 4.
     """
-    frequency = 10_000.0 ** (-4 * jnp.arange(dim // 4, dtype=jnp.float32) / dim)
-    angles = (position[:, None].astype(jnp.float32) * frequency for position in (y, x))
+    frequency = jnp.asarray(10_000.0 ** (-4 * np.arange(dim // 4) / dim), jnp.float32)
+    angles = (position[:, None] * frequency for position in (y, x))
     return jnp.concatenate([f(angle) for angle in angles for f in (jnp.sin, jnp.cos)], axis=-1)

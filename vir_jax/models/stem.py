@@ -105,8 +105,10 @@ class Stem(nnx.Module):
     ) -> Num[Array, "b*n p p 3"]:
         """Return the pixels of the patches in rows y and columns x of the grid, those of one image together."""
         p = self.patch
-        size = (pixels.shape[0], p, p, 3)
-        cut = jax.vmap(lambda y, x: jax.lax.dynamic_slice(pixels, (0, y * p, x * p, 0), size), out_axes=1)
+        size, zero = (pixels.shape[0], p, p, 3), jnp.int32(0)
+        cut = jax.vmap(
+            lambda y, x: jax.lax.dynamic_slice(pixels, (zero, y * p, x * p, zero), size), out_axes=1
+        )
         return cut(y, x).reshape(-1, p, p, 3)
 
 

@@ -112,7 +112,7 @@ def _transposed(state: Float32[Array, "b h *x d e"] | None) -> Float32[Array, "b
 
 
 def _by_decay(form: Form, order: int) -> Form:
-    """The order-th derivative of form by log_decay: the same sums with the mask (n - m)^order D[n,m]."""
+    """Return the order-th derivative of form by log_decay: the same sums with the mask (n - m)^order D[n,m]."""
     if order == 0:
         return form
 

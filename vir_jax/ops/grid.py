@@ -38,7 +38,9 @@ def retention_2d(
     initial_state: Float32[Array, "b h x d e"] | None = None,
     scale: float | None = None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """Retention over a grid (PAPER section 2): a token sees those above and to the left, by gamma^(dx + dy).
+    """Compute retention over a grid (docs/method.md, section 2), which decays by gamma^(dx + dy).
+
+    A token sees those above it and to the left:
 
         S[y,x] = gamma S[y,x-1] + gamma S[y-1,x] - gamma^2 S[y-1,x-1] + k^T v,    o[y,x] = scale q S[y,x]
 
@@ -48,17 +50,29 @@ def retention_2d(
 
     Modes, all one function: "parallel" (masked einsum), "recurrent" (the recurrence above), "chunkwise" (parallel
     inside bands of `chunk_rows` rows, recurrent from band to band; by default a band has about BAND_TOKENS tokens);
-    "auto" is parallel up to PARALLEL_UP_TO tokens, else chunkwise.
+    "auto" is parallel up to PARALLEL_UP_TO tokens, chunkwise beyond, and wherever `chunk_rows` is given.
 
-    Returns the output [b, n, h, e] and the state, which is the last row's, S[y, :], one [d, e] matrix per column:
-    [b, h, cols, d, e] fp32. Given back as `initial_state` it continues the image below, trailing rows counted, so rows
-    may come in any number at a time; grid may be (0, cols) where trailing tokens come alone.
+    Args:
+        q: Queries [b, n, h, d]; dtypes are those of `retention`.
+        k: Keys [b, n, h, d].
+        v: Values [b, n, h, e].
+        log_decay: log(gamma) per head, [h] fp32, at most 0: of a step to the right and of a step down.
+        grid: (rows, cols) of these tokens; (0, cols) where trailing tokens come alone.
+        mode: One of MODES, or "auto".
+        chunk_rows: Rows in a band, in the modes "chunkwise" and "auto"; None is the default.
+        initial_state: The state after the rows above, as a call with those returned it, trailing rows counted; None is
+            zero. So rows may come in any number at a time.
+        scale: What multiplies q. None is d^-1/2.
 
-    Other arguments, dtypes, gradients and errors are those of `retention`; a grid that does not fit the tokens is a
-    ValueError, too.
+    Returns:
+        The output [b, n, h, e] in v's dtype, and the state, which is the last row's, S[y, :], one [d, e] matrix per
+        column: [b, h, cols, d, e] fp32. Dtypes, cost and gradients are as in `retention`.
+
+    Raises:
+        ValueError: as in `retention`; a grid that does not fit the tokens.
     """
     check_mode(mode)
-    check_chunk("chunk_rows", chunk_rows)
+    check_chunk("chunk_rows", chunk_rows, mode)
     check_scale(scale)
     check_tokens(q, k, v)
     b, n, h, d = q.shape
@@ -82,7 +96,7 @@ def _retention_2d(
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     q, k = scaled(q, k, scale)
     if mode == "auto":
-        mode = "parallel" if q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if chunk_rows is None and q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
     if mode != "parallel":
         return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, chunk_rows, grid)
     form = partial(grid_parallel.parallel, grid=grid)
@@ -93,7 +107,7 @@ def _retention_2d(
 def _arriving(
     state: Float32[Array, "b h x d e"] | None, log_decay: Float32[Array, "h"]
 ) -> Float32[Array, "b h x d e"] | None:
-    """From the state of the row above to what the forms take: decayed by one row, and each column's own."""
+    """Turn the state of the row above into what the forms take: decayed by one row, and each column's own."""
     gamma = jnp.exp(log_decay)[:, None, None, None]
     return None if state is None else gamma * between_columns(state, log_decay)
 

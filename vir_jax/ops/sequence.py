@@ -41,14 +41,14 @@ def retention(
     scale: float | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """Retention (PAPER section 1): o_n = scale q_n S_n with S_n = gamma S_{n-1} + k_n^T v_n.
+    """Compute retention, o_n = scale q_n S_n with S_n = gamma S_{n-1} + k_n^T v_n (docs/method.md, section 1).
 
     Every mode computes this one function, its gradients and its state:
 
     - "parallel": (Q K^T .* D) V with all n^2 scores at once;
     - "recurrent": one token after another, in the least memory;
     - "chunkwise": parallel inside chunks of `chunk_size` tokens (the last one ragged), recurrent between them;
-    - "auto": parallel up to PARALLEL_UP_TO tokens, chunkwise beyond.
+    - "auto": parallel up to PARALLEL_UP_TO tokens, chunkwise beyond, and wherever `chunk_size` is given.
 
     Args:
         q: Queries [b, n, h, d]; fp32, bf16 or fp16, as k and v.
@@ -56,7 +56,7 @@ def retention(
         v: Values [b, n, h, e].
         log_decay: log(gamma) per head, [h] fp32, at most 0. Values are checked where they are known when tracing.
         mode: One of MODES, or "auto".
-        chunk_size: Tokens in a chunk, for chunkwise alone. None is the default for this backend.
+        chunk_size: Tokens in a chunk, in the modes "chunkwise" and "auto". None is the default for this backend.
         initial_state: The state S after the tokens before these, [b, h, d, e] fp32, as a call with those returned it;
             None is zero. So tokens may come in any number at a time, one by one too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
@@ -73,11 +73,12 @@ def retention(
     again in reverse. Forward differentiation (`jax.jvp`) is not defined.
 
     Raises:
-        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a known decay outside (0, 1]; a kernel that
-            does not exist, is not for this mode or platform, or would compute everything on every device.
+        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a chunk size for a mode without chunks; a
+            known decay outside (0, 1]; a kernel that does not exist, is not for this mode or platform, or would
+            compute everything on every device.
     """
     check_mode(mode)
-    check_chunk("chunk_size", chunk_size)
+    check_chunk("chunk_size", chunk_size, mode)
     _check_implementation(implementation, mode, chunk_size)
     check_scale(scale)
     check_tokens(q, k, v)
@@ -137,16 +138,16 @@ def _check_implementation(implementation: str | None, mode: str, chunk_size: int
 def scaled(
     q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], scale: float | None
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b n h d"]]:
-    """scale * q (d^-1/2 unless told otherwise) and k, in one dtype."""
+    """Return scale * q (d^-1/2 unless told otherwise) and k, in one dtype."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = jnp.promote_types(q.dtype, k.dtype)
     return (float(scale) * q.astype(jnp.float32)).astype(dtype), k.astype(dtype)
 
 
 def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
-    """The form that `mode` names; the one that "auto" takes for n tokens."""
+    """Return the form that `mode` names; for "auto" the one that suits n tokens, or is asked for by a chunk size."""
     if mode == "auto":
-        mode = "parallel" if n <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if chunk_size is None and n <= PARALLEL_UP_TO else "chunkwise"
     if mode == "chunkwise":
         default = CHUNK_SIZE_ON_CPU if platform() == "cpu" else CHUNK_SIZE
         return partial(chunkwise, chunk_size=chunk_size or default)
@@ -154,7 +155,7 @@ def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
 
 
 def platform() -> str:
-    """What is compiled for: "cpu", "tpu" or "gpu".
+    """Return what is compiled for: "cpu", "tpu" or "gpu".
 
     That of the mesh in context, whose devices need not be on this machine, or else of JAX's default device.
     """

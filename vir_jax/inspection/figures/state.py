@@ -27,7 +27,7 @@ def draw_states(
     """
     fields = [np.asarray(field)[0] for field in summary]  # [l, h, t] each.
     labels = ("norm of the state", "effective rank\n(directions)", "memory\n(patches held)")
-    layers, heads = evenly_spaced(len(fields[0]), LAYERS), spread(len(log_decay), HEADS)
+    layers, heads = evenly_spaced(len(fields[0]), LAYERS), evenly_spaced(len(log_decay), HEADS)
     size = f"{state_bytes / 1024:,.0f} KiB" if state_bytes < 2**20 else f"{state_bytes / 2**20:,.1f} MiB"
     where = "" if kind == "1d" else " in the last column"
     figure = new_figure(

@@ -31,9 +31,11 @@ class Retention(HeadsMixer):
         heads: of dim / heads channels each.
         layout: of the image size that the model is made for.
         retention: "1d" decays along the sequence, "2d" by rows and columns. None: "1d".
-        chunk_size: tokens in a chunk of the chunkwise mode, 1-D alone. None: the operator's choice.
+        chunk_size: tokens in a chunk, 1-D alone, in the mode "chunkwise", and in "auto", which is then chunkwise. None:
+            the operator's choice.
         implementation: "xla", or a kernel of `vir_jax.ops.kernels` for the chunkwise mode of 1-D. None: "xla". A kernel
-            runs on each device of the mesh in context (`jax.set_mesh`), batch and heads split as everywhere.
+            runs on each device of the mesh in context (`jax.set_mesh`), batch and heads split as everywhere; a mesh
+            that does not divide them, or has other axes, is an error then.
         dtype: of the computation.
         rngs: of the parameters.
 
