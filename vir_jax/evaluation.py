@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import ml_collections
-from absl import logging
 
 from vir_jax.data import Source, eval_loader, open_source
+from vir_jax.data.classes import match_classes
 from vir_jax.models import parse_name
 from vir_jax.ops import MODES
 from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh
-from vir_jax.parallel.sharding import state_shardings
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
-from vir_jax.runs.model import image_size, make_predict, model_functions
+from vir_jax.runs.model import image_size, make_predict
 from vir_jax.training.evaluate import ModeResult, evaluate
 
 # Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
@@ -41,6 +39,8 @@ def evaluate_workdir(
 ) -> dict[str, ModeResult]:
     """Evaluates a checkpoint of a run.
 
+    Labels are matched by name, as `match_classes` says: the data may have a part of the model's classes.
+
     Args:
       workdir: folder of the run.
       checkpoint: "last", "best" or the number of a step.
@@ -57,38 +57,19 @@ def evaluate_workdir(
       The results by mode.
 
     Raises:
-      ValueError: no such checkpoint, weights, or mode for this model; classes that do not fit the data.
+      ValueError: no such checkpoint, weights, or mode for this model; data with classes that the model does not know.
       ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
-        config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
-        if batch_size is not None:
-            config.eval_batch_size = batch_size
-        mesh = make_mesh()
-        model = model_functions(config.model, len(metadata["class_names"]))
-        shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            state_shardings(shapes, mesh, model.axes),
-        )
-        params = checkpoints.restore_params(step, weights=weights, target=target)
-    data = config.data
+    mesh = make_mesh()
+    run = load_run(workdir, checkpoint, weights=weights, mesh=mesh)
+    config, data = run.config, run.config.data
+    if batch_size is not None:
+        config.eval_batch_size = batch_size
     source = source or open_source(
         dataset or data.dataset, split or data.eval_split, data_dir=data_dir or data.data_dir
     )
-    if source.num_classes != len(metadata["class_names"]):
-        raise ValueError(
-            f"the model tells {len(metadata['class_names'])} classes apart, the data has {source.num_classes}"
-        )
-    if list(source.class_names) != metadata["class_names"]:
-        logging.warning(
-            "the data names its classes otherwise than the training data; labels are compared by number"
-        )
-    logging.info("evaluating the %s weights of step %d in %s", weights, step, workdir)
+    source = match_classes(source, run.class_names, "the evaluation data")
     check_divides("the evaluation batch size", config.eval_batch_size, mesh)
     batches = eval_loader(
         source,
@@ -98,10 +79,10 @@ def evaluate_workdir(
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
     )
-    predict = make_predict(model, mean=data.mean, std=data.std)
+    predict = make_predict(run.functions, mean=data.mean, std=data.std)
     results = evaluate(
         predict,
-        params,
+        run.params,
         batches,
         mesh,
         batch_size=config.eval_batch_size,

@@ -14,10 +14,10 @@ from vir_jax.data import decode_image, eval_transform, open_source
 from vir_jax.inspection.curves import Curve, metric_curves
 from vir_jax.models import VisionModel
 from vir_jax.models.pixels import normalize
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import read_metrics
-from vir_jax.runs.model import image_size, model_functions
+from vir_jax.runs.model import image_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +57,8 @@ def load_model(workdir: str | Path, *, checkpoint: str = "last", weights: str | 
         ValueError: no such checkpoint or weights.
     """
     quiet_libraries()
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
-        config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
-        params = checkpoints.restore_params(step, weights=weights)
-    class_names = tuple(metadata["class_names"])
-    graph = model_functions(config.model, len(class_names)).graph
-    return TrainedModel(nnx.merge(graph, params), config, class_names, step)
+    run = load_run(workdir, checkpoint, weights=weights)
+    return TrainedModel(run.model, run.config, run.class_names, run.step)
 
 
 def read_curves(workdir: str | Path) -> dict[str, Curve]:

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from vir_jax.runs.files import write_atomically
 from vir_jax.runs.manifest import DamagedCheckpointError, verify, write_manifest, written_items
+from vir_jax.runs.migrations import migrate
 from vir_jax.runs.state import Params, TrainState
 
 FOLDER = "checkpoints"
@@ -37,6 +38,10 @@ _DAMAGED = ".damaged"
 
 class SaveError(RuntimeError):
     """The last checkpoint of a run could not be written."""
+
+
+class NotEvaluatedError(ValueError):
+    """The best checkpoint was asked for, and none was evaluated."""
 
 
 class Checkpoints:
@@ -225,6 +230,7 @@ class Checkpoints:
         """The step that "last", "best" or a number stands for.
 
         Raises:
+          NotEvaluatedError: "best", where there are checkpoints but none was evaluated.
           ValueError: there is no such checkpoint; the ones there are, are named.
         """
         steps = self.steps()
@@ -232,6 +238,11 @@ class Checkpoints:
             step = self.latest_step()
         elif which == "best":
             step = self._best()
+            if steps and step is None:
+                raise NotEvaluatedError(
+                    f"no checkpoint in {self._folder} is the best: none was evaluated; choose 'last' or one of the"
+                    f" steps there: {steps}"
+                )
         elif which.isdigit():
             step = int(which) if int(which) in steps else None
         else:
@@ -286,17 +297,18 @@ class Checkpoints:
         return state, restored.progress
 
     def restore_config(self, step: int) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
-        """The config that a checkpoint was trained with, and the metadata saved with it.
+        """Return the config that a checkpoint was trained with, in today's fields, and the metadata saved with it.
 
         model.implementation is None in it: a kernel suits the machine that was trained on, not every one that reads.
 
         Raises:
           DamagedCheckpointError: these are not what was written.
+          ValueError: the config has a field that this version does not know.
         """
         items = {"config": ocp.args.JsonRestore(), "metadata": ocp.args.JsonRestore()}
         self._verify(step, items)
         restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
-        config = ml_collections.ConfigDict(restored.config)
+        config = migrate(restored.config, where=f"the checkpoint {self._path(step)}")
         config.model.implementation = None
         return config, restored.metadata
 
@@ -368,6 +380,12 @@ class Checkpoints:
                 f"the last checkpoint could not be written: {self._failure}\nThe newest one is of step"
                 f" {self.latest_step()}; the same command goes on from there once there is room"
             ) from self._failure
+
+
+def has_checkpoints(workdir: str | Path) -> bool:
+    """Return whether a workdir holds checkpoints, intact or not. Nothing is written."""
+    folder = Path(workdir).absolute() / FOLDER
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def _digest(metrics: Mapping[str, float]) -> str:

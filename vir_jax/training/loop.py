@@ -1,7 +1,6 @@
 """The training loop."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from absl import logging
 from jaxtyping import Array
 
 import vir_jax
-from vir_jax.data import AugmentConfig, Source, eval_loader, open_source, train_loader
+from vir_jax.data import AugmentConfig, Source, eval_loader, train_loader
 from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import sum_over_processes
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint import Checkpoints, has_checkpoints
 from vir_jax.runs.config import validate
 from vir_jax.runs.lock import exclusive
 from vir_jax.runs.log import quiet_libraries
@@ -26,8 +25,9 @@ from vir_jax.runs.state import TrainState
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import evaluate
-from vir_jax.training.finetune import pretrained_params
+from vir_jax.training.finetune import Pretrained, read_pretrained, start_from
 from vir_jax.training.program import make_program
+from vir_jax.training.start import check_same_data, data_identity, open_sources
 from vir_jax.training.summary import summarize
 
 
@@ -85,8 +85,7 @@ def _train(
 
     # ------------------------------------------------------------------ data
     data = config.data
-    train_source = train_source or open_source(data.dataset, data.train_split, data_dir=data.data_dir)
-    eval_source = eval_source or open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
+    train_source, eval_source = open_sources(data, train_source, eval_source)
     if len(train_source) < config.batch_size:
         raise ValueError(
             f"the training data has {len(train_source)} examples, fewer than one batch of"
@@ -95,15 +94,13 @@ def _train(
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = max(1, round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch))
 
-    # ------------------------------------------------------------------ model, optimiser, step
+    # ------------------------------------------------------------------ model, optimiser, step; not compiled yet
     program = make_program(
         config, mesh, num_classes=train_source.num_classes, steps_per_epoch=steps_per_epoch
     )
-    compiled = program.compile()
     predict = make_predict(program.model, mean=data.mean, std=data.std)
     forward_flops = program.model.flops(program.size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
-    logging.info("\n%s", summarize(program.state, mesh, program.model.axes, compiled, flops=train_flops))
 
     # ------------------------------------------------------------------ batches
     batches = train_loader(
@@ -125,41 +122,50 @@ def _train(
     )
 
     metadata = {
-        "class_names": list(train_source.class_names),
+        **data_identity(train_source),
         "vir_jax": vir_jax.__version__,
         "jax": jax.__version__,
         "device_kind": jax.devices()[0].device_kind,
     }
+    pretrained: Pretrained = {}
+    if config.init_from and not has_checkpoints(workdir):
+        pretrained = read_pretrained(
+            config, shapes=program.state.params, class_names=train_source.class_names
+        )
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
-        # -------------------------------------------------------------- restore, or start
-        window, skipped_before = Window(), 0
+        # -------------------------------------------------------------- the last checks
         start = checkpoints.newest_intact()
-        if start is not None and not knows_config:
-            stored, _ = checkpoints.restore_config(start)
-            check_resumable(workdir, json.loads(stored.to_json()), json.loads(config.to_json()))
-        write_config(workdir, config)
-        if start is None:
-            start = 0
-            if has_metrics(workdir):
-                logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
-            state = program.init(jax.random.key(config.seed))
-            if config.init_from:
-                params = pretrained_params(
-                    config.init_from, fresh=state.params, class_names=train_source.class_names
-                )
-                state = dataclasses.replace(
-                    state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params)
-                )
-        else:
+        if start is not None:
+            stored, stored_metadata = checkpoints.restore_config(start)
+            if not knows_config:
+                check_resumable(workdir, stored, config)
+            check_same_data(workdir, stored_metadata, metadata)
             if start > total_steps:
                 raise ValueError(
                     f"{workdir} holds step {start}, beyond the {total_steps} steps that config.epochs ="
                     f" {config.epochs} makes; raise config.epochs to go on with that run"
                 )
+
+        # -------------------------------------------------------------- compile; restore, or start
+        compiled = program.compile()
+        logging.info("\n%s", summarize(program.state, mesh, program.model.axes, compiled, flops=train_flops))
+        window, skipped_before = Window(), 0
+        if start is None:
+            start = 0
+            if has_metrics(workdir):
+                logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
+            state = program.init(jax.random.key(config.seed))
+            if pretrained:
+                params = start_from(pretrained, state.params)
+                state = dataclasses.replace(
+                    state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params)
+                )
+        else:
             state, progress = checkpoints.restore(program.state, start)
             batches.set_state(progress["data"].encode())
             window, skipped_before = Window(**progress["window"]), progress["skipped"]
             logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
+        write_config(workdir, config)
 
         # -------------------------------------------------------------- evaluation
         def evaluation_due(step: int) -> bool:
