@@ -68,7 +68,7 @@ def predict_files(
       ValueError: no such checkpoint or weights; a model that cannot be streamed.
     """
     quiet_libraries()
-    with Checkpoints(Path(workdir), read_only=True) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.resolve(checkpoint)
         config, metadata = checkpoints.restore_config(step)
         weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")

@@ -1,14 +1,13 @@
 """The config that a workdir belongs to, and what may change when its run goes on."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
 
-from vir_jax.runs.files import write_atomically
+from vir_jax.runs.storage import RunPath, storage_of
 
 CONFIG_FILE = "config.json"
 
@@ -38,7 +37,7 @@ TUNING_FIELDS = (
 )
 
 
-def check_config(workdir: Path, config: ml_collections.ConfigDict) -> bool:
+def check_config(workdir: RunPath, config: ml_collections.ConfigDict) -> bool:
     """Checks a config against that of the run that the workdir holds, if it holds one.
 
     Returns:
@@ -61,7 +60,7 @@ def check_config(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     return True
 
 
-def check_resumable(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def check_resumable(workdir: RunPath, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Checks that a run with the config `old` can go on with `new`; see `check_config`."""
     differences = compare(old, new)
     refused = [name for name in differences if name not in FREE_FIELDS + TUNING_FIELDS]
@@ -76,11 +75,11 @@ def check_resumable(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> 
         logging.log(level, "config.%s changed on resume: %s", name, change)
 
 
-def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def write_config(workdir: RunPath, config: ml_collections.ConfigDict) -> None:
     """Makes the workdir this run's, once nothing stands in the way of its first step."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
+        storage_of(workdir).write(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:

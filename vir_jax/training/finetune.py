@@ -1,7 +1,7 @@
 """Starting from the weights of another run: at another resolution, with other classes."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.state import Params
 
 
-def pretrained_params(workdir: str | Path, *, fresh: Params, class_names: Sequence[str]) -> Params:
+def pretrained_params(workdir: str | os.PathLike[str], *, fresh: Params, class_names: Sequence[str]) -> Params:
     """The best weights of a finished run, fitted to another model of the same family and size.
 
     The moving average is taken where the run kept one. The position embedding is resampled to the new grid; the
