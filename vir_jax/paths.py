@@ -15,7 +15,9 @@ from absl import flags
 BUCKET_SCHEME = "gs"
 # A scheme is written with a slash after its colon, or is one of those that are known and forgotten slashes of.
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):/")
-_BARE_SCHEME = re.compile(r"\s*(gs|gcs|s3|s3a|az|abfs|abfss|hdfs|file|https?|ftp|hf|cns|dbfs):", re.IGNORECASE)
+_BARE_SCHEME = re.compile(
+    r"\s*(gs|gcs|s3|s3a|az|abfs|abfss|hdfs|file|https?|ftp|hf|cns|dbfs):", re.IGNORECASE
+)
 # https://cloud.google.com/storage/docs/buckets#naming
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _MOUNT = (
@@ -86,7 +88,9 @@ def _check_bucket(text: str, name: str) -> str:
 
 def _advice(scheme: str, *, bucket: bool) -> str:
     if scheme in (BUCKET_SCHEME, "gcs") and bucket:
-        return "a bucket is written gs://bucket/folder, in lower case and as a text (pathlib.Path drops a slash)"
+        return (
+            "a bucket is written gs://bucket/folder, in lower case and as a text (pathlib.Path drops a slash)"
+        )
     if scheme in (BUCKET_SCHEME, "gcs"):
         return f"it is not read from a bucket: {_MOUNT}"
     if scheme == "file":

@@ -45,7 +45,9 @@ class TrainedModel:
         return jax.jit(lambda params, images: nnx.merge(graph, params)(images, mode=mode))(params, images)
 
 
-def load_model(workdir: str | os.PathLike[str], *, checkpoint: str = "last", weights: str | None = None) -> TrainedModel:
+def load_model(
+    workdir: str | os.PathLike[str], *, checkpoint: str = "last", weights: str | None = None
+) -> TrainedModel:
     """The model of a run.
 
     Args:

@@ -1,8 +1,8 @@
 """Paths in a bucket of Google Cloud Storage, read and written by TensorStore's own client.
 
 Orbax takes paths of `etils.epath` and writes the arrays through TensorStore. Epath's own gs:// paths need TensorFlow or
-gcsfs besides, whose credentials, retries and listings are others; `BucketPath` has the arrays' client do the rest of the
-files too, so that a run needs no further package and TensorFlow is not imported where it is installed.
+gcsfs besides, with credentials and retries of their own; `BucketPath` has the arrays' client do the other files too, so
+that a run needs no further package, and TensorFlow is not imported where it is installed.
 
 What holds in a bucket and not on a disk: an object appears whole or not at all, can be created on the condition that
 there is none or replaced on the condition that it still is what was read (its generation), and is seen by all at once.
@@ -14,7 +14,7 @@ import functools
 import io
 import os
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import tensorstore
 from etils import epath
@@ -67,9 +67,9 @@ class BucketPath(PosixGPath):
             raise FileNotFoundError(f"{self} does not exist")
         return data
 
-    def read_text(self, encoding: str | None = None) -> str:
+    def read_text(self, encoding: str | None = None, errors: str = "strict") -> str:
         """Return what the object holds, as UTF-8."""
-        return self.read_bytes().decode()
+        return self.read_bytes().decode(errors=errors)
 
     def exists(self) -> bool:
         """Return whether there is such an object, or one in such a folder."""
@@ -99,7 +99,7 @@ class BucketPath(PosixGPath):
             if path.match(pattern):
                 yield path
 
-    def open(self, mode: str = "r", **options: Any) -> IO[Any]:
+    def open(self, mode: str = "r", **options: Any) -> io.IOBase:
         """Open the object: what is written appears when the file is closed."""
         if mode in ("r", "rb"):
             data = self.read_bytes()

@@ -4,7 +4,8 @@ One folder a step, one item a folder below it, so that evaluation reads the para
 takes the shapes and shardings of the run that restores: any number of devices, whatever number wrote it.
 
 A checkpoint's folder appears when all of it is written: under a temporary name until then, or in a bucket without the
-object that is written last. `manifest` tells later whether it still is what was written. An evaluation is recorded beside the weights that it was made of.
+object that is written last. `manifest` tells later whether it still is what was written. An evaluation is recorded
+beside the weights that it was made of.
 """
 
 import contextlib
@@ -151,6 +152,7 @@ class Checkpoints:
 
     def _report(self, error: Exception) -> None:
         step, self._writing, self._failure = self._writing, None, error
+        self._drain()
         failed = f"the checkpoint of step {step} was not written: {type(error).__name__}: {error}"
         if self._newest is None:
             raise SaveError(
@@ -158,11 +160,23 @@ class Checkpoints:
                 " afresh once that is put right"
             ) from error
         logging.error(
-            "%s\nTraining goes on and will try again; the newest checkpoint is of step %d", failed, self._newest
+            "%s\nTraining goes on and will try again; the newest checkpoint is of step %d",
+            failed,
+            self._newest,
         )
         if self._writes:
             with _outage_is_logged("what was written of it is not removed yet"):
                 self._remove_leftovers()  # So that the next one finds their room.
+
+    def _drain(self) -> None:
+        """Takes what other errors Orbax has of a save: it gives one at a time, and else with the next save."""
+        while True:
+            try:
+                self._checkpointer.wait_until_finished()
+            except Exception as error:
+                logging.debug("of the same save: %s", error)
+            else:
+                return
 
     def _tidy(self) -> None:
         """Removes checkpoints that are neither new nor best, while none is being written."""

@@ -27,8 +27,8 @@ def exclusive(workdir: RunPath) -> Iterator[Callable[[], None]]:
 
     On a disk the kernel lets go of the lock when the process ends, however it ends, so that a killed run blocks nobody.
     Over NFS the lock holds between hosts (Linux makes it a lock of the server's); a host that vanishes keeps it until
-    the server gives it up (about 90 s with NFSv4). Where the file system knows no locks the run goes on, with a warning.
-    In a bucket the lock is a `Lease`: a killed run blocks the next for a minute.
+    the server gives it up (about 90 s with NFSv4). Where the file system knows no locks the run goes on, with a
+    warning. In a bucket the lock is a `Lease`: a killed run blocks the next for a minute.
 
     Yields:
       A function to call before something is written: it raises WorkdirInUseError where the lock was lost.
@@ -52,7 +52,9 @@ def _flock(workdir: Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(f"{workdir} is no folder, or lies in a file: choose another workdir") from error
+        raise NotADirectoryError(
+            f"{workdir} is no folder, or lies in a file: choose another workdir"
+        ) from error
     with (workdir / LOCK_FILE).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

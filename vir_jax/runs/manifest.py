@@ -84,7 +84,9 @@ def _read(folder: RunPath, step: int) -> dict[str, Content]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         written = int(manifest["step"])
-        files = {str(name): Content(int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+        files = {
+            str(name): Content(int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()
+        }
     except FileNotFoundError as error:
         raise _damaged(folder, f"{MANIFEST} is missing") from error
     except BucketError:

@@ -33,21 +33,11 @@ class Content(NamedTuple):
     sha256: str
 
 
-@runtime_checkable
-class Log(Protocol):
-    """A file that grows."""
-
-    def write(self, data: bytes, /) -> int | None:
-        """Take bytes; return how many there was room for."""
-
-    def flush(self) -> None:
-        """Do what a program does after a line."""
+class Log(io.RawIOBase):
+    """A file that grows. `write` returns how many bytes there was room for; `close` syncs."""
 
     def sync(self) -> None:
-        """Return when readers find all that was written. Raises OSError."""
-
-    def close(self) -> None:
-        """Sync, and take no more."""
+        """Return when readers find all that was written; raises OSError."""
 
 
 @runtime_checkable
@@ -124,7 +114,7 @@ class Disk:
         """Read the files in blocks, several at once."""
 
         def measure(path: RunPath) -> Content:
-            with path.open("rb") as file:
+            with _local(path).open("rb") as file:
                 if sync:
                     os.fsync(file.fileno())  # Network file systems report here what they could not store.
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -215,14 +205,11 @@ class Bucket:
         self.remove(folder)
 
 
-class _LogFile(io.FileIO):
-    """A file that is open to append; nothing waits in memory."""
-
-    def sync(self) -> None:
-        """Do nothing: what was written is there."""
+class _LogFile(io.FileIO, Log):
+    """A file that is open to append; what was written is there, so that there is nothing to sync."""
 
 
-class GrowingObject(io.RawIOBase):
+class GrowingObject(Log):
     """An object that is written anew, longer, every `INTERVAL` seconds and on `sync` and `close`.
 
     It is replaced only as long as it is what this writer made of it: where another run has taken the workdir, the
@@ -239,14 +226,16 @@ class GrowingObject(io.RawIOBase):
         self._data = bytearray(found.data or b"")
         self._written = len(self._data)
         self._writing, self._closing = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._sync_now_and_then, name=f"upload {path.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._sync_now_and_then, name=f"upload {path.name}", daemon=True
+        )
         self._thread.start()
 
     def writable(self) -> bool:
         """Return True."""
         return True
 
-    def write(self, data: bytes, /) -> int:  # type: ignore[override]
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
         """Take bytes; there is always room."""
         self._data += data
         return len(data)
@@ -287,6 +276,11 @@ class GrowingObject(io.RawIOBase):
                 self.sync()
             except OSError as error:
                 logging.error("%s; %d bytes wait", error, len(self._data) - self._written)
+
+
+def _local(path: RunPath) -> Path:
+    assert isinstance(path, Path)
+    return path
 
 
 def _bucket(path: RunPath) -> BucketPath:

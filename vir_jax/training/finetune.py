@@ -15,7 +15,9 @@ from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.state import Params
 
 
-def pretrained_params(workdir: str | os.PathLike[str], *, fresh: Params, class_names: Sequence[str]) -> Params:
+def pretrained_params(
+    workdir: str | os.PathLike[str], *, fresh: Params, class_names: Sequence[str]
+) -> Params:
     """The best weights of a finished run, fitted to another model of the same family and size.
 
     The moving average is taken where the run kept one. The position embedding is resampled to the new grid; the
