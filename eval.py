@@ -5,8 +5,9 @@ from absl import app, flags
 
 from vir_jax.evaluation import evaluate_workdir, format_results
 from vir_jax.parallel.processes import initialize_from_flags
+from vir_jax.paths import define_path
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+WORKDIR = define_path("workdir", None, "folder of the run, local or gs://bucket/folder", bucket=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
 WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
 MODE = flags.DEFINE_string(
@@ -17,7 +18,7 @@ IMAGE_SIZE = flags.DEFINE_list(
 )
 DATASET = flags.DEFINE_string("dataset", None, "default: the run's")
 SPLIT = flags.DEFINE_string("split", None, "default: the run's evaluation split")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "default: the run's")
+DATA_DIR = define_path("data_dir", None, "default: the run's")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "over all devices; default: the run's", lower_bound=1)
 
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from vir_jax.parallel.mesh import make_mesh
 
 from tests.models.helpers import lively
 from tests.ops.cases import assert_close, random_case
 from vir_jax.inference.recurrent import stream
 from vir_jax.ops import MODES, retention
 from vir_jax.ops.kernels import PLATFORMS
+from vir_jax.parallel.mesh import make_mesh
 from vir_jax.training.program import make_program
 
 FP32 = 3e-6

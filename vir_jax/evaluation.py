@@ -1,7 +1,7 @@
 """Evaluation: top-1, top-5 and loss of a model on a data set, in one form of retention or in all of them."""
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import ml_collections
 
@@ -25,7 +25,7 @@ class ModesDisagreeError(RuntimeError):
 
 
 def evaluate_workdir(
-    workdir: str | Path,
+    workdir: str | os.PathLike[str],
     *,
     checkpoint: str = "last",
     weights: str | None = None,

@@ -1,6 +1,7 @@
 """What a run left in its workdir: the trained model, images as it saw them, and the metrics."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -44,7 +45,9 @@ class TrainedModel:
         return jax.jit(lambda params, images: nnx.merge(graph, params)(images, mode=mode))(params, images)
 
 
-def load_model(workdir: str | Path, *, checkpoint: str = "last", weights: str | None = None) -> TrainedModel:
+def load_model(
+    workdir: str | os.PathLike[str], *, checkpoint: str = "last", weights: str | None = None
+) -> TrainedModel:
     """The model of a run.
 
     Args:
@@ -61,7 +64,7 @@ def load_model(workdir: str | Path, *, checkpoint: str = "last", weights: str | 
     return TrainedModel(run.model, run.config, run.class_names, run.step)
 
 
-def read_curves(workdir: str | Path) -> dict[str, Curve]:
+def read_curves(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
     """`metric_curves` of a run.
 
     Raises:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-from pathlib import Path
 
 import jax
 import ml_collections
@@ -15,6 +14,7 @@ from vir_jax.parallel.sharding import state_shardings
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.model import ModelFunctions, model_functions
 from vir_jax.runs.state import Params
+from vir_jax.runs.storage import RunPath, open_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Run:
       params: the weights.
     """
 
-    workdir: Path
+    workdir: RunPath
     step: int
     weights: str
     config: ml_collections.ConfigDict
@@ -69,7 +69,7 @@ def load_run(
       ValueError: no such checkpoint or weights; or a config with a field that this version does not know.
       DamagedCheckpointError: the checkpoint is not what was written.
     """
-    with Checkpoints(Path(workdir), read_only=True) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.resolve(checkpoint)
         config, metadata = checkpoints.restore_config(step)
         weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
@@ -97,7 +97,7 @@ def load_run(
         else "not evaluated when it was trained",
     )
     return Run(
-        workdir=Path(workdir),
+        workdir=open_workdir(workdir),
         step=step,
         weights=weights,
         config=config,

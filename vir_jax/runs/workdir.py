@@ -1,15 +1,14 @@
 """The config that a workdir belongs to, and what may change when its run goes on."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
 
-from vir_jax.runs.files import write_atomically
 from vir_jax.runs.migrations import flatten, migrate
+from vir_jax.runs.storage import RunPath, storage_of
 
 CONFIG_FILE = "config.json"
 
@@ -39,7 +38,7 @@ TUNING_FIELDS = (
 )
 
 
-def check_config(workdir: Path, config: ml_collections.ConfigDict) -> bool:
+def check_config(workdir: RunPath, config: ml_collections.ConfigDict) -> bool:
     """Checks a config against that of the run that the workdir holds, if it holds one.
 
     Returns:
@@ -62,7 +61,9 @@ def check_config(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     return True
 
 
-def check_resumable(workdir: Path, old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> None:
+def check_resumable(
+    workdir: RunPath, old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+) -> None:
     """Check that a run with the config `old`, as `migrate` returns it, can go on with `new`; see `check_config`."""
     # Migrated as well, so that a value with several spellings has the same one on both sides.
     new = migrate(json.loads(new.to_json()), where="this start's config")
@@ -79,11 +80,11 @@ def check_resumable(workdir: Path, old: ml_collections.ConfigDict, new: ml_colle
         logging.log(level, "config.%s changed on resume: %s", name, change)
 
 
-def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def write_config(workdir: RunPath, config: ml_collections.ConfigDict) -> None:
     """Makes the workdir this run's, once nothing stands in the way of its first step."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
+        storage_of(workdir).write(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The training loop."""
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+import os
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import vir_jax
 from vir_jax.data import AugmentConfig, Source, eval_loader, train_loader
 from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import sum_over_processes
+from vir_jax.paths import check_paths
 from vir_jax.runs.checkpoint import Checkpoints, has_checkpoints
 from vir_jax.runs.config import validate
 from vir_jax.runs.lock import exclusive
@@ -22,6 +23,7 @@ from vir_jax.runs.metrics import MetricsWriter, Window, has_metrics
 from vir_jax.runs.model import make_predict
 from vir_jax.runs.preemption import PreemptedError, Preemption
 from vir_jax.runs.state import TrainState
+from vir_jax.runs.storage import RunPath, open_workdir
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import evaluate
@@ -37,7 +39,7 @@ class NonFiniteError(RuntimeError):
 
 def train(
     config: ml_collections.ConfigDict,
-    workdir: str | Path,
+    workdir: str | os.PathLike[str],
     *,
     train_source: Source | None = None,
     eval_source: Source | None = None,
@@ -48,7 +50,7 @@ def train(
 
     Args:
       config: see `default_config`.
-      workdir: folder of checkpoints, metrics and the config; made if absent.
+      workdir: folder of checkpoints, metrics and the config, made if absent: a local one, or gs://bucket/folder.
       train_source: examples to train on; None opens `config.data`.
       eval_source: examples to evaluate on; None opens `config.data`.
 
@@ -60,19 +62,22 @@ def train(
       NonFiniteError: more than `config.max_skipped_steps` steps with a loss, gradient or update that is not finite.
         Such a step is not applied; the newest checkpoint is of a step before it.
       PreemptedError: SIGTERM came; the same call goes on from what was saved.
+      PathError: the workdir or a path in the config is blank, or of a kind that is not read (a `ValueError`).
       WorkdirInUseError: another run holds the workdir.
       DamagedCheckpointError: there are checkpoints, and none can be restored.
-      SaveError: training went through, but its last checkpoint could not be written.
+      SaveError: the first checkpoint could not be written, or training went through and the last one could not.
     """
     validate(config)
-    workdir = Path(workdir).absolute()
-    with exclusive(workdir), Preemption() as preemption:
-        return _train(config, workdir, preemption, train_source, eval_source)
+    check_paths(config)
+    folder = open_workdir(workdir)
+    with exclusive(folder) as check_lock, Preemption() as preemption:
+        return _train(config, folder, check_lock, preemption, train_source, eval_source)
 
 
 def _train(
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    workdir: RunPath,
+    check_lock: Callable[[], None],
     preemption: Preemption,
     train_source: Source | None,
     eval_source: Source | None,
@@ -203,6 +208,7 @@ def _train(
                 saving = stopping or evaluation_due(step) or step % config.checkpoint_every == 0
                 saving = saving or (log and checkpoints.failed())
                 if log or saving:
+                    check_lock()
                     record(*in_flight, window, checkpoints, config.max_skipped_steps)
                     in_flight = None
                     skipped = skipped_before + sum_over_processes(batches.skipped)
@@ -220,6 +226,7 @@ def _train(
                             "window": window.state(),
                             "skipped": skipped,
                         }
+                        writer.sync()
                         checkpoints.save(state, progress=progress, config=config, metadata=metadata)
                 if stopping:
                     raise PreemptedError(f"stopped after step {step} of {total_steps}")
