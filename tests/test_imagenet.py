@@ -47,7 +47,8 @@ def test_what_the_builder_prepares(prepared):
     assert {validation.file_name(i): validation[i]["image"] for i in range(100)} == stored
     assert decode_image(validation[0]["image"]).shape[2] == 3
 
-    batch = next(train_loader(train, batch_size=64, image_size=224, augment=AugmentConfig(), seed=0))
+    augment = AugmentConfig(crop="resized", hflip=0.5, randaugment_ops=2, erase=0.25)
+    batch = next(train_loader(train, batch_size=64, image_size=224, augment=augment, seed=0))
     assert batch["image"].shape == (64, 224, 224, 3)
     evaluation = eval_loader(validation, batch_size=64, image_size=224)
     assert sum(int(batch["mask"].sum()) for batch in evaluation) == 100

@@ -19,6 +19,12 @@ from vir_jax.models.sharding import constrain
 # What is kept of a block for the backward pass: the outputs of linear layers and of the mixing itself. Norms, GELU,
 # scores and sums are computed anew: a third of the memory, and on CPUs less time than writing and reading them takes.
 KEPT = ("qkv", "heads", "mixed", "hidden", "mlp")
+# What `remat` names: nothing, what costs little, or all of a block computed anew.
+POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "elementwise": jax.checkpoint_policies.save_only_these_names(*KEPT),
+    "full": None,
+}
 Readout = Literal["last", "average", "first"]
 Place = Literal["first", "last"]
 Position = Literal["learned", "sincos"]
@@ -105,14 +111,15 @@ class VisionBackbone(nnx.Module):
         bidirectional: bool,
         layer_scale: float | None,
         drop_path_rate: float,
-        remat: bool | Callable[..., bool],
+        remat: str,
         dtype: DTypeLike,
+        mode: str,
         rngs: nnx.Rngs,
     ) -> None:
         rows, cols = patch_grid(image_size, patch)
         self.patch, self.dim, self.num_classes = patch, dim, num_classes
         self.class_token_place, self.readout, self.bidirectional = class_token, readout, bidirectional
-        self.position, self.remat = position, remat
+        self.position, self.remat, self.mode = position, remat, mode
         self.depth, self.drop_path_rate = depth, drop_path_rate
 
         normal = nnx.initializers.normal
@@ -159,7 +166,7 @@ class VisionBackbone(nnx.Module):
         return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], params))
 
     def __call__(
-        self, images: Float[Array, "b H W 3"], *, mode: str = "auto", key: PRNGKeyArray | None = None
+        self, images: Float[Array, "b H W 3"], *, mode: str | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b classes"]:
         """Classify images.
 
@@ -167,6 +174,7 @@ class VisionBackbone(nnx.Module):
             images: normalised pixels; height and width divisible by the patch, of any size, square or not.
             mode: form of the token mixer: "auto", "parallel", "recurrent" or "chunkwise". Retention gives the
                 same logits in each; softmax attention has the first two alone, a kernel the first and the last.
+                `None`: the model's own.
             key: random key for stochastic depth (training); `None`: deterministic.
 
         Returns:
@@ -179,7 +187,7 @@ class VisionBackbone(nnx.Module):
         return self.classify(tokens)
 
     def features(
-        self, images: Float[Array, "b H W 3"], *, mode: str = "auto", key: PRNGKeyArray | None = None
+        self, images: Float[Array, "b H W 3"], *, mode: str | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b n c"]:
         """Tokens after the final norm, float32, in sequence order: the class token first (ViT) or last (ViR).
 
@@ -189,7 +197,7 @@ class VisionBackbone(nnx.Module):
         return self.final_norm(tokens)
 
     def intermediates(
-        self, images: Float[Array, "b H W 3"], names: Collection[str], *, mode: str = "auto"
+        self, images: Float[Array, "b H W 3"], names: Collection[str], *, mode: str | None = None
     ) -> dict[str, Array]:
         """Compute named intermediates of the (deterministic) forward pass; `intermediate_names` lists them.
 
@@ -248,7 +256,7 @@ class VisionBackbone(nnx.Module):
         self,
         images: Num[Array, "b H W channels"],
         *,
-        mode: str,
+        mode: str | None,
         key: PRNGKeyArray | None = None,
         wanted: frozenset[str] = frozenset(),
     ) -> tuple[Float[Array, "b n c"], dict[str, Array]]:
@@ -259,7 +267,7 @@ class VisionBackbone(nnx.Module):
         x = self._sequence(patches)
         found = {"patch_tokens": patches.reshape(x.shape[0], -1, self.dim), "tokens": x}
         found = {name: value for name, value in found.items() if name in wanted}
-        x, kept = self._apply_blocks(x, mode=mode, grid=grid, key=key, wanted=wanted)
+        x, kept = self._apply_blocks(x, mode=mode or self.mode, grid=grid, key=key, wanted=wanted)
         return x, found | kept
 
     def _sequence(self, patches: Float[Array, "b rows cols c"]) -> Float[Array, "b n c"]:
@@ -313,7 +321,7 @@ def _scan_blocks(
     mode: str,
     grid: tuple[int, int],
     names: frozenset[str],
-    remat: bool | Callable[..., bool],
+    remat: str,
 ) -> tuple[Float[Array, "b n c"], dict[str, Array]]:
     """One block after the other; `params` and `drop_path`, rates and keys, have an axis l of blocks.
 
@@ -331,10 +339,8 @@ def _scan_blocks(
         )
         return x, {name: intermediates[name] for name in names}
 
-    kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
-    policy = remat if callable(remat) else None if remat else kept
     # A loop keeps recomputation apart from the forward pass by itself; no barrier against CSE is needed.
-    apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)
+    apply = jax.checkpoint(apply, policy=POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(apply, x, (params, drop_path))
 
 
@@ -355,7 +361,9 @@ def patch_grid(image_size: tuple[int, ...], patch: int) -> tuple[int, int]:
 
 
 def _check_images(shape: tuple[int, ...], dtype: jnp.dtype) -> None:
-    if len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(f"images have shape {shape}; expected [b, H, W, 3], a batch of RGB images.")
+    if len(shape) != 4 or shape[0] < 1 or shape[-1] != 3:
+        raise ValueError(
+            f"images have shape {shape}; expected [b, H, W, 3], a batch of at least one RGB image."
+        )
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"images are {dtype}; expected floating point, normalised as in training.")

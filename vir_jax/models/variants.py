@@ -2,17 +2,21 @@
 
 import dataclasses
 import difflib
+import inspect
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, cast
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vir_jax.models.backbone import Place, Position, Readout, VisionBackbone
+from vir_jax.models.backbone import POLICIES, Place, Position, Readout, VisionBackbone
 from vir_jax.models.mixers import Retention, Retention2D, SoftmaxAttention
+from vir_jax.ops.checks import DTYPES, MODES
 from vir_jax.ops.kernels import PLATFORMS as KERNELS
 
 
@@ -67,24 +71,27 @@ def parse_name(name: str) -> tuple[str, Size, int]:
     return family, SIZES[size], int(patch)
 
 
+REMAT = tuple(POLICIES)
+_RETENTION_OPTIONS = ("retention", "chunk_size", "implementation")
+
+
 def create_model(
     name: str,
     *,
     num_classes: int,
     rngs: nnx.Rngs,
-    image_size: int | tuple[int, int] = 224,
-    retention: Literal["1d", "2d"] | None = None,
-    readout: Readout | None = None,
-    position: Position = "learned",
+    image_size: int | Sequence[int] = 224,
+    readout: str | None = None,
+    position: str = "learned",
     bidirectional: bool = False,
-    layer_scale: float | Literal["default"] | None = "default",
+    layer_scale: int | float | str | None = "default",
     drop_path_rate: float = 0.0,
-    remat: bool | Callable[..., bool] = False,
-    dtype: DTypeLike = jnp.float32,
-    chunk_size: int | None = None,
-    implementation: str | None = None,
+    remat: str = "elementwise",
+    dtype: DTypeLike = "float32",
+    mode: str = "auto",
+    **mixer_options: Any,
 ) -> VisionBackbone:
-    """Make a named ViR or ViT with fresh parameters (PAPER.md section 3).
+    """Make a named ViR or ViT with fresh parameters (docs/method.md, section 3).
 
     Args:
         name: `{vir|vit}_{mu|ti|s|b|l}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
@@ -92,7 +99,6 @@ def create_model(
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
             model takes images of other sizes and resamples the embeddings.
-        retention: ViR's mixer: "1d" (raster order) or "2d". `None`: "1d" for ViR; ViT has none.
         readout: what the head reads: the "last" token, the "first", or the "average" of the patch tokens (of
             both passes where bidirectional). `None`: the class token, which is ViR's last and ViT's first. (ViR is
             causal: its first token, a patch, has seen itself alone.)
@@ -101,12 +107,15 @@ def create_model(
         bidirectional: let ViR read the patches forwards, then backwards: [p1..pN, pN..p1, class token].
         layer_scale: initial LayerScale; `None`: the model has none; "default": 1e-5 for ViR, none for ViT.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
-        remat: what of each block to compute anew in the backward pass: `False`: norms, GELU, attention's scores and
-            what else costs little, while the outputs of linear layers and mixers are kept; `True`: everything; or one
-            of `jax.checkpoint_policies`, of which `everything_saveable` keeps all.
+        remat: what of each block to compute anew in the backward pass: "none"; "elementwise": norms, GELU, attention's
+            scores and what else costs little, while the outputs of linear layers and mixers are kept; "full":
+            everything, from the block's input.
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
-        chunk_size: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
-        implementation: "xla", or a kernel for 1-D retention in the modes "auto" and "chunkwise"; `None`: see
+        mode: form of the mixer where a call names none: "auto", "parallel", "recurrent" or "chunkwise".
+        **mixer_options: of retention alone; `None` is not given.
+            `retention`: "1d" (raster order, the default) or "2d".
+            `chunk_size`: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
+            `implementation`: "xla", or a kernel for 1-D retention in the modes "auto" and "chunkwise"; `None`: see
             `vir_jax.ops.retention`. A kernel runs on each device of the mesh in context (`jax.set_mesh`), batch and
             heads split as everywhere.
 
@@ -114,27 +123,47 @@ def create_model(
         ValueError: on an unknown name or option, or options that make no sense together.
     """
     family, size, patch = parse_name(name)
-    _check("num_classes", num_classes, num_classes >= 1, "at least 1")
-    _check("drop_path_rate", drop_path_rate, 0 <= drop_path_rate < 1, "a probability in [0, 1)")
-    _check("retention", retention, retention in (None, "1d", "2d"), "'1d', '2d' or None")
-    readouts = (None, "last", "average", "first")
-    _check("readout", readout, readout in readouts, "'last', 'average', 'first' or None")
+    height, width = _sides(image_size)
+    _check(
+        "num_classes", num_classes, _is_integer(num_classes) and num_classes >= 1, "an integer, at least 1"
+    )
+    _check("rngs", rngs, isinstance(rngs, nnx.Rngs), "flax.nnx.Rngs, such as nnx.Rngs(0)")
+    _check(
+        "readout",
+        readout,
+        readout in (None, "last", "average", "first"),
+        "'last', 'average', 'first' or None",
+    )
     _check("position", position, position in ("learned", "sincos"), "'learned' or 'sincos'")
+    _check("bidirectional", bidirectional, isinstance(bidirectional, bool), "True or False")
+    scale: Any = layer_scale
+    if layer_scale == "default":
+        scale = 1e-5 if family == "vir" else None
+    scales = scale is None or (_is_number(scale) and 0 < scale < math.inf)
+    _check("layer_scale", layer_scale, scales, "a positive number, None for no LayerScale, or 'default'")
+    valid = _is_number(drop_path_rate) and 0 <= drop_path_rate < 1
+    _check("drop_path_rate", drop_path_rate, valid, "a probability in [0, 1)")
+    _check("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {REMAT}")
+    _check("dtype", dtype, _is_dtype(dtype), f"one of {DTYPES}")
+
+    for option in mixer_options:
+        if option not in _RETENTION_OPTIONS:
+            known = [p for p in inspect.signature(create_model).parameters if p != "mixer_options"]
+            near = difflib.get_close_matches(option, [*known, *_RETENTION_OPTIONS], n=1, cutoff=0.0)
+            raise ValueError(f"create_model has no option {option!r}; did you mean {near[0]!r}?")
+    retention, chunk_size, implementation = (mixer_options.get(option) for option in _RETENTION_OPTIONS)
+    _check("retention", retention, retention in (None, "1d", "2d"), "'1d', '2d' or None")
+    chunks = chunk_size is None or (_is_integer(chunk_size) and chunk_size >= 1)
+    _check("chunk_size", chunk_size, chunks, "a positive integer or None")
     names = (None, "xla", *KERNELS)
     _check("implementation", implementation, implementation in names, f"one of {names}")
     if family == "vit":
-        given = {
-            "retention": retention,
-            "bidirectional": bidirectional or None,
-            "chunk_size": chunk_size,
-            "implementation": implementation,
-        }
-        for option, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"{option}={value!r} makes no sense for {name}: it is an option of retention, and ViT "
-                    "mixes tokens by softmax attention. Leave it out, or use a vir_* model."
-                )
+        given = {name: value for name, value in mixer_options.items() if value is not None}
+        for option, value in (given | ({"bidirectional": True} if bidirectional else {})).items():
+            raise ValueError(
+                f"{option}={value!r} makes no sense for {name}: it is an option of retention, and ViT "
+                "mixes tokens by softmax attention. Leave it out, or use a vir_* model."
+            )
     if retention == "2d" and bidirectional:
         raise ValueError(
             "bidirectional=True makes no sense with retention='2d': the flipped patches continue a sequence, "
@@ -155,6 +184,10 @@ def create_model(
             f"chunk_size={chunk_size} makes no sense with implementation={implementation!r}, which computes in chunks "
             "of its own. Leave it out."
         )
+    modes: tuple[str, ...] = ("auto", *MODES)
+    if family == "vit" or implementation in KERNELS:
+        modes = ("auto", "parallel") if family == "vit" else ("auto", "chunkwise")
+    _check("mode", mode, mode in modes, f"one of {modes}, which {implementation or name} computes")
 
     mixer: Callable[..., Retention | Retention2D | SoftmaxAttention]
     if family == "vit":
@@ -163,26 +196,48 @@ def create_model(
         mixer = Retention2D
     else:
         mixer = partial(Retention, chunk_size=chunk_size, implementation=implementation)
-    if layer_scale == "default":
-        layer_scale = 1e-5 if family == "vir" else None
     class_token: Place = "last" if family == "vir" else "first"
     return VisionBackbone(
-        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+        image_size=(height, width),
         patch=patch,
         dim=size.dim,
         depth=size.depth,
         num_classes=num_classes,
         make_mixer=lambda rngs: mixer(size.dim, size.heads, dtype=dtype, rngs=rngs),
         class_token=class_token,
-        readout=class_token if readout is None else readout,
-        position=position,
+        readout=cast(Readout, readout or class_token),
+        position=cast(Position, position),
         bidirectional=bidirectional,
-        layer_scale=layer_scale,
+        layer_scale=scale,
         drop_path_rate=drop_path_rate,
         remat=remat,
         dtype=dtype,
+        mode=mode,
         rngs=rngs,
     )
+
+
+def _sides(image_size: Any) -> tuple[int, int]:
+    """(height, width) of a size given as one side or as a pair."""
+    sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
+    valid = len(sides) == 2 and all(_is_integer(side) and side >= 1 for side in sides)
+    _check("image_size", image_size, valid, "positive numbers of pixels: a square's side or (height, width)")
+    return sides
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_dtype(dtype: Any) -> bool:
+    try:
+        return jnp.dtype(dtype).name in DTYPES
+    except TypeError:
+        return False
 
 
 def _check(option: str, value: object, valid: bool, expected: str) -> None:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,21 @@ from vir_jax.models.mixers import Retention, Retention2D
 from vir_jax.models.pixels import normalize
 from vir_jax.runs.state import Params
 
+# Of `create_model`: a config's `model` section, or any mapping. (A ConfigDict is no Mapping.)
+Options: TypeAlias = Mapping[str, Any] | ml_collections.ConfigDict
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelFunctions:
     """Pure functions of a model: `init(key) -> params` and `apply(params, images, key) -> logits`."""
 
-    config: ml_collections.ConfigDict
+    options: Options
     num_classes: int
     graph: nnx.GraphDef[Any]
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, a nested dict of float32 arrays."""
-        return nnx.to_pure_dict(nnx.state(_create(self.config, self.num_classes, key), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(_create(self.options, self.num_classes, key), nnx.Param))
 
     def apply(
         self,
@@ -43,10 +46,10 @@ class ModelFunctions:
           params: of `init`.
           images: of any size that the patch divides.
           key: turns drop path on; None computes deterministically.
-          mode: form of retention; None takes the config's.
+          mode: form of retention; None takes the model's own.
         """
         model = nnx.merge(self.graph, params)
-        return model(images, mode=mode or self.config.mode, key=key)
+        return model(images, mode=mode, key=key)
 
     def flops(self, size: tuple[int, int]) -> int | None:
         """Floating-point operations of a forward pass on one image of (height, width) pixels.
@@ -54,8 +57,8 @@ class ModelFunctions:
         1-D retention in mode "auto" is counted as chunkwise, the cheaper of the forms it chooses from. The
         forms of 2-D retention other than the parallel one are not counted: None.
         """
-        model = nnx.eval_shape(lambda: _create(self.config, self.num_classes, jax.random.key(0)))
-        mixer, mode = model.blocks.mixer, self.config.mode
+        model = nnx.eval_shape(lambda: _create(self.options, self.num_classes, jax.random.key(0)))
+        mixer, mode = model.blocks.mixer, model.mode
         if isinstance(mixer, Retention2D) and mode != "parallel":
             return None
         if mode == "auto":
@@ -63,26 +66,18 @@ class ModelFunctions:
         return 2 * flops(model, size, mode=mode)  # A multiply-add is two operations.
 
 
-def model_functions(config: ml_collections.ConfigDict, num_classes: int) -> ModelFunctions:
-    """The model of `config.model` as pure functions; nothing is allocated."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: _create(config, num_classes, jax.random.key(0))))
-    return ModelFunctions(config, num_classes, graph)
+def model_functions(options: Options, num_classes: int) -> ModelFunctions:
+    """The model of a config's `model` section as pure functions; nothing is allocated.
+
+    Raises:
+      ValueError: options that `create_model` refuses.
+    """
+    graph, _ = nnx.split(nnx.eval_shape(lambda: _create(options, num_classes, jax.random.key(0))))
+    return ModelFunctions(options, num_classes, graph)
 
 
-def _create(config: ml_collections.ConfigDict, num_classes: int, key: Key[Array, ""]) -> VisionBackbone:
-    optional = {name: config[name] for name in ("retention", "readout", "implementation")}
-    return create_model(
-        config.name,
-        num_classes=num_classes,
-        rngs=nnx.Rngs(key),
-        image_size=image_size(config),
-        position=config.position,
-        bidirectional=config.bidirectional,
-        drop_path_rate=config.drop_path,
-        remat=config.remat,
-        dtype=jnp.dtype(config.dtype),
-        **{name: value for name, value in optional.items() if value is not None},
-    )
+def _create(options: Options, num_classes: int, key: Key[Array, ""]) -> VisionBackbone:
+    return create_model(**options, num_classes=num_classes, rngs=nnx.Rngs(key))
 
 
 def make_predict(
@@ -97,15 +92,7 @@ def make_predict(
     return predict
 
 
-def image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """(height, width) in pixels of `config.model.image_size`, which may be (side,) for a square.
-
-    Raises:
-      ValueError: any other number of numbers.
-    """
-    sides = tuple(config.image_size)
-    if len(sides) not in (1, 2):
-        raise ValueError(
-            f"config.model.image_size is {sides}; expected (height, width), or one number for a square"
-        )
-    return sides[0], sides[-1]
+def image_size(options: Options) -> tuple[int, int]:
+    """(height, width) in pixels of a model's option `image_size`, a square's side or a pair."""
+    size = options["image_size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

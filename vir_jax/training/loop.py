@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import logging
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 import vir_jax
 from vir_jax.data import AugmentConfig, Source, eval_loader, open_source, train_loader
-from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh, put_batch
+from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import sum_over_processes
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.config import validate
@@ -27,7 +28,7 @@ from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import evaluate
 from vir_jax.training.finetune import pretrained_params
-from vir_jax.training.program import make_program
+from vir_jax.training.program import check_on_mesh, make_program
 from vir_jax.training.summary import summarize
 
 
@@ -64,23 +65,25 @@ def train(
       DamagedCheckpointError: there are checkpoints, and none can be restored.
       SaveError: training went through, but its last checkpoint could not be written.
     """
+    # All of the config first: nothing is opened, compiled or written for one that cannot be run.
     validate(config)
+    mesh = make_mesh(**config.mesh)
+    check_on_mesh(config, mesh)
     workdir = Path(workdir).absolute()
     with exclusive(workdir), Preemption() as preemption:
-        return _train(config, workdir, preemption, train_source, eval_source)
+        return _train(config, mesh, workdir, preemption, train_source, eval_source)
 
 
 def _train(
     config: ml_collections.ConfigDict,
+    mesh: Mesh,
     workdir: Path,
     preemption: Preemption,
     train_source: Source | None,
     eval_source: Source | None,
 ) -> dict[str, float]:
-    # ------------------------------------------------------------------ config, mesh
+    # ------------------------------------------------------------------ config
     quiet_libraries()
-    mesh = make_mesh(**config.mesh)
-    check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
     knows_config = check_config(workdir, config)
 
     # ------------------------------------------------------------------ data
@@ -101,7 +104,7 @@ def _train(
     )
     compiled = program.compile()
     predict = make_predict(program.model, mean=data.mean, std=data.std)
-    forward_flops = program.model.flops(program.size)
+    forward_flops = program.model.flops(program.image_size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
     logging.info("\n%s", summarize(program.state, mesh, compiled, flops=train_flops))
 
@@ -109,7 +112,7 @@ def _train(
     batches = train_loader(
         train_source,
         batch_size=config.batch_size,
-        image_size=program.size,
+        image_size=program.image_size,
         augment=AugmentConfig(**config.augment, mean=data.mean, std=data.std),
         seed=config.seed,
         rows=local_rows(mesh, config.batch_size),
@@ -118,7 +121,7 @@ def _train(
     eval_batches = eval_loader(
         eval_source,
         batch_size=config.eval_batch_size,
-        image_size=program.size,
+        image_size=program.image_size,
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
