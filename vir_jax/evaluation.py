@@ -14,7 +14,8 @@ from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh
 from vir_jax.parallel.sharding import state_shardings
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.log import quiet_libraries
-from vir_jax.runs.model import image_size, make_predict, model_functions
+from vir_jax.runs.model import image_size as model_image_size
+from vir_jax.runs.model import make_predict, model_functions
 from vir_jax.training.evaluate import ModeResult, evaluate
 
 # Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
@@ -31,7 +32,7 @@ def evaluate_workdir(
     *,
     checkpoint: str = "last",
     weights: str | None = None,
-    size: int | tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     mode: str = "auto",
     dataset: str | None = None,
     split: str | None = None,
@@ -45,7 +46,7 @@ def evaluate_workdir(
       workdir: folder of the run.
       checkpoint: "last", "best" or the number of a step.
       weights: "raw" or "ema"; None takes the average where the run kept one.
-      size: pixels, a square's side or (height, width); None takes the training size.
+      image_size: pixels, a square's side or (height, width); None takes the training size.
       mode: "auto", one of `vir_jax.ops.MODES`, or "all".
       dataset: of the run by default; see `open_source`.
       split: of the run's evaluation by default.
@@ -57,7 +58,7 @@ def evaluate_workdir(
       The results by mode.
 
     Raises:
-      ValueError: no such checkpoint, weights, or mode for this model; classes that do not fit the data.
+      ValueError: no such checkpoint, weights, mode or image size for this model; classes that do not fit the data.
       ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
@@ -76,6 +77,13 @@ def evaluate_workdir(
             state_shardings(shapes, mesh),
         )
         params = checkpoints.restore_params(step, weights=weights, target=target)
+    options = dict(config.model)
+    if image_size is not None:
+        options["image_size"] = image_size
+        try:
+            model_functions(options, len(metadata["class_names"]))
+        except ValueError as error:
+            raise ValueError(f"cannot evaluate at image_size={image_size!r}: {error}") from error
     data = config.data
     source = source or open_source(
         dataset or data.dataset, split or data.eval_split, data_dir=data_dir or data.data_dir
@@ -93,7 +101,7 @@ def evaluate_workdir(
     batches = eval_loader(
         source,
         batch_size=config.eval_batch_size,
-        image_size=image_size(config.model) if size is None else size,
+        image_size=model_image_size(options),
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,

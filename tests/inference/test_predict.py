@@ -28,8 +28,8 @@ def write_checkpoint(folder, **model):
     """A checkpoint as training writes it, with random weights that all matter; the average's are others."""
     config = default_config()
     config.model.name, config.model.image_size, config.model.dtype = "vir_mu2", (8, 8), "float32"
+    config.model.layer_scale = 1e-5
     config.model.update(model)
-    config.data.crop_fraction = 1.0
     shapes = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
 
     def random_parameters(seed):

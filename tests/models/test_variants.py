@@ -102,7 +102,7 @@ def test_nearest_name():
             "chunk_size=8 makes no sense with implementation='pallas_tpu'",
         ),
         ("vir_mu1", {"implementation": "triton"}, "implementation='triton'; expected one of"),
-        ("vir_mu1", {"num_classes": 0}, "num_classes=0; expected at least 1"),
+        ("vir_mu1", {"num_classes": 0}, "num_classes=0; expected an integer, at least 1"),
         ("vir_mu1", {"drop_path_rate": 1.0}, r"drop_path_rate=1.0; expected a probability in \[0, 1\)"),
         ("vir_mu4", {"image_size": (8, 6)}, "8 x 6 pixels does not divide into patches of 4 x 4"),
     ],
