@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         WORKDIR.value,
         checkpoint=CHECKPOINT.value,
         weights=WEIGHTS.value,
-        size=_image_size(IMAGE_SIZE.value),
+        image_size=_image_size(IMAGE_SIZE.value),
         mode=MODE.value,
         dataset=DATASET.value,
         split=SPLIT.value,
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
 def _image_size(sides: list[str] | None) -> int | tuple[int, int] | None:
     if sides is None:
         return None
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise app.UsageError(f"--image_size={','.join(sides)}: expected one number, or height,width")
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise app.UsageError(f"--image_size={','.join(sides)}: expected a positive number, or height,width")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 

@@ -19,10 +19,9 @@ def workdir(tmp_path_factory):
     config = default_config()
     config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 1.0, 0.0, 0.0
     config.batch_size, config.eval_batch_size, config.ema_decay = 128, 128, 0.5
-    config.model.name, config.model.image_size, config.model.dtype = "vir_mu2", (8, 8), "float32"
-    config.model.drop_path = 0.0
+    config.model.name, config.model.image_size, config.model.dtype = "vir_pico2", (8, 8), "float32"
+    config.model.layer_scale = 1e-5
     config.data.dataset, config.data.eval_split, config.data.threads = "digits", "test", 2
-    config.augment.crop = "none"
     config.optim.name, config.optim.lr = "adamw", 1e-3
     config.eval_every = 8
     folder = tmp_path_factory.mktemp("run")
@@ -98,7 +97,7 @@ def test_weights_checkpoints_and_sizes(workdir):
     best = evaluate_workdir(workdir, checkpoint="best")["auto"].metrics
     first = evaluate_workdir(workdir, checkpoint="8")["auto"].metrics
     assert best["top1"] >= first["top1"]
-    larger = evaluate_workdir(workdir, size=(12, 16), batch_size=64, mode="all")
+    larger = evaluate_workdir(workdir, image_size=(12, 16), batch_size=64, mode="all")
     assert larger["parallel"].metrics["count"] == 355
 
 
@@ -142,8 +141,11 @@ def test_labels_are_compared_by_name(workdir):
 
 
 def test_errors(workdir, tmp_path):
-    with pytest.raises(ValueError, match="mode 'serial': vir_mu2 knows 'auto', 'all'"):
+    with pytest.raises(ValueError, match="mode 'serial': vir_pico2 knows 'auto', 'all'"):
         evaluate_workdir(workdir, mode="serial")
+    for size, reason in ((0, "image_size=0; expected"), (9, "9 x 9 pixels"), ((8, -8), "-8"), (True, "True")):
+        with pytest.raises(ValueError, match=rf"cannot evaluate at image_size=.*{reason}"):
+            evaluate_workdir(workdir, image_size=size)
     with pytest.raises(ValueError, match="no checkpoint '1'"):
         evaluate_workdir(workdir, checkpoint="1")
     with pytest.raises(FileNotFoundError, match="no checkpoints in"):

@@ -39,7 +39,7 @@ def compare(function, *arguments):
 
 
 def model_and_images(shape=IMAGE, **options):
-    graph, params = nnx.split(lively("vir_mu2", **({"image_size": shape[1:3]} | options)))
+    graph, params = nnx.split(lively("vir_pico2", **({"image_size": shape[1:3]} | options)))
     return graph, params, np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 

@@ -30,7 +30,7 @@ def label(options):
 
 def model_of(**options):
     """Two blocks suffice for layers that follow one another, and compile in half the time."""
-    model = lively("vir_mu2", image_size=(6, 8), **options)
+    model = lively("vir_pico2", image_size=(6, 8), **options)
     stage = model.stage
     graph, params = nnx.split(stage.blocks)
     stage.blocks = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[:2], params))
@@ -86,7 +86,7 @@ def test_memory_depends_on_the_chunk_and_not_on_the_image():
     """The compiled program's temporary memory, beside what the whole image takes at once."""
 
     def temporary_bytes(function, side):
-        graph, params = nnx.split(abstract("vir_mu4", image_size=(32, 32)))
+        graph, params = nnx.split(abstract("vir_pico4", image_size=(32, 32)))
         pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
         compiled = jax.jit(lambda params, x: function(nnx.merge(graph, params), x)).lower(params, pixels)
         return compiled.compile().memory_analysis().temp_size_in_bytes
@@ -102,7 +102,7 @@ def test_memory_depends_on_the_chunk_and_not_on_the_image():
 def test_errors():
     x = images(IMAGE)
     with pytest.raises(ValueError, match=r"SoftmaxAttention cannot be streamed.*vir_\*"):
-        stream(lively("vit_mu2", image_size=(6, 8)), x)
+        stream(lively("vit_pico2", image_size=(6, 8)), x)
     with pytest.raises(ValueError, match=r"bidirectional model cannot be streamed.*bidirectional=False"):
         stream(model_of(bidirectional=True), x)
     model = model_of()

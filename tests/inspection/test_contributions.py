@@ -71,8 +71,8 @@ def test_terms_of_the_logit_are_those_of_the_residual_stream():
 
 def test_what_has_no_such_terms_is_refused():
     with pytest.raises(ValueError, match="SoftmaxAttention; expected retention"):
-        logit_contributions(lively("vit_mu2", image_size=(6, 8)), batch(), jnp.array([0, 0]))
+        logit_contributions(lively("vit_pico2", image_size=(6, 8)), batch(), jnp.array([0, 0]))
     with pytest.raises(ValueError, match="head reads 'average'"):
-        layer_contributions(lively("vir_mu2", image_size=(6, 8), readout="average"), batch(), (0,))
+        layer_contributions(lively("vir_pico2", image_size=(6, 8), readout="average"), batch(), (0,))
     with pytest.raises(ValueError, match="layer 4: the model has layers 0 to 3"):
         layer_contributions(model("1d"), batch(), (4,))

@@ -58,4 +58,4 @@ def test_later_patches_do_not_matter():
 
 def test_a_model_without_such_a_class_token_is_refused():
     with pytest.raises(ValueError, match="expected retention"):
-        logits_as_read(lively("vit_mu2", image_size=(6, 8)), batch())
+        logits_as_read(lively("vit_pico2", image_size=(6, 8)), batch())

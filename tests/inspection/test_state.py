@@ -73,4 +73,4 @@ def test_bytes_do_not_depend_on_the_image_but_for_the_columns_in_2d():
 
 def test_attention_has_no_state():
     with pytest.raises(ValueError, match="expected retention"):
-        states_as_read(lively("vit_mu2", image_size=(6, 8)), batch())
+        states_as_read(lively("vit_pico2", image_size=(6, 8)), batch())

@@ -18,13 +18,13 @@ def images(shape: tuple[int, ...] = IMAGE) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
 
 
-def create(name: str = "vir_mu1", **options: Any) -> VisionModel:
+def create(name: str = "vir_pico1", **options: Any) -> VisionModel:
     """A tiny model for tiny images."""
     return create_model(name, **{"num_classes": 5, "rngs": nnx.Rngs(0), "image_size": GRID} | options)
 
 
 @functools.cache
-def abstract(name: str = "vir_mu1", **options: Any) -> VisionModel:
+def abstract(name: str = "vir_pico1", **options: Any) -> VisionModel:
     """The same in shapes alone: nothing is compiled or allocated."""
     return nnx.eval_shape(lambda: create(name, **options))
 
@@ -46,12 +46,12 @@ def initialise(name: str, key: jax.Array) -> nnx.State:
     return nnx.state(create(name, rngs=nnx.Rngs(key)))
 
 
-def fresh(name: str = "vir_mu1", **options: Any) -> VisionModel:
+def fresh(name: str = "vir_pico1", **options: Any) -> VisionModel:
     """A tiny model as initialised; the options must be such as leave the parameters alone."""
     return nnx.merge(nnx.graphdef(abstract(name, **options)), initial_parameters(name))
 
 
-def lively(name: str = "vir_mu1", **options: Any) -> VisionModel:
+def lively(name: str = "vir_pico1", **options: Any) -> VisionModel:
     """A tiny model whose every parameter matters: at initialisation LayerScale silences the blocks."""
     graph, params = nnx.split(abstract(name, **options))
     draw = np.random.default_rng(1).standard_normal

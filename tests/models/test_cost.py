@@ -53,21 +53,21 @@ def test_modes_are_counted_as_in_section_6():
     assert flops(model, 4, mode="auto") == flops(model, 4, mode="chunkwise")
     assert flops(abstract(image_size=4), (4, 4), mode="chunkwise") == rest + 4 * 2 * n * c * (n + d)
     assert (
-        flops(abstract(image_size=4, retention="2d"), 4) == flops(abstract("vit_mu1"), 4) == flops(model, 4)
+        flops(abstract(image_size=4, retention="2d"), 4) == flops(abstract("vit_pico1"), 4) == flops(model, 4)
     )
 
 
 @pytest.mark.parametrize(
     ("name", "options", "mode", "reason"),
     [
-        ("vit_mu1", {}, "recurrent", "softmax has no 'recurrent' mode; expected one of 'auto', 'parallel'"),
+        ("vit_pico1", {}, "recurrent", "softmax has no 'recurrent' mode; expected one of 'auto', 'parallel'"),
         (
-            "vir_mu1",
+            "vir_pico1",
             {"retention": "2d"},
             "chunkwise",
             "2-D retention is counted in mode 'parallel' alone; got 'chunkwise'",
         ),
-        ("vir_mu1", {}, "sideways", "retention has no 'sideways' mode"),
+        ("vir_pico1", {}, "sideways", "retention has no 'sideways' mode"),
     ],
 )
 def test_what_is_not_counted_is_refused(name, options, mode, reason):

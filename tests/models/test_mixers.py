@@ -84,7 +84,7 @@ MIXERS = mixer_names()
 
 def of(mixer, **options):
     """A tiny model with the mixer, every parameter of which matters."""
-    name = "vir_mu1" if mixer_type(mixer).causal else "vit_mu1"
+    name = "vir_pico1" if mixer_type(mixer).causal else "vit_pico1"
     return lively(name, mixer=mixer, **options)
 
 

@@ -42,7 +42,7 @@ def label(options):
 @pytest.mark.parametrize("options", VIR, ids=label)
 def test_vir_logits_equal_the_specification_in_every_mode(options):
     chunk = {} if options.get("retention") == "2d" else {"chunk_size": 5}
-    model = lively("vir_mu2", image_size=(6, 8), **options, **chunk)
+    model = lively("vir_pico2", image_size=(6, 8), **options, **chunk)
     x = images((2, 6, 8, 3))
     expected = reference.logits(parameters(model), x, patch=2, family="vir", depth=4, **options)
     for mode in MODES:
@@ -53,13 +53,13 @@ def test_vir_logits_equal_the_specification_in_every_mode(options):
 
 @pytest.mark.parametrize("options", VIT, ids=label)
 def test_vit_logits_equal_the_specification(options):
-    model = lively("vit_mu2", image_size=(6, 8), **options)
+    model = lively("vit_pico2", image_size=(6, 8), **options)
     x = images((2, 6, 8, 3))
     expected = reference.logits(parameters(model), x, patch=2, family="vit", depth=4, **options)
     assert relative_error(run(model, x, mode="parallel"), expected) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["vir_mu1", "vit_mu1"])
+@pytest.mark.parametrize("name", ["vir_pico1", "vit_pico1"])
 def test_logits_equal_the_specification_at_initialisation(name):
     """Here ViR's class token is of the order of 1e-6, and the epsilon of its norms decides the logits."""
     model, x, family = fresh(name), images(), name[:3]
@@ -67,7 +67,7 @@ def test_logits_equal_the_specification_at_initialisation(name):
     assert relative_error(run(model, x), expected) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["vir_mu2", "vit_mu2"])
+@pytest.mark.parametrize("name", ["vir_pico2", "vit_pico2"])
 def test_auto_is_a_mode_of_every_model(name):
     model, x = lively(name, image_size=(6, 8)), images((2, 6, 8, 3))
     assert relative_error(run(model, x), run(model, x, mode="parallel")) < 2e-5
@@ -110,7 +110,7 @@ def test_second_pass_of_bidirectional_sees_all_patches():
     np.testing.assert_array_equal(changed, [False] * 11 + [True] * 14)
 
 
-@pytest.mark.parametrize("name", ["vir_mu2", "vit_mu2"])
+@pytest.mark.parametrize("name", ["vir_pico2", "vit_pico2"])
 def test_images_of_other_sizes_use_resampled_position_embeddings(name):
     model = lively(name, image_size=(8, 8))
     other = lively(name, image_size=(6, 12))
@@ -124,7 +124,7 @@ def test_images_of_other_sizes_use_resampled_position_embeddings(name):
 
 
 def test_state_is_float32_parameters_alone():
-    for name, dtype in (("vir_mu1", jnp.bfloat16), ("vit_mu1", jnp.float32)):
+    for name, dtype in (("vir_pico1", jnp.bfloat16), ("vit_pico1", jnp.float32)):
         _, params, rest = nnx.split(abstract(name, dtype=dtype, drop_path_rate=0.5), nnx.Param, ...)
         assert not jax.tree.leaves(rest)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -147,8 +147,8 @@ def test_parameter_paths_are_those_that_rules_are_written_on():
     }  # fmt: skip
     scales = {f"stage.blocks.layer_scale{j}.scale": (4, 64) for j in (1, 2)}
     for name, expected in (
-        ("vir_mu1", shared | scales),
-        ("vit_mu1", shared | {"stem.class_position_embedding": (1, 1, 64)}),
+        ("vir_pico1", shared | scales),
+        ("vit_pico1", shared | {"stem.class_position_embedding": (1, 1, 64)}),
     ):
         assert {path: leaf.shape for path, leaf in parameters(abstract(name)).items()} == expected
 
@@ -190,7 +190,7 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-@pytest.mark.parametrize(("name", "scores"), [("vir_mu1", 0), ("vit_mu1", 1)])
+@pytest.mark.parametrize(("name", "scores"), [("vir_pico1", 0), ("vit_pico1", 1)])
 def test_products_are_kept_for_the_backward_pass_and_the_rest_computed_anew(name, scores):
     """The backward pass has the products of attention's scores again, and no other; each of PRODUCTS saves some."""
 
@@ -219,7 +219,7 @@ def test_remat_changes_no_gradient():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("vir_mu1", {}), ("vir_mu1", {"retention": "2d"}), ("vit_mu1", {})]
+    ("name", "options"), [("vir_pico1", {}), ("vir_pico1", {"retention": "2d"}), ("vit_pico1", {})]
 )
 def test_bfloat16_is_close_to_float32(name, options):
     x = images((4, *GRID, 3))
@@ -288,7 +288,7 @@ def test_unknown_intermediate_names_the_nearest():
 
 
 def test_errors_name_what_came_and_what_to_do():
-    model = lively("vir_mu4", image_size=8)
+    model = lively("vir_pico4", image_size=8)
     with pytest.raises(ValueError, match=r"10 x 8 pixels.*4 x 4.*e\.g\. 8 x 8"):
         model(images((1, 10, 8, 3)))
     with pytest.raises(ValueError, match="0 x 8 pixels"):

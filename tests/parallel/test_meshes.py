@@ -29,7 +29,7 @@ class Run:
         self.batches = train_loader(
             self.source,
             batch_size=config.batch_size,
-            image_size=self.program.size,
+            image_size=self.program.image_size,
             augment=AugmentConfig(**config.augment, mean=config.data.mean, std=config.data.std),
             seed=config.seed,
             rows=local_rows(self.mesh, config.batch_size),

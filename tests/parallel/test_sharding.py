@@ -60,7 +60,7 @@ def test_a_large_array_that_nothing_splits_is_an_error():
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_every_leaf_of_the_state_that_mirrors_a_parameter_is_placed_like_it(optimizer):
     config = default_config()
-    config.model.name, config.model.image_size, config.optim.name = "vir_mu2", (8, 8), optimizer
+    config.model.name, config.model.image_size, config.optim.name = "vir_pico2", (8, 8), optimizer
     model = model_functions(config.model, 10)
     state = jax.eval_shape(
         lambda key: create_train_state(

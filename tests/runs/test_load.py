@@ -18,7 +18,7 @@ NAMES = ("ant", "bee", "cat")
 
 def make_config():
     config = default_config()
-    config.model.name, config.model.image_size, config.model.dtype = "vir_mu4", (8, 8), "float32"
+    config.model.name, config.model.image_size, config.model.dtype = "vir_pico4", (8, 8), "float32"
     return config
 
 
@@ -58,7 +58,7 @@ def leaves(tree):
 def test_what_a_run_says_of_itself(workdir, weights, arguments, step, kind, index, metrics):
     run = load_run(workdir, **arguments)
     assert (run.step, run.weights, run.metrics, run.class_names) == (step, kind, metrics, NAMES)
-    assert (run.workdir, run.config.model.name) == (workdir, "vir_mu4")
+    assert (run.workdir, run.config.model.name) == (workdir, "vir_pico4")
     chex.assert_trees_all_equal(leaves(run.params), leaves(weights[index]))
 
 

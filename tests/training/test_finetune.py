@@ -16,7 +16,7 @@ from vir_jax.training.loop import train
 DIGITS = [str(digit) for digit in range(10)]
 
 
-def make_params(name="vir_mu2", image_size=(8, 8), classes=10, seed=0):
+def make_params(name="vir_pico2", image_size=(8, 8), classes=10, seed=0):
     config = default_config()
     config.model.name, config.model.image_size = name, image_size
     return jax.jit(model_functions(config.model, classes).init)(jax.random.key(seed))
@@ -62,9 +62,9 @@ def test_the_same_model_is_taken_as_it_is():
 
 def test_models_that_do_not_fit():
     with pytest.raises(ValueError, match="same family and size"):
-        fit(make_params("vir_mu2"), make_params("vir_mu4"), range(10))
+        fit(make_params("vir_pico2"), make_params("vir_pico4"), range(10))
     with pytest.raises(ValueError, match="only one of them has"):
-        fit(make_params("vit_mu2"), make_params("vir_mu2"), range(10))
+        fit(make_params("vit_pico2"), make_params("vir_pico2"), range(10))
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def first(first_run, digits_config):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "vit_mu4", "model.name: 'vir_mu4' there, 'vit_mu4' here"),
-        ("name", "vir_ti4", "model.name: 'vir_mu4' there, 'vir_ti4' here"),
-        ("name", "vir_mu2", "model.name: 'vir_mu4' there, 'vir_mu2' here"),
+        ("name", "vit_pico4", "model.name: 'vir_pico4' there, 'vit_pico4' here"),
+        ("name", "vir_ti4", "model.name: 'vir_pico4' there, 'vir_ti4' here"),
+        ("name", "vir_pico2", "model.name: 'vir_pico4' there, 'vir_pico2' here"),
         ("retention", "2d", "model.retention: '1d' there, '2d' here"),
         ("position", "sincos", "model.position: 'learned' there, 'sincos' here"),
         ("bidirectional", True, "model.bidirectional: False there, True here"),

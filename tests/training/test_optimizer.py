@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.test_configs import load
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.config import default_config
 from vir_jax.runs.model import model_functions
@@ -14,7 +15,7 @@ from vir_jax.training.optimizer import decay_mask, learning_rate_schedule, make_
 
 
 def test_schedule_by_hand():
-    config = default_config()
+    config, _ = load("vir_b")
     schedule = learning_rate_schedule(config, steps_per_epoch=10.0)
     assert schedule(0) == pytest.approx(
         1e-6, abs=5e-3 * 2**-23
@@ -30,10 +31,11 @@ def test_schedule_by_hand():
         assert schedule(step) == pytest.approx(5e-6, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vir_mu1", "vit_mu1"])
+@pytest.mark.parametrize("name", ["vir_pico1", "vit_pico1"])
 def test_only_kernels_decay(name):
     config = default_config()
     config.model.name, config.model.image_size = name, (8, 8)
+    config.model.layer_scale = 1e-5 if name.startswith("vir") else None
     params = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
     decays = {
         dotted(path): decays for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params))
@@ -48,7 +50,7 @@ def test_only_kernels_decay(name):
 
 def test_adamw_step_by_hand():
     config = default_config()
-    config.optim.name, config.optim.clip_norm = "adamw", 5.0
+    config.optim.name, config.optim.clip_norm, config.optim.weight_decay = "adamw", 5.0, 0.05
     params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
     optimizer = make_optimizer(config.optim, optax.constant_schedule(0.1))
     # Of norm 50, clipped to 5; the first Adam step is the sign of the gradient whatever its size.
@@ -63,7 +65,7 @@ def test_adamw_step_by_hand():
 
 def test_lamb_step_has_the_norm_of_the_parameter():
     config = default_config()
-    config.optim.name = "lamb"
+    config.optim.name, config.optim.weight_decay = "lamb", 0.05
     params = {"kernel": jnp.array([3.0, 4.0])}
     optimizer = make_optimizer(config.optim, optax.constant_schedule(0.1))
     updates, _ = optimizer.update({"kernel": jnp.array([1e-3, 7.0])}, optimizer.init(params), params)
@@ -73,7 +75,7 @@ def test_lamb_step_has_the_norm_of_the_parameter():
 def test_lamb_treats_each_block_as_an_array_of_its_own():
     """What `optax.lamb` does to the same parameters, had every block arrays of its own."""
     config = default_config()
-    config.optim.name, config.optim.clip_norm = "lamb", 0.0
+    config.optim.name, config.optim.weight_decay = "lamb", 0.05
     schedule = optax.constant_schedule(0.1)
     draw = np.random.default_rng(0).standard_normal
     size = np.array([1.0, 10.0, 0.0])[:, None, None]  # A block of zeros keeps a trust ratio of 1.

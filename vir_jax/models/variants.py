@@ -31,9 +31,9 @@ class Size:
     heads: int
 
 
-# s, b and l are those of docs/method.md, section 3; ti is by analogy with DeiT, mu for tests and small data.
+# s, b and l are those of docs/method.md, section 3; ti is by analogy with DeiT, pico for tests and small data.
 SIZES = {
-    "mu": Size(dim=64, depth=4, heads=4),
+    "pico": Size(dim=64, depth=4, heads=4),
     "ti": Size(dim=192, depth=12, heads=3),
     "s": Size(dim=384, depth=12, heads=6),
     "b": Size(dim=768, depth=12, heads=12),
@@ -41,13 +41,13 @@ SIZES = {
 }
 
 MODEL_NAMES = (
-    "vir_mu1",
+    "vir_pico1",
     "vir_ti16",
     "vir_s16",
     "vir_b16",
     "vir_l16",
     "vir_l14",
-    "vit_mu1",
+    "vit_pico1",
     "vit_ti16",
     "vit_s16",
     "vit_b16",
@@ -68,7 +68,7 @@ FAMILIES = {"vir": Family("retention", layer_scale=1e-5), "vit": Family("softmax
 
 
 def parse_name(name: str) -> tuple[str, Size, int]:
-    """Split a model's name: (family, size, patch) of `{vir|vit}_{mu|ti|s|b|l}{patch in pixels}`.
+    """Split a model's name: (family, size, patch) of `{vir|vit}_{pico|ti|s|b|l}{patch in pixels}`.
 
     Raises:
         ValueError: on any other name, naming the nearest known ones.
@@ -104,7 +104,7 @@ def create_model(
     """Make a named ViR or ViT with fresh parameters (docs/method.md, section 3).
 
     Args:
-        name: `{vir|vit}_{mu|ti|s|b|l}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
+        name: `{vir|vit}_{pico|ti|s|b|l}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
         num_classes: width of the head.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The

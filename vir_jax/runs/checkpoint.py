@@ -418,6 +418,8 @@ def has_checkpoints(workdir: RunPath) -> bool:
     """Return whether a workdir holds checkpoints, intact or not. Nothing is written."""
     folder = workdir / FOLDER
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 @contextlib.contextmanager
 def _outage_is_logged(consequence: str) -> Iterator[None]:
     """A bucket that does not answer costs training nothing but what it was asked."""

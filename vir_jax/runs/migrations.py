@@ -1,33 +1,78 @@
 """What stored configs of earlier versions say, in the fields of today's.
 
 A run outlives the code that started it: its config was written when fields had other names, or did not exist yet.
-Whoever changes `default_config` so that an older config would be misread adds a line to one of the tables below. A name
-that has been used is never used again for something else, so that today's configs pass unchanged.
+Whoever changes `default_config` so that an older config would be misread adds to one of the tables below. A name that
+has been used is never used again for something else, so that today's configs pass unchanged.
 """
 
-import difflib
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
-from vir_jax.runs.config import default_config
+from vir_jax.runs.config import default_config, flatten, nearest
 
 Fields = dict[str, Any]  # By dotted name.
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "model.drop_path": "model.drop_path_rate",
+    "mixing.mixup": "mixing.mixup_alpha",
+    "mixing.cutmix": "mixing.cutmix_alpha",
+}
 """Fields by their former names -> their names today."""
 
-RESPELT: dict[str, Callable[[Any], Any]] = {
-    "model.image_size": lambda size: [size, size] if isinstance(size, int) else [size[0], size[-1]],
-}
-"""Fields that have or had several spellings for one value: by today's name, stored value -> value in one spelling."""
 
-ABSENT: dict[str, Callable[[Fields], Any]] = {}
-"""Later fields whose default is not what runs did before there was a choice: stored fields, by today's names -> value.
+def _remat_names_what_is_computed_anew(fields: Fields) -> None:
+    """`remat` was whether to keep a block's input alone."""
+    if isinstance(fields.get("model.remat"), bool):
+        fields["model.remat"] = "full" if fields["model.remat"] else "elementwise"
 
-A later field that is not here gets its default.
+
+def _layer_scale_is_a_field(fields: Fields) -> None:
+    """The model's family used to decide."""
+    if "model.name" in fields:
+        fields.setdefault("model.layer_scale", 1e-5 if fields["model.name"].startswith("vir") else None)
+
+
+def _image_size_has_one_spelling(fields: Fields) -> None:
+    """A square is its side; it could be (side,) and (side, side), too."""
+    size = fields.get("model.image_size")
+    if isinstance(size, list | tuple) and size[0] == size[-1]:
+        fields["model.image_size"] = size[0]
+
+
+def _readout_names_the_class_token(fields: Fields) -> None:
+    """The class token is ViR's last and ViT's first."""
+    place = "last" if fields.get("model.name", "").startswith("vir") else "first"
+    if fields.get("model.readout") == place:
+        fields["model.readout"] = "class_token"
+
+
+def _size_mu_is_pico(fields: Fields) -> None:
+    """64 wide, 4 deep; mu is another size elsewhere."""
+    if "model.name" in fields:
+        fields["model.name"] = re.sub(r"^(vi[rt])_mu(?=\d)", r"\1_pico", fields["model.name"])
+
+
+def _color_jitter_that_acts(fields: Fields) -> None:
+    """Beside RandAugment it never did."""
+    if fields.get("augment.randaugment_ops", 0) > 0 and "augment.color_jitter" in fields:
+        fields["augment.color_jitter"] = 0.0
+
+
+CHANGED: tuple[Callable[[Fields], None], ...] = (
+    _remat_names_what_is_computed_anew,
+    _layer_scale_is_a_field,
+    _image_size_has_one_spelling,
+    _readout_names_the_class_token,
+    _size_mu_is_pico,
+    _color_jitter_that_acts,
+)
+"""What values became, each applied in turn to the fields by today's names. On today's values they do nothing.
+
+A field that is not stored and that none of them sets gets its default.
 """
 
 
@@ -47,17 +92,16 @@ def migrate(stored: Mapping[str, Any], *, where: str) -> ml_collections.ConfigDi
         if today in fields:
             raise ValueError(f"{where} has config.{today} twice, once under its former name")
         fields[today] = value
-    fields |= {name: respell(fields[name]) for name, respell in RESPELT.items() if name in fields}
-    fields |= {name: value(fields) for name, value in ABSENT.items() if name not in fields}
+    for change in CHANGED:
+        change(fields)
 
     config = default_config()
     known = flatten(json.loads(config.to_json()))
     for name, value in fields.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise ValueError(
                 f"{where} has a field that this version does not know, config.{name} = {value!r}; the nearest is"
-                f" config.{near}. It was written by a later version, or by hand: use that version"
+                f" config.{nearest(name, known)}. It was written by a later version, or by hand: use that version"
             )
         section, _, field = name.rpartition(".")
         try:
@@ -65,14 +109,3 @@ def migrate(stored: Mapping[str, Any], *, where: str) -> ml_collections.ConfigDi
         except TypeError as error:
             raise ValueError(f"{where} has config.{name} = {value!r}: {error}") from error
     return config
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Fields:
-    """Return the fields of nested sections by their dotted names."""
-    fields: Fields = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            fields |= flatten(value, f"{prefix}{name}.")
-        else:
-            fields[f"{prefix}{name}"] = value
-    return fields

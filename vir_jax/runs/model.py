@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from vir_jax.models import VisionModel, create_model, flops
 from vir_jax.models.pixels import normalize
 from vir_jax.models.variables import split_variables
 from vir_jax.parallel.sharding import parameter_axes
+
+Options: TypeAlias = "Mapping[str, Any] | ml_collections.ConfigDict"
+"""Keywords of `create_model`: a config's `model` section, or any mapping. (A ConfigDict is no Mapping.)"""
 
 Variables = dict[str, Any]
 """A nested dict of arrays: parameters, and statistics where the model has them."""
@@ -86,7 +89,7 @@ class ModelFunctions:
             return None
 
 
-def model_functions(options: ml_collections.ConfigDict, num_classes: int) -> ModelFunctions:
+def model_functions(options: Options, num_classes: int) -> ModelFunctions:
     """Return the model of a config's `model` section as pure functions; nothing is allocated.
 
     Raises:
@@ -94,29 +97,15 @@ def model_functions(options: ml_collections.ConfigDict, num_classes: int) -> Mod
     """
 
     def make(rngs: nnx.Rngs) -> VisionModel:
-        return create_model(**model_options(options), num_classes=num_classes, rngs=rngs)
+        return create_model(**options, num_classes=num_classes, rngs=rngs)
 
     return ModelFunctions(make, nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
 
-def model_options(config: Any) -> dict[str, Any]:
-    """INTERIM until the config has create_model's own names."""
-    options = {k: v for k, v in config.items() if k not in ("drop_path", "remat")}
-    return {
-        **options,
-        "drop_path_rate": config.drop_path,
-        "remat": "full" if config.remat else "elementwise",
-    }
-
-
-def image_size(config: Any) -> tuple[int, int]:
-    """INTERIM."""
-    sides = tuple(config.image_size)
-    if len(sides) not in (1, 2):
-        raise ValueError(
-            f"config.model.image_size is {sides}; expected (height, width), or one number for a square"
-        )
-    return sides[0], sides[-1]
+def image_size(options: Options) -> tuple[int, int]:
+    """Return (height, width) in pixels of a model's option `image_size`, a square's side or a pair."""
+    size = options["image_size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def merge(params: Variables, statistics: Variables) -> Variables:

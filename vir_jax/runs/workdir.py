@@ -61,9 +61,7 @@ def check_config(workdir: RunPath, config: ml_collections.ConfigDict) -> bool:
     return True
 
 
-def check_resumable(
-    workdir: RunPath, old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
-) -> None:
+def check_resumable(workdir: RunPath, old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> None:
     """Check that a run with the config `old`, as `migrate` returns it, can go on with `new`; see `check_config`."""
     # Migrated as well, so that a value with several spellings has the same one on both sides.
     new = migrate(json.loads(new.to_json()), where="this start's config")

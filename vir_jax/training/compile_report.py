@@ -87,7 +87,7 @@ def compile_report(
         config, mesh, num_classes=num_classes, steps_per_epoch=num_examples / config.batch_size
     )
     chip = CHIPS.get(devices[0].device_kind)
-    flops = program.model.flops(program.size)
+    flops = program.model.flops(program.image_size)
     memory, overflow, traffic = {}, None, {}
     try:
         compiled = program.compile()

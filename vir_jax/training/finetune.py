@@ -10,15 +10,25 @@ from absl import logging
 from jaxtyping import Array
 
 from vir_jax.data.classes import class_difference
-from vir_jax.models import parse_name, resample_position_embedding
+from vir_jax.models import VisionModel, resample_position_embedding
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.checkpoint import NotEvaluatedError
 from vir_jax.runs.load import Run, load_run
+from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import Params
 
 # Fields of config.model in which the two runs may differ: the weights mean the same. The position embedding is
 # resampled to another image size. Every other field, one that is added later too, must agree.
-MAY_DIFFER = ("image_size", "drop_path", "remat", "dtype", "mode", "implementation")
+MAY_DIFFER = (
+    "image_size",
+    "drop_path_rate",
+    "layer_scale",
+    "remat",
+    "dtype",
+    "mode",
+    "implementation",
+    "chunk_size",
+)
 
 Pretrained = dict[str, np.ndarray]
 """Weights by dotted parameter name, on the host; what is not there starts afresh."""
@@ -77,10 +87,12 @@ def check_same_model(run: Run, config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: with each field of config.model that differs.
     """
-    old, new = _meaning(run.config.model), _meaning(config.model)
-    different = [name for name in new if old[name] != new[name]]
+    old, new = _meaning(run.model), _meaning(model_functions(config.model, 1).abstract)
+    different = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
     if different:
-        lines = "\n".join(f"  model.{name}: {old[name]!r} there, {new[name]!r} here" for name in different)
+        lines = "\n".join(
+            f"  model.{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in different
+        )
         raise ValueError(
             f"the weights in config.init_from = {config.init_from!r} are those of another model:\n{lines}\nGive these"
             f" fields the values of that run; the models may differ in {', '.join(MAY_DIFFER)} and in their classes."
@@ -138,9 +150,7 @@ def _best_or_last(workdir: str) -> Run:
         return load_run(workdir, "last")
 
 
-def _meaning(model: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The fields of config.model that give weights their meaning, None replaced by what it stands for."""
-    family, *_ = parse_name(model.name)
-    defaults = {"retention": "1d", "readout": "last"} if family == "vir" else {"readout": "first"}
-    fields = {name: value for name, value in model.items() if name not in MAY_DIFFER}
-    return fields | {name: default for name, default in defaults.items() if fields[name] is None}
+def _meaning(model: VisionModel) -> dict[str, Any]:
+    """The options of a model that give its weights their meaning, those not given replaced by what they stand for."""
+    options = {name: value for name, value in model.options.items() if name not in MAY_DIFFER}
+    return options | {"retention": model.stage.blocks.mixer.retention}

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import logging
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 import vir_jax
 from vir_jax.data import AugmentConfig, Source, eval_loader, train_loader
-from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh, put_batch
+from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import sum_over_processes
 from vir_jax.paths import check_paths
 from vir_jax.runs.checkpoint import Checkpoints, has_checkpoints
@@ -28,7 +29,7 @@ from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import evaluate
 from vir_jax.training.finetune import Pretrained, read_pretrained, start_from
-from vir_jax.training.program import make_program
+from vir_jax.training.program import check_on_mesh, make_program
 from vir_jax.training.start import check_same_data, data_identity, open_sources
 from vir_jax.training.summary import summarize
 
@@ -67,25 +68,27 @@ def train(
       DamagedCheckpointError: there are checkpoints, and none can be restored.
       SaveError: the first checkpoint could not be written, or training went through and the last one could not.
     """
+    # All of the config first: nothing is opened, compiled or written for one that cannot be run.
     validate(config)
     check_paths(config)
     folder = open_workdir(workdir)
+    mesh = make_mesh(**config.mesh)
+    check_on_mesh(config, mesh)
     with exclusive(folder) as check_lock, Preemption() as preemption:
-        return _train(config, folder, check_lock, preemption, train_source, eval_source)
+        return _train(config, mesh, folder, check_lock, preemption, train_source, eval_source)
 
 
 def _train(
     config: ml_collections.ConfigDict,
+    mesh: Mesh,
     workdir: RunPath,
     check_lock: Callable[[], None],
     preemption: Preemption,
     train_source: Source | None,
     eval_source: Source | None,
 ) -> dict[str, float]:
-    # ------------------------------------------------------------------ config, mesh
+    # ------------------------------------------------------------------ config
     quiet_libraries()
-    mesh = make_mesh(**config.mesh)
-    check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
     knows_config = check_config(workdir, config)
 
     # ------------------------------------------------------------------ data
@@ -104,14 +107,14 @@ def _train(
         config, mesh, num_classes=train_source.num_classes, steps_per_epoch=steps_per_epoch
     )
     predict = make_predict(program.model, mean=data.mean, std=data.std)
-    forward_flops = program.model.flops(program.size)
+    forward_flops = program.model.flops(program.image_size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
 
     # ------------------------------------------------------------------ batches
     batches = train_loader(
         train_source,
         batch_size=config.batch_size,
-        image_size=program.size,
+        image_size=program.image_size,
         augment=AugmentConfig(**config.augment, mean=data.mean, std=data.std),
         seed=config.seed,
         rows=local_rows(mesh, config.batch_size),
@@ -120,7 +123,7 @@ def _train(
     eval_batches = eval_loader(
         eval_source,
         batch_size=config.eval_batch_size,
-        image_size=program.size,
+        image_size=program.image_size,
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
