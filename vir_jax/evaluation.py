@@ -55,8 +55,8 @@ def evaluate_workdir(
       The results by mode.
 
     Raises:
-      ValueError: no such checkpoint, weights, mode or image size for this model; data with classes that the model does not
-        know.
+      ValueError: no such checkpoint, weights, mode or image size for this model; data with classes that the model does
+        not know.
       ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
     """
     quiet_libraries()

@@ -56,7 +56,7 @@ def test_options_of_vir_add_no_parameter(options):
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_every_variant_gives_logits_by_eval_shape(name):
-    tiny = "mu" in name
+    tiny = "pico" in name
     graph, params = nnx.split(abstract(name, image_size=8, num_classes=1000) if tiny else published(name))
     size = 8 if tiny else 224
     x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
