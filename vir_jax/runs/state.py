@@ -19,7 +19,7 @@ class TrainState:
     A pytree, so that its leaves may be shapes or shardings as well as arrays.
     """
 
-    step: Any  # int32 []: optimiser steps done.
+    step: Any  # int32 []: steps done, those skipped as not finite among them; the schedule's count.
     params: Params
     opt_state: optax.OptState
     ema: Params | None  # None where no average is kept.

@@ -13,7 +13,7 @@ from vir_jax.parallel.mesh import batch_sharding, check_divides
 from vir_jax.parallel.sharding import state_shardings
 from vir_jax.runs.model import ModelFunctions, image_size, merge, model_functions
 from vir_jax.runs.state import Params, TrainState, create_train_state
-from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
 from vir_jax.training.step import Batch, Metrics, StepConfig, make_train_step
 
 
@@ -84,9 +84,10 @@ def make_program(
     check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
     model = model_functions(config.model, num_classes)
     schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
-    optimizer = make_optimizer(config.optim, schedule)
+    optimizer = make_optimizer(**optimizer_options(config.optim))
 
-    def apply(params: Params, images: Array, key: Array) -> Array:
+    def apply(params: Params, images: Array, key: Array | None) -> Array:
+        assert key is not None
         return model.train(params, images, key)[0]
 
     def init(key: Array) -> TrainState:

@@ -54,8 +54,15 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step: (state, {"image": uint8 [b y x 3], "label": int32 [b]}) -> (state, metrics).
 
-    All randomness is folded from (seed, step). A step whose loss, gradients or updates are not finite changes nothing
-    but the step counter, and says so in metrics["finite"]; the caller decides what becomes of the run.
+    All randomness is folded from (seed, step), and the learning rate is the schedule's at the same step. A step whose
+    loss, gradients or updates are not finite changes nothing but the step counter, and says so in metrics["finite"];
+    the caller decides what becomes of the run. Its learning rate is not made up for: the schedule ends with the run.
+
+    Args:
+      apply: the model.
+      optimizer: gives the updates of learning rate 1; `make_optimizer` makes one.
+      schedule: learning rate by step, counted from 0.
+      config: the rest.
     """
 
     def loss_function(
@@ -105,7 +112,9 @@ def make_train_step(
         )
         grads, metrics = gradients(state.params, images, targets, drop_path_key)
 
+        learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = optax.tree.scale(learning_rate, updates)
         params = optax.apply_updates(state.params, updates)
         ema = None
         if state.ema is not None:
@@ -114,7 +123,7 @@ def make_train_step(
         metrics["gradient_norm"] = optax.tree.norm(grads)
         metrics["update_norm"] = optax.tree.norm(updates)
         metrics["parameter_norm"] = optax.tree.norm(params)
-        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        metrics["learning_rate"] = learning_rate
         watched = (metrics[name] for name in ("loss", "gradient_norm", "update_norm", "parameter_norm"))
         finite = jnp.all(jnp.isfinite(jnp.stack(list(watched))))
         metrics["finite"] = finite
