@@ -66,7 +66,7 @@ class Record:
 def load(recipe: str) -> ml_collections.ConfigDict:
     """The recipe at the size of a dry run, but for its name the same."""
     config = import_module(f"configs.{recipe}").get_config()
-    config.model.name = config.model.name.partition("_")[0] + "_mu2"
+    config.model.name = config.model.name.partition("_")[0] + "_pico2"
     config.model.image_size = (8, 8)
     config.batch_size = BATCH_SIZE
     return config
@@ -90,7 +90,11 @@ def dry_run(
         optax.snapshot("gradient_norms", norms_by_block),
         make_optimizer(**optimizer_options(config.optim)),
     )
-    train_step = make_train_step(model.apply, optimizer, schedule, step_config(config, CLASSES))
+
+    def apply(params: Any, images: Any, key: Any) -> Any:
+        return model.train(params, images, key)[0]
+
+    train_step = make_train_step(apply, optimizer, schedule, step_config(config, CLASSES))
 
     @jax.jit
     def step(state: Any, batch: Batch) -> Any:
@@ -98,7 +102,7 @@ def dry_run(
         moved = movement(state.params, stepped.params, group_of)
         return stepped, (metrics, optax.tree.get(stepped.opt_state, "gradient_norms"), moved)
 
-    state = create_train_state(model.init(jax.random.key(config.seed)), optimizer, ema=False)
+    state = create_train_state(model.init(jax.random.key(config.seed))[0], optimizer, ema=False)
     for batch in _batches(config.batch_size, steps if stop is None else stop):
         state, (metrics, norms, moved) = jax.device_get(step(state, batch))
         yield Step(

@@ -138,7 +138,7 @@ def test_families_are_compared_by_one_recipe():
     ("name", "argument", "message"),
     [
         ("vir_cifar10", "modle=vit_pico4", "did you mean 'model'"),
-        ("vir_cifar10", "model=vit_mu", "no model is called 'vit_mu'"),
+        ("vir_cifar10", "model=vit_pico", "no model is called 'vit_pico'"),
         ("vir_cifar10", "epochs=ten", "no Python value"),
         ("vir_digits", "epochs=3", "takes none"),
         ("vir_b", "epochs=3", "takes none"),
