@@ -201,5 +201,5 @@ class SoftmaxAttention(Mixer):
 def _retention(
     q: Heads, k: Heads, v: Heads, log_decay: Array, state: State | None, **options: Any
 ) -> tuple[Heads, State]:
-    """Retention of arrays given by place, as `on_each_device` gives them."""
+    """Compute retention of arrays given by place, as `on_each_device` gives them."""
     return retention(q, k, v, log_decay, initial_state=state, **options)
