@@ -105,7 +105,10 @@ def test_it_evaluates_more_than_once(name):
 def test_it_trains_as_before_its_fields_were_renamed(name):
     recipe, _, argument = name.partition(":")
     config, _ = load(recipe, *filter(None, [argument]))
-    before, now = (flatten(migrate(stored)) for stored in (BEFORE[name], json.loads(config.to_json())))
+    before, now = (
+        flatten(migrate(stored, where="the recipe"))
+        for stored in (BEFORE[name], json.loads(config.to_json()))
+    )
     changed = {field for field in before.keys() | now.keys() if before.get(field) != now.get(field)}
     assert changed == {"eval_every"}
 

@@ -13,8 +13,9 @@ from ml_collections import config_flags
 from tests.test_configs import FOLDER
 from vir_jax.data import AugmentConfig
 from vir_jax.models import create_model
+from vir_jax.models.mixers import mixer_names, mixer_options
 from vir_jax.runs.config import FIELDS, default_config, flatten, parse_arguments, validate
-from vir_jax.training.optimizer import make_optimizer
+from vir_jax.training.optimizer import make_optimizer, optimizer_options
 
 # How ml_collections loads a recipe.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -50,8 +51,8 @@ def test_model_fields_are_the_keywords_of_create_model():
     keywords = {
         p.name for p in inspect.signature(create_model).parameters.values() if p.kind != p.VAR_KEYWORD
     }
-    of_retention = {"retention", "chunk_size", "implementation"}
-    assert set(default_config().model) == (keywords - {"num_classes", "rngs", "mixer"}) | of_retention
+    of_mixers = {option for name in mixer_names() for option in mixer_options(name)}
+    assert set(default_config().model) == (keywords - {"num_classes", "rngs"}) | of_mixers
 
 
 def test_augment_fields_are_those_of_the_loaders():
@@ -64,7 +65,7 @@ def test_optimizers_are_those_that_can_be_made():
     config = default_config()
     for name in re.findall(r"'(\w+)'", FIELDS["optim.name"].expected):
         config.optim.name = name
-        make_optimizer(config.optim, lambda step: 1e-3)
+        make_optimizer(**optimizer_options(config.optim))
 
 
 def test_by_default_all_is_off():

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +91,7 @@ def create_model(
     rngs: nnx.Rngs,
     image_size: int | Sequence[int] = 224,
     mixer: str | None = None,
-    readout: Reads | None = None,
+    readout: str | None = None,
     position: str = "learned",
     bidirectional: bool = False,
     layer_scale: float | Literal["default"] | None = "default",
@@ -192,7 +192,7 @@ def create_model(
             remat=remat,
             rngs=rngs,
         ),
-        readout=Readout(size.dim, num_classes, readout or "class_token", rngs=rngs),
+        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), rngs=rngs),
         mode=mode,
     )
     known = ("auto", *model.modes)
