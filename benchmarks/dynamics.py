@@ -90,11 +90,7 @@ def dry_run(
         optax.snapshot("gradient_norms", norms_by_block),
         make_optimizer(**optimizer_options(config.optim)),
     )
-
-    def apply(params: Any, images: Any, key: Any) -> Any:
-        return model.train(params, images, key)[0]
-
-    train_step = make_train_step(apply, optimizer, schedule, step_config(config, CLASSES))
+    train_step = make_train_step(model.apply, optimizer, schedule, step_config(config, CLASSES))
 
     @jax.jit
     def step(state: Any, batch: Batch) -> Any:
@@ -102,7 +98,7 @@ def dry_run(
         moved = movement(state.params, stepped.params, group_of)
         return stepped, (metrics, optax.tree.get(stepped.opt_state, "gradient_norms"), moved)
 
-    state = create_train_state(model.init(jax.random.key(config.seed))[0], optimizer, ema=False)
+    state = create_train_state(model.init(jax.random.key(config.seed)), optimizer, ema=False)
     for batch in _batches(config.batch_size, steps if stop is None else stop):
         state, (metrics, norms, moved) = jax.device_get(step(state, batch))
         yield Step(

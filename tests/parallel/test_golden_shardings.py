@@ -22,7 +22,7 @@ def table(name):
     """Path, shape, axes and shape on one device."""
     config, _ = load(name)
     model = model_functions(config.model, 1000 if config.data.dataset == "imagenet2012" else 10)
-    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.eval_shape(model.init, jax.random.key(0))
     shardings = jax.tree.leaves(state_shardings(params, MESH, model.axes))
     lines = []
     for (path, leaf), sharding in zip(
