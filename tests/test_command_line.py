@@ -74,3 +74,12 @@ def test_mistakes_are_explained(tmp_path, arguments, message):
     result = run("train.py", "--config=configs/vir_digits.py", f"--workdir={tmp_path}", *arguments)
     assert result.returncode != 0
     assert message in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("size", ["0", "8,0", "-8", "abc", "8,8,8", ""])
+def test_sizes_to_evaluate_at(tmp_path, size):
+    result = run("eval.py", f"--workdir={tmp_path}", f"--image_size={size}")
+    assert result.returncode != 0
+    assert (
+        f"--image_size={size}: expected a positive number, or height,width" in result.stderr + result.stdout
+    )

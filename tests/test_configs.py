@@ -77,19 +77,36 @@ def test_it_costs_what_it_says(name):
     assert re.search(r"Result[:,]\s", doc)
 
 
+def commands(text):
+    """The arguments of `python train.py` wherever it is called, over continued lines too."""
+    return re.findall(r"^\s*python train\.py (.+)$", text.replace("\\\n", " "), re.MULTILINE)
+
+
+def check_command(command):
+    argv = ["train.py", *command.replace("<data>", "/data").split()]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    assert values(argv) == ["train.py"]
+    validate(holder.value)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_its_commands_are_right(name, monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
     _, doc = load(name)
-    commands = re.findall(r"python train\.py (.+)", doc)
-    assert commands[0].startswith(f"--config=configs/{name}.py --workdir=")
-    for command in commands:
-        argv = ["train.py", *command.split()]
-        values = flags.FlagValues()
-        holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-        flags.DEFINE_string("workdir", None, "", flag_values=values)
-        assert values(argv) == ["train.py"]
-        validate(holder.value)
+    found = commands(doc)
+    assert found[0].startswith(f"--config=configs/{name}.py --workdir=")
+    for command in found:
+        check_command(command)
+
+
+def test_commands_of_the_readme_are_right(monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    found = commands(Path("README.md").read_text())
+    assert len(found) >= 4
+    for command in found:
+        check_command(command)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from tests.test_configs import PARAMETERS, load
+from tests.test_configs import RECIPES, load
 from vir_jax.parallel.mesh import AXES
 from vir_jax.parallel.sharding import dotted, state_shardings
 from vir_jax.runs.model import model_functions
@@ -34,7 +34,7 @@ def table(name):
     return "".join(lines)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_shardings(name, request):
     path = FOLDER / f"{name}.txt"
     if request.config.getoption("--update-golden"):

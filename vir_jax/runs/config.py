@@ -58,9 +58,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.layer_scale = may_be_none()  # Initial LayerScale, 1e-5 in the ViR recipes; None: no LayerScale.
     model.drop_path_rate = 0.0  # Stochastic depth of the last block; rises linearly over the blocks.
     model.remat = "elementwise"  # What to compute anew in the backward pass: "none", "elementwise" or "full".
-    model.dtype = (
-        "float32"  # Of the computation, or "bfloat16". Parameters, decays and states: float32 always.
-    )
+    model.dtype = "float32"  # Of the computation, or "bfloat16"; parameters and states are float32 always.
     model.mode = "auto"  # Form of the mixer in training: auto, parallel, recurrent or chunkwise.
     for option in model_options().keys() - model.keys():
         model[option] = may_be_none()  # Of one mixer, which explains it; None: its default.
