@@ -8,6 +8,8 @@ import ml_collections
 from absl import logging
 
 from vir_jax.data import Source, eval_loader, open_source
+from vir_jax.data.corrupt import MAX_CORRUPT_FRACTION
+from vir_jax.data.pixels import WHITE
 from vir_jax.models import parse_name
 from vir_jax.ops import MODES
 from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh
@@ -58,6 +60,7 @@ def evaluate_workdir(
 
     Raises:
       ValueError: no such checkpoint, weights, or mode for this model; classes that do not fit the data.
+      TooManyCorruptError: more corrupt examples than the run's `config.data.max_corrupt_fraction` allows.
       ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
@@ -97,6 +100,9 @@ def evaluate_workdir(
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
+        # Runs of before these fields were there have none.
+        max_corrupt_fraction=data.get("max_corrupt_fraction", MAX_CORRUPT_FRACTION),
+        background=data.get("background", WHITE),
     )
     predict = make_predict(model, mean=data.mean, std=data.std)
     results = evaluate(

@@ -84,6 +84,7 @@ def test_folder_mistakes_are_named(folder: Path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         open_source("folder", "train", data_dir=str(folder / "nowhere"))
     (folder / "test/zebra").mkdir()
+    Image.new("RGB", (4, 3)).save(folder / "test/zebra/z.png")
     with pytest.raises(ValueError, match=r"has classes that .*train lacks: zebra"):
         open_source("folder", "test", data_dir=str(folder))
     (folder / "empty").mkdir()

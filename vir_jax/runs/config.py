@@ -45,6 +45,11 @@ def default_config() -> ml_collections.ConfigDict:
     data.mean = (0.485, 0.456, 0.406)  # Of the colours in [0, 1]; taken away on the device.
     data.std = (0.229, 0.224, 0.225)
     data.crop_fraction = 0.875  # Part of the resized image's short side that evaluation crops.
+    data.background = (255, 255, 255)  # RGB that shows where an image is transparent: white.
+    # Of the examples of a split, each counted once, this fraction may be corrupt, in training and in evaluation; of
+    # fewer than 1,000 as many as of 1,000 (here 10), and with 0 none. Looked at before step 1, of a larger split in a
+    # sample of 1,000, and again as it is read.
+    data.max_corrupt_fraction = 0.01
 
     config.augment = augment = ml_collections.ConfigDict()  # vir_jax.data.AugmentConfig explains the fields.
     augment.crop = "resized"  # A random box, resized; "pad": a random window of the padded image; "none".
@@ -161,6 +166,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
         check(0 <= _get(config, field) < 1, field, "a number in [0, 1)")
     check(0 <= config.mixing.switch_probability <= 1, "mixing.switch_probability", "a probability in [0, 1]")
     check(0 < config.data.crop_fraction <= 1, "data.crop_fraction", "a fraction in (0, 1]")
+    check(0 <= config.data.max_corrupt_fraction <= 1, "data.max_corrupt_fraction", "a fraction in [0, 1]")
+    colour = tuple(config.data.background)
+    check(
+        len(colour) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in colour),
+        "data.background",
+        "three integers in [0, 255]: red, green, blue",
+    )
     check(config.optim.name in ("adamw", "lamb"), "optim.name", "'adamw' or 'lamb'")
     check(config.optim.lr > 0, "optim.lr", "a positive number")
     check(

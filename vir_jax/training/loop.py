@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import Array
 
 import vir_jax
-from vir_jax.data import AugmentConfig, Source, eval_loader, open_source, train_loader
+from vir_jax.data import AugmentConfig, Source, check_examples, eval_loader, open_source, train_loader
 from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import sum_over_processes
 from vir_jax.runs.checkpoint import Checkpoints
@@ -60,6 +60,7 @@ def train(
       NonFiniteError: more than `config.max_skipped_steps` steps with a loss, gradient or update that is not finite.
         Such a step is not applied; the newest checkpoint is of a step before it.
       PreemptedError: SIGTERM came; the same call goes on from what was saved.
+      TooManyCorruptError: more corrupt examples than `config.data.max_corrupt_fraction` allows.
       WorkdirInUseError: another run holds the workdir.
       DamagedCheckpointError: there are checkpoints, and none can be restored.
       SaveError: training went through, but its last checkpoint could not be written.
@@ -85,8 +86,8 @@ def _train(
 
     # ------------------------------------------------------------------ data
     data = config.data
-    train_source = train_source or open_source(data.dataset, data.train_split, data_dir=data.data_dir)
-    eval_source = eval_source or open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
+    train_source = train_source or _open_checked(data, data.train_split)
+    eval_source = eval_source or _open_checked(data, data.eval_split)
     if len(train_source) < config.batch_size:
         raise ValueError(
             f"the training data has {len(train_source)} examples, fewer than one batch of"
@@ -114,6 +115,8 @@ def _train(
         seed=config.seed,
         rows=local_rows(mesh, config.batch_size),
         num_threads=data.threads,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        background=data.background,
     )
     eval_batches = eval_loader(
         eval_source,
@@ -122,6 +125,8 @@ def _train(
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        background=data.background,
     )
 
     metadata = {
@@ -223,6 +228,13 @@ def _train(
                     writer.write(step, {f"eval/{name}": value for name, value in results.items()})
     batches.close()
     return results
+
+
+def _open_checked(data: ml_collections.ConfigDict, split: str) -> Source:
+    """Opens a split of the config's data set; too many corrupt examples are told here, not after the last step."""
+    source = open_source(data.dataset, split, data_dir=data.data_dir)
+    check_examples(source, max_corrupt_fraction=data.max_corrupt_fraction, num_threads=data.threads)
+    return source
 
 
 def record(
