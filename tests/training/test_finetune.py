@@ -54,9 +54,7 @@ def test_another_resolution_and_other_classes():
     chex.assert_trees_all_equal(fitted["readout"]["head"], new["readout"]["head"])
     chex.assert_shape(position(fitted), (1, 6, 8, 64))
     # A resampled embedding keeps what it says on average.
-    np.testing.assert_allclose(
-        position(fitted).mean((1, 2)), position(old).mean((1, 2)), atol=2e-3
-    )
+    np.testing.assert_allclose(position(fitted).mean((1, 2)), position(old).mean((1, 2)), atol=2e-3)
 
 
 def test_the_same_model_is_taken_as_it_is():
@@ -127,8 +125,12 @@ def test_the_head_follows_the_names_of_the_classes(tmp_path, digits_config, capl
     _, ema = write_run(tmp_path / "first", digits_config, class_names=names)
     digits_config.init_from = str(tmp_path / "first")
     other_order = read(digits_config, ["cat", "ant", "bee"])
-    np.testing.assert_array_equal(other_order["readout.head.kernel"], ema["readout"]["head"]["kernel"][:, jnp.array([2, 0, 1])])
-    np.testing.assert_array_equal(other_order["readout.head.bias"], ema["readout"]["head"]["bias"][jnp.array([2, 0, 1])])
+    np.testing.assert_array_equal(
+        other_order["readout.head.kernel"], ema["readout"]["head"]["kernel"][:, jnp.array([2, 0, 1])]
+    )
+    np.testing.assert_array_equal(
+        other_order["readout.head.bias"], ema["readout"]["head"]["bias"][jnp.array([2, 0, 1])]
+    )
     assert "class 0 was 'ant' and is 'cat'" in caplog.text
     for other in (["ant", "bee", "dog"], ["ant", "bee"]):
         caplog.clear()
@@ -146,7 +148,7 @@ def test_other_colours_are_logged(first, caplog):
 def test_a_run_that_was_never_evaluated_gives_its_last_weights_and_says_so(tmp_path, digits_config, caplog):
     _, ema = write_run(tmp_path / "first", digits_config, evaluated=False)
     digits_config.init_from = str(tmp_path / "first")
-    np.testing.assert_array_equal(read(digits_config)["head.kernel"], ema["head"]["kernel"])
+    np.testing.assert_array_equal(read(digits_config)["readout.head.kernel"], head["kernel"])
     assert "was never evaluated: starting from its last weights" in caplog.text
 
 
@@ -161,9 +163,9 @@ def test_a_run_starts_from_another_ones_weights(tmp_path, digits_config):
     assert metrics["count"] == 355
     with Checkpoints(tmp_path / "second", read_only=True) as second:
         new = second.restore_params(second.resolve("last"), weights="raw")
-    for name in ("head", "blocks"):
+    for name in ("readout", "stage"):
         chex.assert_trees_all_close(new[name], ema[name], atol=1e-6)
-    assert new["position_embedding"].shape == (1, 4, 4, 64)
+    assert position(new).shape == (1, 4, 4, 64)
     assert jnp.isfinite(metrics["loss"])
     assert read_metrics(tmp_path / "second")
     # Once it has begun it does not need the first one any more.
