@@ -148,7 +148,8 @@ def test_other_colours_are_logged(first, caplog):
 def test_a_run_that_was_never_evaluated_gives_its_last_weights_and_says_so(tmp_path, digits_config, caplog):
     _, ema = write_run(tmp_path / "first", digits_config, evaluated=False)
     digits_config.init_from = str(tmp_path / "first")
-    np.testing.assert_array_equal(read(digits_config)["readout.head.kernel"], head["kernel"])
+    kernel = ema["readout"]["head"]["kernel"]
+    np.testing.assert_array_equal(read(digits_config)["readout.head.kernel"], kernel)
     assert "was never evaluated: starting from its last weights" in caplog.text
 
 
