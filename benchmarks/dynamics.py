@@ -28,7 +28,7 @@ from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, o
 from vir_jax.training.program import step_config
 from vir_jax.training.step import Batch, make_train_step
 
-RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py")))
+RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("vi[rt]_*.py")))
 DATA, CLASSES = "digits", 10
 STEPS, BATCH_SIZE = 320, 128
 

@@ -72,11 +72,11 @@ TRAIN = ["train.py", "--config=configs/vir_digits.py"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*TRAIN, "--config.optim.lrr=1"], "no field 'lrr' Did you mean \"lr\""),
+        ([*TRAIN, "--config.optim.lrr=1"], 'no field "lrr". Did you mean "lr"?'),
         ([*TRAIN, "--config.optim.lr=-1"], "config.optim.lr is -1.0; expected a positive number"),
         (
             [*TRAIN, "--config.data.background=(0,0)"],
-            "config.data.background is (0, 0); expected three integers",
+            "config.data.background is (0, 0); expected 3 values, each an integer in [0, 255]",
         ),
         (
             [*TRAIN, "--config.data.max_corrupt_fraction=2."],

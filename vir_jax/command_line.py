@@ -99,7 +99,8 @@ def _sentence(error: BaseException) -> str:
             error = error.__context__
         return f"{text}{error}"
     if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
-        return " ".join(f"no field {error.args[0].args[0]}".split())  # of a config, by ml_collections
+        said = " ".join(str(error.args[0].args[0]).split())  # of a config, by ml_collections
+        return said if said.startswith("no field") else f"no field {said}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     trace = _origin(error)

@@ -139,7 +139,18 @@ FINE = [
     *((name, value) for name in [*_TEXTS, "data.data_dir", "init_from"] for value in ("x", "128")),
     ("init_from", ""),
     *((name, -1) for name in ("mesh.fsdp", "mesh.tensor", "mesh.data")),
-    *((name, 0) for name in [*_FROM_0, "seed", "optim.b1", "optim.b2", "eval_every", "max_skipped_steps"]),
+    *(
+        (name, 0)
+        for name in [
+            *_FROM_0,
+            "seed",
+            "data.max_corrupt_fraction",
+            "optim.b1",
+            "optim.b2",
+            "eval_every",
+            "max_skipped_steps",
+        ]
+    ),
     *((name, 1.5) for name in _FLOATS),
 ]
 

@@ -74,7 +74,7 @@ def test_weights_lie_on_the_mesh(workdir):
     mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
     split = load_run(workdir, mesh=mesh).params
     chex.assert_trees_all_equal(leaves(split), leaves(on_one))
-    kernel = split["blocks"]["mlp"]["up"]["kernel"]
+    kernel = split["stage"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(on_one))
 

@@ -14,10 +14,10 @@ from vir_jax.parallel.sharding import dotted
 KINDS: tuple[tuple[str, str], ...] = (
     ("LayerScale", r"layer_scale"),
     ("class token", r"class_token$"),
-    ("position embedding", r"position_embedding$"),
+    ("position embedding", r"(position\.embedding|position_embedding)$"),
     ("norm", r"norm\d*\.scale$"),
     ("bias", r"bias$"),
-    ("head", r"^head\.kernel$"),
+    ("head", r"(^|\.)head\.kernel$"),
     ("kernel", r"kernel$"),
     ("other", r""),
 )
