@@ -1,6 +1,7 @@
 """Train a model: python train.py --config=configs/vir_b.py --workdir=runs/vir_b [--config.optim.lr=1e-3 ...].
 
-Exit codes: 0 done; 75 SIGTERM came and the run was saved, so that the same command goes on; 1 anything else.
+Exit codes: 0 done, or done before; 75 SIGTERM came and the run is saved, so that the same command goes on; 1 anything
+else, a save that failed after SIGTERM too.
 """
 
 import sys

@@ -7,8 +7,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 from absl import logging
+
+from vir_jax.parallel.processes import decided_by_process_0
 
 LOCK_FILE = "lock"
 
@@ -19,7 +20,7 @@ class WorkdirInUseError(RuntimeError):
 
 @contextlib.contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
-    """Holds the workdir for this run; process 0 alone does.
+    """Holds the workdir for this run; process 0 does, for all. Every process must call it.
 
     The kernel lets go of the lock when the process ends, however it ends, so that a killed run blocks nobody. Over NFS
     the lock holds between hosts (Linux makes it a lock of the server's); a host that vanishes keeps it until the server
@@ -28,9 +29,13 @@ def exclusive(workdir: Path) -> Iterator[None]:
     Raises:
       WorkdirInUseError: another run holds it, with its host and process.
     """
-    if jax.process_index() > 0:
+    with contextlib.ExitStack() as held:
+        decided_by_process_0(lambda: held.enter_context(_locked(workdir)), WorkdirInUseError)
         yield
-        return
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOCK_FILE).open("a+") as file:
         try:

@@ -1,8 +1,9 @@
 """The training loop."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array
 import vir_jax
 from vir_jax.data import AugmentConfig, Source, eval_loader, open_source, train_loader
 from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh, put_batch
-from vir_jax.parallel.processes import sum_over_processes
+from vir_jax.parallel.processes import check_equal, sum_over_processes
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.config import validate
 from vir_jax.runs.lock import exclusive
@@ -25,9 +26,9 @@ from vir_jax.runs.preemption import PreemptedError, Preemption
 from vir_jax.runs.state import TrainState
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.training.clock import Clock
-from vir_jax.training.evaluate import evaluate
+from vir_jax.training.evaluate import Evaluator
 from vir_jax.training.finetune import pretrained_params
-from vir_jax.training.program import make_program
+from vir_jax.training.program import Program, make_program
 from vir_jax.training.summary import summarize
 
 
@@ -44,7 +45,8 @@ def train(
 ) -> dict[str, float]:
     """Trains a model, or goes on with the run that the workdir holds.
 
-    On SIGTERM the run saves after the step it is at, and stops.
+    On SIGTERM the run saves after the step it is at, and stops. A run that is finished is not trained again: its
+    metrics are those on record.
 
     Args:
       config: see `default_config`.
@@ -59,10 +61,10 @@ def train(
       ValueError: a config that cannot be run, with the field and what it should be.
       NonFiniteError: more than `config.max_skipped_steps` steps with a loss, gradient or update that is not finite.
         Such a step is not applied; the newest checkpoint is of a step before it.
-      PreemptedError: SIGTERM came; the same call goes on from what was saved.
+      PreemptedError: SIGTERM came, and the run is saved; the same call goes on from there.
       WorkdirInUseError: another run holds the workdir.
       DamagedCheckpointError: there are checkpoints, and none can be restored.
-      SaveError: training went through, but its last checkpoint could not be written.
+      SaveError: training went through, or SIGTERM came, but the last checkpoint could not be written.
     """
     validate(config)
     workdir = Path(workdir).absolute()
@@ -77,16 +79,21 @@ def _train(
     train_source: Source | None,
     eval_source: Source | None,
 ) -> dict[str, float]:
-    # ------------------------------------------------------------------ config, mesh
+    # ------------------------------------------------------------------ config, mesh, data
     quiet_libraries()
     mesh = make_mesh(**config.mesh)
     check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
     knows_config = check_config(workdir, config)
-
-    # ------------------------------------------------------------------ data
     data = config.data
     train_source = train_source or open_source(data.dataset, data.train_split, data_dir=data.data_dir)
     eval_source = eval_source or open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
+    check_equal(
+        {
+            "training examples": len(train_source),
+            "evaluation examples": len(eval_source),
+            "class names": list(train_source.class_names),
+        }
+    )
     if len(train_source) < config.batch_size:
         raise ValueError(
             f"the training data has {len(train_source)} examples, fewer than one batch of"
@@ -95,17 +102,19 @@ def _train(
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = max(1, round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch))
 
-    # ------------------------------------------------------------------ model, optimiser, step
+    # ------------------------------------------------------------------ model, optimiser, step; nothing compiled yet
     program = make_program(
         config, mesh, num_classes=train_source.num_classes, steps_per_epoch=steps_per_epoch
     )
-    compiled = program.compile()
-    predict = make_predict(program.model, mean=data.mean, std=data.std)
     forward_flops = program.model.flops(program.size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
-    logging.info("\n%s", summarize(program.state, mesh, compiled, flops=train_flops))
+    metadata = {
+        "class_names": list(train_source.class_names),
+        "vir_jax": vir_jax.__version__,
+        "jax": jax.__version__,
+        "device_kind": jax.devices()[0].device_kind,
+    }
 
-    # ------------------------------------------------------------------ batches
     batches = train_loader(
         train_source,
         batch_size=config.batch_size,
@@ -123,65 +132,57 @@ def _train(
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
     )
-
-    metadata = {
-        "class_names": list(train_source.class_names),
-        "vir_jax": vir_jax.__version__,
-        "jax": jax.__version__,
-        "device_kind": jax.devices()[0].device_kind,
-    }
-    with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
-        # -------------------------------------------------------------- restore, or start
-        window, skipped_before = Window(), 0
-        start = checkpoints.newest_intact()
-        if start is not None and not knows_config:
-            stored, _ = checkpoints.restore_config(start)
-            check_resumable(workdir, json.loads(stored.to_json()), json.loads(config.to_json()))
-        write_config(workdir, config)
-        if start is None:
-            start = 0
-            if has_metrics(workdir):
-                logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
-            state = program.init(jax.random.key(config.seed))
-            if config.init_from:
-                params = pretrained_params(
-                    config.init_from, fresh=state.params, class_names=train_source.class_names
-                )
-                state = dataclasses.replace(
-                    state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params)
-                )
-        else:
-            if start > total_steps:
-                raise ValueError(
-                    f"{workdir} holds step {start}, beyond the {total_steps} steps that config.epochs ="
-                    f" {config.epochs} makes; raise config.epochs to go on with that run"
-                )
-            state, progress = checkpoints.restore(program.state, start)
-            batches.set_state(progress["data"].encode())
-            window, skipped_before = Window(**progress["window"]), progress["skipped"]
-            logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
+    # Threads that load end with the block, however it is left.
+    with contextlib.closing(batches), Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
+        start = find_start(checkpoints, config, total_steps, workdir=workdir, knows_config=knows_config)
 
         # -------------------------------------------------------------- evaluation
+        evaluated_on = {name: data[name] for name in ("dataset", "eval_split", "crop_fraction")}
+        results = checkpoints.metrics(start, on=evaluated_on) or {}
+        evaluator = Evaluator(
+            make_predict(program.model, mean=data.mean, std=data.std),
+            mesh,
+            batch_size=config.eval_batch_size,
+            modes=[config.model.mode],
+        )
+
         def evaluation_due(step: int) -> bool:
             return step == total_steps or (config.eval_every > 0 and step % config.eval_every == 0)
 
         def evaluate_step(step: int, state: TrainState) -> dict[str, float]:
             weights = state.params if state.ema is None else state.ema
-            guarded, mode = preemption.guard(eval_batches), config.model.mode
-            size = config.eval_batch_size
-            evaluated = evaluate(predict, weights, guarded, mesh, batch_size=size, modes=[mode])
-            metrics = evaluated[mode].metrics
-            checkpoints.record_evaluation(step, metrics)
+            evaluated = evaluator(weights, eval_batches, check=preemption.check)
+            metrics = evaluated[config.model.mode].metrics
+            checkpoints.record_evaluation(step, metrics, on=evaluated_on)
             return metrics
 
+        # -------------------------------------------------------------- finished, or compile, restore or begin
+        finished = start == total_steps and bool(results)
+        if finished:
+            logging.info("%s is finished: nothing is left to do", workdir)
+        if start < total_steps:
+            compiled = program.compile()
+            logging.info("\n%s", summarize(program.state, mesh, compiled, flops=train_flops))
+        window, skipped_before = Window(), 0
+        if start and not finished:
+            state, progress = checkpoints.restore(program.state, start)
+            batches.set_state(progress["data"].encode())
+            window, skipped_before = Window(**progress["window"]), progress["skipped"]
+        elif not finished:
+            state = fresh_state(program, config, class_names=train_source.class_names)
+        write_config(workdir, config)
+
         # -------------------------------------------------------------- the loop
-        clock = Clock(config.batch_size, flops_per_image=train_flops)
         with MetricsWriter(workdir, start_step=start, total_steps=total_steps) as writer:
-            results = checkpoints.metrics(start) or {}
+
+            def write_results(step: int) -> None:
+                writer.write(step, {f"eval/{name}": value for name, value in results.items()})
+
             if start and not results and evaluation_due(start):  # The run was stopped in the middle of it.
                 results = evaluate_step(start, state)
             if results:
-                writer.write(start, {f"eval/{name}": value for name, value in results.items()})
+                write_results(start)
+            clock = Clock(config.batch_size, flops_per_image=train_flops)
             in_flight: tuple[int, Mapping[str, Array]] | None = None
             for step in range(start + 1, total_steps + 1):
                 batch = put_batch(next(batches), mesh, config.batch_size)
@@ -220,9 +221,57 @@ def _train(
                 if evaluation_due(step):
                     with clock.paused():
                         results = evaluate_step(step, state)
-                    writer.write(step, {f"eval/{name}": value for name, value in results.items()})
-    batches.close()
+                    write_results(step)
     return results
+
+
+def find_start(
+    checkpoints: Checkpoints,
+    config: ml_collections.ConfigDict,
+    total_steps: int,
+    *,
+    workdir: Path,
+    knows_config: bool,
+) -> int:
+    """Return the step that the run goes on from, 0 for one that begins. Every process must call it.
+
+    Args:
+      checkpoints: of the workdir.
+      config: of this start.
+      total_steps: that it makes.
+      workdir: folder of the run.
+      knows_config: whether the workdir said what config its run has; else its newest checkpoint is asked.
+
+    Raises:
+      DamagedCheckpointError: there are checkpoints, and none can be restored.
+      ValueError: the run there has another config, or has gone further than this one is to go.
+    """
+    start = checkpoints.newest_intact() or 0
+    if start == 0:
+        if has_metrics(workdir):
+            logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
+        return 0
+    if not knows_config:
+        stored, _ = checkpoints.restore_config(start)
+        check_resumable(workdir, json.loads(stored.to_json()), json.loads(config.to_json()))
+    if start > total_steps:
+        raise ValueError(
+            f"{workdir} holds step {start}, beyond the {total_steps} steps that config.epochs ="
+            f" {config.epochs} makes; raise config.epochs to go on with that run"
+        )
+    logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
+    return start
+
+
+def fresh_state(
+    program: Program, config: ml_collections.ConfigDict, *, class_names: Sequence[str]
+) -> TrainState:
+    """Return the state before the first step: initialised, or with the weights of another run."""
+    state = program.init(jax.random.key(config.seed))
+    if not config.init_from:
+        return state
+    params = pretrained_params(config.init_from, fresh=state.params, class_names=class_names)
+    return dataclasses.replace(state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
 
 
 def record(
