@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
+from jax.sharding import Mesh
 
 from vir_jax.data import Source, eval_loader, open_source
 from vir_jax.models import parse_name
@@ -15,7 +17,7 @@ from vir_jax.parallel.sharding import state_shardings
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.model import image_size, make_predict, model_functions
-from vir_jax.training.evaluate import ModeResult, evaluate
+from vir_jax.training.evaluate import Evaluator, ModeResult
 
 # Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
 # alone: about 1e-6 in float32, and in bfloat16 2e-3 per retention, amplified by the depth of the model.
@@ -57,17 +59,16 @@ def evaluate_workdir(
       The results by mode.
 
     Raises:
+      RemovedCheckpointError: the run removed the checkpoint while it was read; see `Checkpoints.read`.
       ValueError: no such checkpoint, weights, or mode for this model; classes that do not fit the data.
       ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
+
+    def read(step: int) -> tuple[Any, ...]:
         config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
-        if batch_size is not None:
-            config.eval_batch_size = batch_size
-        mesh = make_mesh()
+        kind = weights or ("ema" if checkpoints.has_ema(step) else "raw")
+        mesh = evaluation_mesh(config.mesh)
         model = model_functions(config.model, len(metadata["class_names"]))
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         target = jax.tree.map(
@@ -75,7 +76,14 @@ def evaluate_workdir(
             shapes,
             state_shardings(shapes, mesh),
         )
-        params = checkpoints.restore_params(step, weights=weights, target=target)
+        params = checkpoints.restore_params(step, weights=kind, target=target)
+        logging.info("evaluating the %s weights of step %d in %s", kind, step, workdir)
+        return config, metadata, mesh, model, params
+
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        config, metadata, mesh, model, params = checkpoints.read(checkpoint, read)
+    if batch_size is not None:
+        config.eval_batch_size = batch_size
     data = config.data
     source = source or open_source(
         dataset or data.dataset, split or data.eval_split, data_dir=data_dir or data.data_dir
@@ -88,7 +96,6 @@ def evaluate_workdir(
         logging.warning(
             "the data names its classes otherwise than the training data; labels are compared by number"
         )
-    logging.info("evaluating the %s weights of step %d in %s", weights, step, workdir)
     check_divides("the evaluation batch size", config.eval_batch_size, mesh)
     batches = eval_loader(
         source,
@@ -98,15 +105,13 @@ def evaluate_workdir(
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
     )
-    predict = make_predict(model, mean=data.mean, std=data.std)
-    results = evaluate(
-        predict,
-        params,
-        batches,
+    evaluator = Evaluator(
+        make_predict(model, mean=data.mean, std=data.std),
         mesh,
         batch_size=config.eval_batch_size,
         modes=select_modes(config, mode),
     )
+    results = evaluator(params, batches)
     tolerance = AGREEMENT[config.model.dtype]
     if not all(result.difference <= tolerance for result in results.values()):  # NaN disagrees as well.
         raise ModesDisagreeError(
@@ -114,6 +119,19 @@ def evaluate_workdir(
             f" in {config.model.dtype}:\n{format_results(results)}"
         )
     return results
+
+
+def evaluation_mesh(config: ml_collections.ConfigDict) -> Mesh:
+    """Return the mesh that a run was trained on, where it fits the devices there are, else all of them side by side.
+
+    Args:
+      config: `config.mesh` of the run.
+    """
+    try:
+        return make_mesh(**config)
+    except ValueError as error:
+        logging.info("%s; evaluating with data=%d", error, jax.device_count())
+        return make_mesh()
 
 
 def format_results(results: Mapping[str, ModeResult]) -> str:
