@@ -9,6 +9,7 @@ import pytest
 
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.config import default_config, validate
+from vir_jax.tasks import make_task
 from vir_jax.training.program import make_program
 from vir_jax.training.summary import count_parameters
 
@@ -44,7 +45,8 @@ def test_model_and_step(name):
     assert "esult" in doc
     classes = 1000 if config.data.dataset == "imagenet2012" else 10
     mesh = make_mesh(**config.mesh)
-    program = make_program(config, mesh, num_classes=classes, steps_per_epoch=100.0)
+    task = make_task(config, [str(number) for number in range(classes)])
+    program = make_program(config, mesh, task=task, steps_per_epoch=100.0)
     stepped, metrics = jax.eval_shape(program.step, program.state, program.batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stepped) == jax.tree.map(
         lambda x: (x.shape, x.dtype), program.state

@@ -1,4 +1,4 @@
-"""Evaluation: top-1, top-5 and loss of a model on a data set, in one form of retention or in all of them."""
+"""Evaluation of a run: the metrics of its task on a data set, in one form of the mixer or in all of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,16 +16,17 @@ from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh
 from vir_jax.parallel.sharding import state_shardings
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.log import quiet_libraries
-from vir_jax.runs.model import image_size, make_predict, model_functions
+from vir_jax.runs.model import image_size, model_functions
+from vir_jax.tasks import make_task
 from vir_jax.training.evaluate import Evaluator, ModeResult
 
-# Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
+# Largest relative RMS difference of outputs between two modes that counts as agreement. The modes differ by rounding
 # alone: about 1e-6 in float32, and in bfloat16 2e-3 per retention, amplified by the depth of the model.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 3e-2}
 
 
 class ModesDisagreeError(RuntimeError):
-    """Two forms of retention gave different logits for the same images."""
+    """Two forms of the mixer gave different outputs for the same images."""
 
 
 def evaluate_workdir(
@@ -61,7 +62,7 @@ def evaluate_workdir(
     Raises:
       RemovedCheckpointError: the run removed the checkpoint while it was read; see `Checkpoints.read`.
       ValueError: no such checkpoint, weights, or mode for this model; classes that do not fit the data.
-      ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
+      ModesDisagreeError: with mode "all", outputs that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
 
@@ -69,7 +70,8 @@ def evaluate_workdir(
         config, metadata = checkpoints.restore_config(step)
         kind = weights or ("ema" if checkpoints.has_ema(step) else "raw")
         mesh = evaluation_mesh(config.mesh)
-        model = model_functions(config.model, len(metadata["class_names"]))
+        task = make_task(config, metadata["class_names"])
+        model = model_functions(config.model, task.num_outputs)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -78,10 +80,10 @@ def evaluate_workdir(
         )
         params = checkpoints.restore_params(step, weights=kind, target=target)
         logging.info("evaluating the %s weights of step %d in %s", kind, step, workdir)
-        return config, metadata, mesh, model, params
+        return config, metadata, mesh, task, model, params
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        config, metadata, mesh, model, params = checkpoints.read(checkpoint, read)
+        config, metadata, mesh, task, model, params = checkpoints.read(checkpoint, read)
     if batch_size is not None:
         config.eval_batch_size = batch_size
     data = config.data
@@ -106,7 +108,8 @@ def evaluate_workdir(
         num_threads=data.threads,
     )
     evaluator = Evaluator(
-        make_predict(model, mean=data.mean, std=data.std),
+        task,
+        model.apply,
         mesh,
         batch_size=config.eval_batch_size,
         modes=select_modes(config, mode),
@@ -115,7 +118,7 @@ def evaluate_workdir(
     tolerance = AGREEMENT[config.model.dtype]
     if not all(result.difference <= tolerance for result in results.values()):  # NaN disagrees as well.
         raise ModesDisagreeError(
-            f"the modes' logits differ by more than the relative RMS of {tolerance:.0e} that rounding explains"
+            f"the modes' outputs differ by more than the relative RMS of {tolerance:.0e} that rounding explains"
             f" in {config.model.dtype}:\n{format_results(results)}"
         )
     return results
@@ -137,15 +140,22 @@ def evaluation_mesh(config: ml_collections.ConfigDict) -> Mesh:
 def format_results(results: Mapping[str, ModeResult]) -> str:
     """A table of the modes, a line each."""
     rows = [
-        f"{'mode':<12}{'top-1':>9}{'top-5':>9}{'loss':>10}{'images':>9}{'images/s':>11}{'difference':>12}"
-    ]
-    rows += [
-        f"{mode:<12}{metrics['top1']:>9.2%}{metrics['top5']:>9.2%}{metrics['loss']:>10.4f}"
-        f"{metrics['count']:>9,}{result.images_per_second:>11,.1f}{result.difference:>12.1e}"
+        {
+            "mode": mode,
+            **result.columns,
+            "images": f"{result.metrics['count']:,}",
+            "images/s": f"{result.images_per_second:,.1f}",
+            "difference": f"{result.difference:.1e}",
+        }
         for mode, result in results.items()
-        for metrics in [result.metrics]
     ]
-    return "\n".join(rows)
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [2 + max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"{text:>{width}}" for text, width in zip(row[1:], widths[1:], strict=True))
+        for row in table
+    )
 
 
 def select_modes(config: ml_collections.ConfigDict, mode: str) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def test_a_run_starts_from_another_ones_weights(tmp_path, digits_config):
     with Checkpoints(tmp_path / "first") as first:
         metadata = {"class_names": [str(digit) for digit in range(10)]}
         first.save(state, progress={}, config=digits_config, metadata=metadata)
-        first.record_evaluation(7, {"top1": 0.5})
+        first.record_evaluation(7, {"top1": 0.5}, score=0.5)
 
     digits_config.init_from = str(tmp_path / "first")
     digits_config.model.image_size = (16, 16)

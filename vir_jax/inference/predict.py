@@ -23,6 +23,7 @@ from vir_jax.models import VisionBackbone
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.model import image_size, make_predict, model_functions
+from vir_jax.tasks.classification import check_classifies
 
 # Images classified together, at most.
 BATCH_SIZE = 16
@@ -74,6 +75,7 @@ def predict_files(
         weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
         params = checkpoints.restore_params(step, weights=weights)
     logging.info("predicting with the %s weights of step %d in %s", weights, step, workdir)
+    check_classifies(config)
     names, data = metadata["class_names"], config.data
     functions = model_functions(config.model, len(names))
     model = nnx.merge(functions.graph, params)

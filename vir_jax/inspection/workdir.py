@@ -18,6 +18,7 @@ from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.runs.model import image_size, model_functions
+from vir_jax.tasks.classification import check_classifies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ def load_model(workdir: str | Path, *, checkpoint: str = "last", weights: str | 
         config, metadata = checkpoints.restore_config(step)
         weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
         params = checkpoints.restore_params(step, weights=weights)
+    check_classifies(config)
     class_names = tuple(metadata["class_names"])
     graph = model_functions(config.model, len(class_names)).graph
     return TrainedModel(nnx.merge(graph, params), config, class_names, step)

@@ -21,6 +21,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.accumulation_steps = 1  # Slices a batch is computed in, one after another; divides batch_size.
     config.label_smoothing = 0.1  # Probability mass spread evenly over all classes.
     config.ema_decay = 0.9998  # Of the moving average of the parameters; 0 keeps none.
+    config.task = "classification"  # What is learned: a module of vir_jax.tasks, or "package.module:Class".
     config.init_from = ""  # Workdir of a finished run whose weights this one starts from (fine-tuning).
 
     config.model = model = ml_collections.ConfigDict()

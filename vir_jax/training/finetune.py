@@ -15,16 +15,17 @@ from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.state import Params
 
 
-def pretrained_params(workdir: str | Path, *, fresh: Params, class_names: Sequence[str]) -> Params:
+def pretrained_params(workdir: str | Path, *, fresh: Params, class_names: Sequence[str], task: str) -> Params:
     """The best weights of a finished run, fitted to another model of the same family and size.
 
     The moving average is taken where the run kept one. The position embedding is resampled to the new grid; the
-    head starts afresh where the classes differ.
+    head starts afresh where the classes or the tasks differ.
 
     Args:
       workdir: of the finished run.
       fresh: initial parameters of the new model; their shapes and shardings are kept.
       class_names: of the new model.
+      task: `config.task` of the new run.
 
     Raises:
       ValueError: the models differ in more than resolution and classes.
@@ -33,11 +34,13 @@ def pretrained_params(workdir: str | Path, *, fresh: Params, class_names: Sequen
         step = checkpoints.resolve("best")
         weights = "ema" if checkpoints.has_ema(step) else "raw"
         params = checkpoints.restore_params(step, weights=weights)
-        _, metadata = checkpoints.restore_config(step)
+        config, metadata = checkpoints.restore_config(step)
         logging.info("starting from the %s weights of step %d in %s", weights, step, workdir)
-    keep_head = list(metadata["class_names"]) == list(class_names)
+    keep_head = list(metadata["class_names"]) == list(class_names) and config.task == task
     if not keep_head:
-        logging.info("the head starts afresh: the pretrained model tells other classes apart")
+        logging.info(
+            "the head starts afresh: the pretrained model tells other classes apart, or has another task"
+        )
     return fit_params(params, fresh=fresh, keep_head=keep_head)
 
 
