@@ -5,8 +5,9 @@ from absl import app, flags
 
 from vir_jax.evaluation import evaluate_workdir, format_results
 from vir_jax.parallel.processes import initialize_from_flags
+from vir_jax.paths import define_path
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+WORKDIR = define_path("workdir", None, "folder of the run, local or gs://bucket/folder", bucket=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
 WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
 MODE = flags.DEFINE_string(
@@ -17,7 +18,7 @@ IMAGE_SIZE = flags.DEFINE_list(
 )
 DATASET = flags.DEFINE_string("dataset", None, "default: the run's")
 SPLIT = flags.DEFINE_string("split", None, "default: the run's evaluation split")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "default: the run's")
+DATA_DIR = define_path("data_dir", None, "default: the run's")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "over all devices; default: the run's", lower_bound=1)
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
         WORKDIR.value,
         checkpoint=CHECKPOINT.value,
         weights=WEIGHTS.value,
-        size=_image_size(IMAGE_SIZE.value),
+        image_size=_image_size(IMAGE_SIZE.value),
         mode=MODE.value,
         dataset=DATASET.value,
         split=SPLIT.value,
@@ -44,8 +45,8 @@ def main(argv: list[str]) -> None:
 def _image_size(sides: list[str] | None) -> int | tuple[int, int] | None:
     if sides is None:
         return None
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise app.UsageError(f"--image_size={','.join(sides)}: expected one number, or height,width")
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise app.UsageError(f"--image_size={','.join(sides)}: expected a positive number, or height,width")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 

@@ -10,8 +10,9 @@ import sys
 from absl import app, flags
 
 from vir_jax.inference.predict import predict_files
+from vir_jax.paths import PathError, check_path, define_path
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+WORKDIR = define_path("workdir", None, "folder of the run, local or gs://bucket/folder", bucket=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
 WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
 TOP = flags.DEFINE_integer("top", 5, "classes named for each file", lower_bound=1)
@@ -27,9 +28,13 @@ def main(argv: list[str]) -> int:
     """Flags in, one call into vir_jax."""
     if len(argv) < 2:
         raise app.UsageError("name image files or folders")
+    try:
+        files = [check_path(file, "an image file") for file in argv[1:]]
+    except PathError as error:
+        raise app.UsageError(str(error)) from error
     predictions = predict_files(
         WORKDIR.value,
-        argv[1:],
+        files,
         checkpoint=CHECKPOINT.value,
         weights=WEIGHTS.value,
         top=TOP.value,

@@ -10,12 +10,16 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vir_jax.parallel.processes import initialize_from_flags
+from vir_jax.paths import define_path
 from vir_jax.runs.preemption import EXIT_CODE, PreemptedError
 from vir_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="recipe, configs/NAME.py[:argument=value,...]")
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "folder of checkpoints and metrics; the same one goes on with its run"
+WORKDIR = define_path(
+    "workdir",
+    None,
+    "folder of checkpoints and metrics, local or gs://bucket/folder; the same one goes on with its run",
+    bucket=True,
 )
 
 

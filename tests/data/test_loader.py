@@ -17,6 +17,7 @@ from vir_jax.data import (
 )
 
 OFF = AugmentConfig(crop="none", hflip=0.0, randaugment_ops=0, color_jitter=0.0, erase=0.0)
+ON = AugmentConfig(crop="resized", hflip=0.5, randaugment_ops=2, erase=0.25)
 
 
 class Numbered:
@@ -58,7 +59,7 @@ def take(loader: TrainLoader, batches: int) -> list[int]:
 
 
 def digits_loader(**changes) -> TrainLoader:
-    arguments = {"batch_size": 32, "image_size": 16, "augment": AugmentConfig(), "seed": 3}
+    arguments = {"batch_size": 32, "image_size": 16, "augment": ON, "seed": 3}
     return train_loader(open_source("digits", "train"), **(arguments | changes))
 
 

@@ -27,9 +27,9 @@ from vir_jax.runs.state import TrainState
 def write_checkpoint(folder, **model):
     """A checkpoint as training writes it, with random weights that all matter; the average's are others."""
     config = default_config()
-    config.model.name, config.model.image_size, config.model.dtype = "vir_mu2", (8, 8), "float32"
+    config.model.name, config.model.image_size, config.model.dtype = "vir_pico2", (8, 8), "float32"
+    config.model.layer_scale = 1e-5
     config.model.update(model)
-    config.data.crop_fraction = 1.0
     shapes = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
 
     def random_parameters(seed):
@@ -192,7 +192,7 @@ def test_a_hundred_thousand_rows_in_constant_memory(tmp_path):
     pixels[::1000] = 255
     pixels.flush()
     del pixels
-    model = create_model("vir_mu64", num_classes=5, rngs=nnx.Rngs(0), image_size=64, position="sincos")
+    model = create_model("vir_pico64", num_classes=5, rngs=nnx.Rngs(0), image_size=64, position="sincos")
     image = open_image(path)
     stream = ImageStream(model, width=512, normalization=((0.5,) * 3, (0.5,) * 3))
     def resident():

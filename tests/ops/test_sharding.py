@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.ops.cases import assert_close, random_case
+from tests.ops.cases import assert_close, in_mode, random_case
 from vir_jax.ops import retention, retention_2d
 
 TOKENS, HEADS = P("data", None, "tensor"), P("tensor")
 OPS = {
-    "sequence": partial(retention, chunk_size=8),
-    "grid": partial(retention_2d, grid=(5, 4), chunk_rows=2),
+    "sequence": lambda mode: partial(retention, **in_mode(mode, chunk_size=8)),
+    "grid": lambda mode: partial(retention_2d, grid=(5, 4), **in_mode(mode, chunk_rows=2)),
 }
 CASE = random_case(b=4, n=21, h=4)
 
@@ -43,8 +43,7 @@ def test_nothing_is_gathered(op, mode):
     arguments = _placed(_mesh(AxisType.Auto))
 
     def loss(q, k, v, log_decay):
-        out, state = OPS[op](q, k, v, log_decay, mode=mode, return_state=True)
-        return out, state
+        return OPS[op](mode)(q, k, v, log_decay)
 
     forward = jax.jit(loss).lower(*arguments).compile()
     assert _collectives(forward) == set()
@@ -63,7 +62,7 @@ def test_nothing_is_gathered(op, mode):
 @pytest.mark.parametrize("op", OPS)
 def test_shard_map_and_explicit_sharding(op):
     def loss(q, k, v, log_decay):
-        return jnp.sum(jnp.sin(OPS[op](q, k, v, log_decay, mode="chunkwise")))
+        return jnp.sum(jnp.sin(OPS[op]("chunkwise")(q, k, v, log_decay)[0]))
 
     expected = jax.jit(jax.grad(loss, range(4)))(*CASE.arguments[:4])
 

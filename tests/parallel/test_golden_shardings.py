@@ -22,15 +22,15 @@ def table(name):
     """Path, shape, axes and shape on one device."""
     config, _ = load(name)
     model = model_functions(config.model, 1000 if config.data.dataset == "imagenet2012" else 10)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    shardings = jax.tree.leaves(state_shardings(params, MESH))
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    shardings = jax.tree.leaves(state_shardings(params, MESH, model.axes))
     lines = []
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_flatten_with_path(params)[0], shardings, strict=True
     ):
         axes = ", ".join(axis or "-" for axis in (*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))))
         shape = sharding.shard_shape(leaf.shape)
-        lines.append(f"{dotted(path):<32}{leaf.shape!s:<24}({axes:<26}) {shape}\n")
+        lines.append(f"{dotted(path):<40}{leaf.shape!s:<24}({axes:<26}) {shape}\n")
     return "".join(lines)
 
 

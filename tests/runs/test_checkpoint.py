@@ -1,8 +1,10 @@
 import contextlib
 import dataclasses
+import gc
 import re
 import resource
 import shutil
+import time
 
 import chex
 import jax
@@ -16,6 +18,7 @@ from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.checkpoint import Checkpoints, SaveError
 from vir_jax.runs.config import default_config
 from vir_jax.runs.manifest import MANIFEST, DamagedCheckpointError, verify
+from vir_jax.runs.preemption import PreemptedError
 from vir_jax.runs.state import create_train_state
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -316,10 +319,53 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, caplog):
         assert checkpoints.newest_intact() == 4
 
 
+def on_a_full_disk(workdir, step, then):
+    """Saves a step that finds no room, does what is asked, and leaves."""
+    try:
+        with full_disk(), Checkpoints(workdir) as checkpoints:
+            save(checkpoints, large_state(step))
+            then(checkpoints)
+    finally:
+        gc.collect()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_stays_full_is_an_error_in_the_end(tmp_path):
-    with full_disk():
-        checkpoints = Checkpoints(tmp_path)
-        save(checkpoints, large_state(1))
-        with pytest.raises(SaveError, match="could not be written"), checkpoints:
-            pass
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, make_state(1))
+    with pytest.raises(
+        SaveError, match=r"(?s)last checkpoint could not be written.*newest one is of step 1;"
+    ):
+        on_a_full_disk(tmp_path, 2, Checkpoints.finish)
+
+
+def until_failed(checkpoints):
+    while not checkpoints.failed():
+        time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("ask", [Checkpoints.finish, until_failed, Checkpoints.latest_step])
+def test_without_a_checkpoint_a_save_that_fails_is_an_error_at_once(tmp_path, ask):
+    """Whoever asks first what became of it is told; at the latest the end of the block."""
+    answers = []
+    with pytest.raises(SaveError, match=r"(?s)step 1 was not written: .*There is no other in .*/checkpoints"):
+        on_a_full_disk(tmp_path, 1, lambda checkpoints: answers.append(ask(checkpoints)))
+    assert answers == ([None] if ask is Checkpoints.latest_step else [])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("cause", "raised"),
+    [(PreemptedError("stopped"), SaveError), (KeyError("x"), KeyError)],
+    ids=["sigterm", "bug"],
+)
+def test_a_run_that_leaves_says_that_it_was_not_saved(tmp_path, cause, raised, caplog):
+    """With SIGTERM the exit code would say otherwise; any other error is told as it is."""
+
+    def leave(checkpoints):
+        raise cause
+
+    with pytest.raises(raised):
+        on_a_full_disk(tmp_path, 1, leave)
+    assert raised is SaveError or "step 1 was not written" in caplog.text

@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from benchmarks.faults.runs import differences, final_state
 from vir_jax.data import open_source
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint import Checkpoints, SaveError
 from vir_jax.runs.lock import WorkdirInUseError, exclusive
 from vir_jax.runs.manifest import DamagedCheckpointError
 from vir_jax.runs.metrics import read_metrics
@@ -212,18 +213,36 @@ def test_a_full_disk_does_not_stop_a_run(config, tmp_path, whole, caplog, monkey
     def limit(size):  # Of a file: too small for arrays, and in the end for another line of metrics.
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
-    at_step(monkeypatch, 2, lambda: limit(600))
-    at_step(monkeypatch, 7, lambda: limit(soft))
+    def fill():
+        while not (tmp_path / "checkpoints" / "3").is_dir():
+            time.sleep(0.01)
+        limit(600)
+
+    at_step(monkeypatch, 5, fill)
+    at_step(monkeypatch, 9, lambda: limit(soft))
     try:
         train(config, tmp_path)
     finally:
         limit(soft)
         gc.collect()
-    assert "checkpoint of step 3 was not written" in caplog.text
-    assert "the newest checkpoint is of step None" in caplog.text
+    assert "checkpoint of step 6 was not written" in caplog.text
+    assert "the newest checkpoint is of step 3" in caplog.text
     assert re.search(r"metrics.jsonl: .* bytes wait", caplog.text)
     # The best evaluation may be that of a step which found no room.
     assert set(differences(whole, final_state(tmp_path))) <= {"best"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_is_full_before_the_first_checkpoint_stops_the_run(config, tmp_path, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_step(monkeypatch, 2, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard)))
+    try:
+        with pytest.raises(SaveError, match=r"(?s)step 3 was not written.*There is no other"):
+            train(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        gc.collect()
+    assert read_metrics(tmp_path)[-1]["step"] < 11
 
 
 @pytest.fixture

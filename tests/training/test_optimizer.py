@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.test_configs import load
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.config import default_config
 from vir_jax.runs.model import model_functions
@@ -14,7 +15,7 @@ from vir_jax.training.optimizer import decay_mask, learning_rate_schedule, make_
 
 
 def test_schedule_by_hand():
-    config = default_config()
+    config, _ = load("vir_b")
     schedule = learning_rate_schedule(config, steps_per_epoch=10.0)
     assert schedule(0) == pytest.approx(
         1e-6, abs=5e-3 * 2**-23
@@ -30,10 +31,11 @@ def test_schedule_by_hand():
         assert schedule(step) == pytest.approx(5e-6, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vir_mu1", "vit_mu1"])
+@pytest.mark.parametrize("name", ["vir_pico1", "vit_pico1"])
 def test_only_kernels_decay(name):
     config = default_config()
     config.model.name, config.model.image_size = name, (8, 8)
+    config.model.layer_scale = 1e-5 if name.startswith("vir") else None
     params = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
     decays = {
         dotted(path): decays for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params))

@@ -35,10 +35,10 @@ def make_batch(size=8, seed=0):
     }
 
 
-def make_model(name="vir_mu4", drop_path=0.0):
+def make_model(name="vir_pico4", drop_path=0.0):
     config = default_config()
     config.model.name, config.model.image_size = name, (8, 8)
-    config.model.drop_path, config.model.dtype = drop_path, "float32"
+    config.model.layer_scale, config.model.drop_path_rate = 1e-5, drop_path
     return model_functions(config.model, CLASSES)
 
 

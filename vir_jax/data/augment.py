@@ -30,11 +30,11 @@ _ERASE_LOG_RATIO = (math.log(0.3), math.log(1 / 0.3))
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image; the defaults are the recipe of PAPER.md section 4."""
+    """What happens to a training image; by default nothing but the central crop of evaluation."""
 
     # "resized": a random box, resized. "pad": the whole image with a border, a random window of it (for
     # small images). "none": the central crop of evaluation, with fraction 1.
-    crop: Literal["resized", "pad", "none"] = "resized"
+    crop: Literal["resized", "pad", "none"] = "none"
     # Area of the random box, as a fraction of the image's. Only for crop "resized".
     crop_scale: tuple[float, float] = (0.08, 1.0)
     # Width over height of the random box, drawn on a logarithmic scale. Only for crop "resized".
@@ -44,23 +44,23 @@ class AugmentConfig:
     # How pixels are interpolated, in enlarging and in RandAugment's geometry; "random" chooses each time.
     interpolation: Literal["bilinear", "bicubic", "random"] = "random"
     # Probability of a horizontal flip; 0 switches it off.
-    hflip: float = 0.5
+    hflip: float = 0.0
     # RandAugment: operations per image; 0 switches it off.
-    randaugment_ops: int = 2
+    randaugment_ops: int = 0
     # RandAugment: mean strength of an operation, 0 to 10.
     randaugment_magnitude: float = 9.0
     # RandAugment: standard deviation of the strength.
     randaugment_std: float = 0.5
     # Colour jitter: brightness, contrast and saturation each change by a factor in 1 -+ this; 0 switches it
     # off. It acts only where RandAugment is off: timm's loader drops colour jitter as soon as RandAugment is
-    # set, so that in the recipe, which names both, this value has no effect.
-    color_jitter: float = 0.4
+    # set, and a run's config may not name both.
+    color_jitter: float = 0.0
     # Probability that a rectangle is replaced by noise, each pixel drawn on its own; 0 switches it off.
-    erase: float = 0.25
+    erase: float = 0.0
     # Mean and standard deviation per channel, on a scale of 0 to 1, that the model's input is normalised
     # with. The mean fills what geometric operations leave empty; erased pixels are drawn from both.
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         for field, known in (("crop", ("resized", "pad", "none")), ("interpolation", tuple(_INTERPOLATIONS))):

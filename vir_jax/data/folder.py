@@ -11,9 +11,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 class FolderSource:
     """The images below `data_dir/split`, sorted by class and file name.
 
-    The classes are the folders of `data_dir/train` where that exists, else those of the split itself, so that
-    a class without test images does not shift the labels of the others. Files with other extensions than
-    `EXTENSIONS` are left out; hidden folders too.
+    The classes are the folders of the split itself: another split may have others, and labels of two splits are
+    compared by name alone (`match_classes`). Files with other extensions than `EXTENSIONS` are left out; hidden
+    folders too.
     """
 
     def __init__(self, data_dir: str | os.PathLike[str], split: str):
@@ -25,20 +25,15 @@ class FolderSource:
                 f"no split {split!r} in {root} (there: {found}). Expected images as "
                 f"{folder}/<class name>/<name>.jpg"
             )
-        reference = root / "train" if (root / "train").is_dir() else folder
-        self.class_names = _subfolders(reference)
+        self.class_names = _subfolders(folder)
         if not self.class_names:
             raise FileNotFoundError(
-                f"no class folders in {reference}: expected {reference}/<class name>/<name>.jpg"
+                f"no class folders in {folder}: expected {folder}/<class name>/<name>.jpg"
             )
-        unknown = sorted(set(_subfolders(folder)) - set(self.class_names))
-        if unknown:
-            raise ValueError(f"{folder} has classes that {reference} lacks: {', '.join(unknown)}")
         self._examples: list[tuple[str, int]] = []
         for label, name in enumerate(self.class_names):
-            if (folder / name).is_dir():
-                files = (e.path for e in os.scandir(folder / name) if e.name.lower().endswith(EXTENSIONS))
-                self._examples += [(file, label) for file in sorted(files)]
+            files = (e.path for e in os.scandir(folder / name) if e.name.lower().endswith(EXTENSIONS))
+            self._examples += [(file, label) for file in sorted(files)]
         if not self._examples:
             raise FileNotFoundError(f"no images in {folder}/*/: looked for {', '.join(EXTENSIONS)}")
 

@@ -33,6 +33,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from vir_jax.data.decode import decode_image
 from vir_jax.data.tfds_source import ARRAY_RECORD, TfdsSource, open_prepared
+from vir_jax.paths import check_path
 
 IMAGENET = "imagenet2012"
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000, "test": 100_000}
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     try:
+        for name in ("data_dir", "manual_dir", "convert_from"):
+            if getattr(args, name) is not None:
+                setattr(args, name, check_path(getattr(args, name), f"--{name}"))
         if args.convert_from:
             convert(args.dataset, args.convert_from, args.data_dir)
         else:

@@ -10,6 +10,8 @@ from typing import Protocol, TypedDict, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from vir_jax.paths import check_path
+
 
 class CorruptExampleError(ValueError):
     """One example cannot be used: unreadable record, undecodable image, label out of range."""
@@ -53,13 +55,17 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
         "imagenet2012" or "cifar10", prepared with `python -m vir_jax.data.prepare`.
       split: "train" or "test" for digits; a folder's name for "folder"; for TFDS any of its split strings,
         slices included ("train[:90%]").
-      data_dir: where the data lie. None: TFDS's default folder. Required by "folder", not used by "digits".
+      data_dir: where the data lie, a local folder. None: TFDS's default folder. Required by "folder", not used by
+        "digits".
 
     Raises:
+      PathError: data_dir is blank or no local folder (a `ValueError`).
       ValueError: an unknown data set or split, or a set that is not for image classification.
       FileNotFoundError: the data are not there, or not in a form that can be read; the message says which
         command puts that right.
     """
+    if data_dir is not None:
+        data_dir = check_path(data_dir, "data_dir")
     # Imported here so that each kind of source costs only its own libraries.
     if dataset == "digits":
         from vir_jax.data.digits import DigitsSource

@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder, registered
 
 from vir_jax.data.source import Example
+from vir_jax.paths import check_path
 
 ARRAY_RECORD = "array_record"
 
@@ -57,9 +58,11 @@ def open_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
     """The builder of a set that is already on disk, made from the files there: no builder's code runs.
 
     Raises:
-      ValueError: TFDS knows no such set.
+      ValueError: TFDS knows no such set; its default folder is in the environment, and no local one.
       FileNotFoundError: the set is not prepared.
     """
+    if data_dir is None:
+        check_path(constants.DATA_DIR, "TFDS_DATA_DIR, TFDS's default folder,")
     try:
         return read_only_builder.builder_from_files(dataset, data_dir=data_dir)
     except registered.DatasetNotFoundError as error:

@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
-from flax import nnx
 from jaxtyping import Float, UInt8
 
 from vir_jax.data import CorruptImageError, eval_transform
@@ -18,11 +16,10 @@ from vir_jax.data.decode import MAX_PIXELS
 from vir_jax.data.folder import EXTENSIONS
 from vir_jax.inference.files import ImageFile, open_image
 from vir_jax.inference.image_stream import ImageStream
-from vir_jax.inference.recurrent import check_streamable
-from vir_jax.models import VisionBackbone
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.models import VisionModel
+from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
-from vir_jax.runs.model import image_size, make_predict, model_functions
+from vir_jax.runs.model import image_size, make_predict
 
 # Images classified together, at most.
 BATCH_SIZE = 16
@@ -68,25 +65,18 @@ def predict_files(
       ValueError: no such checkpoint or weights; a model that cannot be streamed.
     """
     quiet_libraries()
-    with Checkpoints(Path(workdir), read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
-        config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
-        params = checkpoints.restore_params(step, weights=weights)
-    logging.info("predicting with the %s weights of step %d in %s", weights, step, workdir)
-    names, data = metadata["class_names"], config.data
-    functions = model_functions(config.model, len(names))
-    model = nnx.merge(functions.graph, params)
+    run = load_run(workdir, checkpoint, weights=weights)
+    model, names, config, data = run.model, run.class_names, run.config, run.config.data
 
     files = list(find_images(paths))
     if streamed:
-        check_streamable(model)
+        model.check_streamable()
         normalization = (tuple(data.mean), tuple(data.std))
         logits_of = functools.partial(_stream_files, model, normalization)
         batch = 1
     else:
         forward = functools.partial(
-            make_predict(functions, mean=data.mean, std=data.std), params, mode="auto"
+            make_predict(run.functions, mean=data.mean, std=data.std), run.params, mode="auto"
         )
         transform = functools.partial(
             _whole_image, patch=model.patch, size=image_size(config.model), crop_fraction=data.crop_fraction
@@ -137,9 +127,7 @@ def _classify_files(
     return [image if isinstance(image, Exception) else next(logits) for image in images]
 
 
-def _stream_files(
-    model: VisionBackbone, normalization: Any, files: Sequence[Path]
-) -> list[Logits | Exception]:
+def _stream_files(model: VisionModel, normalization: Any, files: Sequence[Path]) -> list[Logits | Exception]:
     return [_attempt(functools.partial(_stream_file, model, normalization), file) for file in files]
 
 
@@ -162,7 +150,7 @@ def _whole_image(
     return eval_transform(np.concatenate(list(image.strips())), size, crop_fraction)
 
 
-def _stream_file(model: VisionBackbone, normalization: Any, file: Path) -> Logits:
+def _stream_file(model: VisionModel, normalization: Any, file: Path) -> Logits:
     image = open_image(file)
     _check_large_enough(image, model.patch)
     height, width = (side // model.patch * model.patch for side in (image.height, image.width))

@@ -4,11 +4,15 @@ from pathlib import Path
 
 from absl import app, flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
+from vir_jax.paths import PathError, check_path, define_path
+
+WORKDIR = define_path(
+    "workdir", None, "folder of the run, local or gs://bucket/folder", bucket=True, required=True
+)
 IMAGE = flags.DEFINE_string(
     "image", None, "an image file, or the number of an example of the run's evaluation data", required=True
 )
-OUT = flags.DEFINE_string("out", None, "folder for the figures; made if absent", required=True)
+OUT = define_path("out", None, "folder for the figures; made if absent", required=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
 WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
 COMPARE = flags.DEFINE_list("compare", [], "more workdirs, whose training curves are drawn beside the run's")
@@ -19,6 +23,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
     try:
+        compared = [check_path(workdir, "--compare", bucket=True) for workdir in COMPARE.value]
+        picture = IMAGE.value if IMAGE.value.isdigit() else check_path(IMAGE.value, "--image")
+    except PathError as error:
+        raise app.UsageError(str(error)) from error
+    try:
         from vir_jax.inspection.report import draw_report
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
@@ -27,10 +36,10 @@ def main(argv: list[str]) -> None:
     from vir_jax.inspection.workdir import load_image, load_model
 
     trained = load_model(WORKDIR.value, checkpoint=CHECKPOINT.value, weights=WEIGHTS.value)
-    image = load_image(trained, IMAGE.value)
+    image = load_image(trained, picture)
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    for name, figure in draw_report(trained, image, [WORKDIR.value, *COMPARE.value]):
+    for name, figure in draw_report(trained, image, [WORKDIR.value, *compared]):
         figure.savefig(out / f"{name}.png")
         print(out / f"{name}.png")
 

@@ -1,6 +1,7 @@
 """What a run left in its workdir: the trained model, images as it saw them, and the metrics."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -12,19 +13,19 @@ from jaxtyping import Array, Float, UInt8
 
 from vir_jax.data import decode_image, eval_transform, open_source
 from vir_jax.inspection.curves import Curve, metric_curves
-from vir_jax.models import VisionBackbone
+from vir_jax.models import VisionModel
 from vir_jax.models.pixels import normalize
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import read_metrics
-from vir_jax.runs.model import image_size, model_functions
+from vir_jax.runs.model import image_size
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
     """A model with trained parameters, and what its run says of them."""
 
-    model: VisionBackbone
+    model: VisionModel
     config: ml_collections.ConfigDict
     class_names: tuple[str, ...]
     step: int
@@ -44,7 +45,9 @@ class TrainedModel:
         return jax.jit(lambda params, images: nnx.merge(graph, params)(images, mode=mode))(params, images)
 
 
-def load_model(workdir: str | Path, *, checkpoint: str = "last", weights: str | None = None) -> TrainedModel:
+def load_model(
+    workdir: str | os.PathLike[str], *, checkpoint: str = "last", weights: str | None = None
+) -> TrainedModel:
     """The model of a run.
 
     Args:
@@ -57,17 +60,11 @@ def load_model(workdir: str | Path, *, checkpoint: str = "last", weights: str | 
         ValueError: no such checkpoint or weights.
     """
     quiet_libraries()
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
-        config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
-        params = checkpoints.restore_params(step, weights=weights)
-    class_names = tuple(metadata["class_names"])
-    graph = model_functions(config.model, len(class_names)).graph
-    return TrainedModel(nnx.merge(graph, params), config, class_names, step)
+    run = load_run(workdir, checkpoint, weights=weights)
+    return TrainedModel(run.model, run.config, run.class_names, run.step)
 
 
-def read_curves(workdir: str | Path) -> dict[str, Curve]:
+def read_curves(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
     """`metric_curves` of a run.
 
     Raises:

@@ -3,15 +3,16 @@
 One folder a step, one item a folder below it, so that evaluation reads the parameters alone. Restoring
 takes the shapes and shardings of the run that restores: any number of devices, whatever number wrote it.
 
-A checkpoint's folder appears when all of it is written, under a temporary name until then; `manifest` tells later
-whether it still is what was written. An evaluation is recorded beside the weights that it was made of.
+A checkpoint's folder appears when all of it is written: under a temporary name until then, or in a bucket without the
+object that is written last. `manifest` tells later whether it still is what was written. An evaluation is recorded
+beside the weights that it was made of.
 """
 
+import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Collection, Mapping
-from pathlib import Path
+import os
+from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -22,45 +23,55 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from vir_jax.runs.files import write_atomically
+from vir_jax.runs.bucket import BucketError
 from vir_jax.runs.manifest import DamagedCheckpointError, verify, write_manifest, written_items
+from vir_jax.runs.migrations import migrate
+from vir_jax.runs.preemption import PreemptedError
 from vir_jax.runs.state import Params, TrainState
+from vir_jax.runs.storage import RunPath, open_workdir, storage_of
 
 FOLDER = "checkpoints"
 EVALUATION = "evaluation.json"
 WEIGHTS = ("raw", "ema")
 
-_UNFINISHED = ocp.utils.TMP_DIR_SUFFIX
-_REMOVED = ".removed"
 _DAMAGED = ".damaged"
 
 
 class SaveError(RuntimeError):
-    """The last checkpoint of a run could not be written."""
+    """The first or the last checkpoint of a run could not be written."""
+
+
+class NotEvaluatedError(ValueError):
+    """The best checkpoint was asked for, and none was evaluated."""
 
 
 class Checkpoints:
     """The checkpoints of a workdir: the newest `keep`, and the one with the best evaluated top-1.
 
     Saving is asynchronous; leaving the `with` block waits until everything is written. A save that fails (the disk is
-    full) is logged and costs nothing but itself: the older checkpoints stay, and the next save tries again.
+    full) is logged and costs nothing but itself: the older checkpoints stay, and the next save tries again. Where there
+    is none, the first save that fails stops the run: it would go on with nothing to show for it.
 
     Raises:
       FileNotFoundError: `read_only`, and there are no checkpoints.
-      SaveError: on leaving the block, where the last save failed.
+      PathError: the workdir is neither a local folder nor one in a bucket.
+      SaveError: a save failed and there is no checkpoint; or on leaving the block, where the last save failed.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 1, read_only: bool = False) -> None:
-        self._folder = Path(workdir).absolute() / FOLDER
+    def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 1, read_only: bool = False) -> None:
+        self._folder = open_workdir(workdir) / FOLDER
+        self._storage = storage_of(self._folder)
         if read_only and not self._folder.is_dir():
             raise FileNotFoundError(f"no checkpoints in {self._folder.parent}: {FOLDER}/ does not exist")
         self._keep = keep
         self._writes = not read_only and jax.process_index() == 0
         self._writing: int | None = None  # The step of the save that has been started last.
         self._failure: Exception | None = None  # Of the last save.
+        self._newest: int | None = None  # The newest checkpoint, as far as this object has seen.
         if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
+            self._newest = self.latest_step()
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 **{name: ocp.StandardCheckpointHandler() for name in ("params", "ema", "optimizer")},
@@ -113,7 +124,7 @@ class Checkpoints:
                 self._report(error)
             else:
                 logging.info("the checkpoint of step %d is complete", self._writing)
-                self._writing = None
+                self._newest, self._writing = self._writing, None
 
     def failed(self) -> bool:
         """Whether the last save failed and should be tried again soon.
@@ -131,53 +142,69 @@ class Checkpoints:
     def record_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes what an evaluation of a checkpoint gave, `top1` in it, beside its weights, if they were saved."""
         self.finish()
-        if self._writes and step in self.steps():
+        if self._writes:
             text = json.dumps({"metrics": dict(metrics), "sha256": _digest(metrics)}) + "\n"
             try:
-                write_atomically(self._path(step) / EVALUATION, text)
+                if step in self.steps():
+                    self._storage.write(self._path(step) / EVALUATION, text)
             except OSError as error:
                 logging.error("the evaluation of step %d was not recorded: %s", step, error)
 
     def _seal(self) -> None:
         """Called when everything is written, in process 0 alone, before the checkpoint gets its own name."""
         assert self._writing is not None
-        path = self._path(self._writing)
-        write_manifest(path.with_name(path.name + _UNFINISHED), step=self._writing)
+        write_manifest(self._storage.pending(self._path(self._writing)), step=self._writing)
 
     def _report(self, error: Exception) -> None:
         step, self._writing, self._failure = self._writing, None, error
+        self._drain()
+        failed = f"the checkpoint of step {step} was not written: {type(error).__name__}: {error}"
+        if self._newest is None:
+            raise SaveError(
+                f"{failed}\nThere is no other in {self._folder}: the run stops here, and the same command starts it"
+                " afresh once that is put right"
+            ) from error
         logging.error(
-            "the checkpoint of step %s was not written: %s: %s\nTraining goes on and will try again; the newest"
-            " checkpoint is of step %s",
-            step,
-            type(error).__name__,
-            error,
-            self.latest_step(),
+            "%s\nTraining goes on and will try again; the newest checkpoint is of step %d",
+            failed,
+            self._newest,
         )
         if self._writes:
-            self._remove_leftovers()  # So that the next one finds their room.
+            with _outage_is_logged("what was written of it is not removed yet"):
+                self._remove_leftovers()  # So that the next one finds their room.
+
+    def _drain(self) -> None:
+        """Takes what other errors Orbax has of a save: it gives one at a time, and else with the next save."""
+        while True:
+            try:
+                self._checkpointer.wait_until_finished()
+            except Exception as error:
+                logging.debug("of the same save: %s", error)
+            else:
+                return
 
     def _tidy(self) -> None:
         """Removes checkpoints that are neither new nor best, while none is being written."""
         if not self._writes:
             return
-        self._remove_leftovers()
-        steps = self.steps()
-        for step in set(steps) - {*steps[-self._keep :], self._best()}:
-            # A folder that is removed half must not look like a checkpoint.
-            self._path(step).rename(self._folder / f"{step}{_REMOVED}")
-        self._remove_leftovers()
+        with _outage_is_logged("old checkpoints stay"):
+            self._remove_leftovers()
+            steps = self.steps()
+            for step in set(steps) - {*steps[-self._keep :], self._best()}:
+                self._storage.retire(self._path(step))
+            self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
         for path in self._folder.iterdir():
-            if _UNFINISHED in path.name or path.name.endswith(_REMOVED):
-                shutil.rmtree(path, ignore_errors=True)
+            if self._storage.leftover(path):
+                self._storage.remove(path)
 
     # ---------------------------------------------------------------- choosing
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, ascending. Those that were put aside as damaged do not count."""
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+        paths = (path for path in self._folder.iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in paths if self._storage.committed(path))
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint that is complete; None if there is none."""
@@ -214,17 +241,20 @@ class Checkpoints:
         for step, damage in damages.items():
             aside = self._put_aside(step) if self._writes else self._path(step)
             logging.error("%s\nIt is kept as %s; falling back to step %d", damage, aside.name, agreed)
-        return agreed or None
+        self._newest = agreed or None
+        return self._newest
 
-    def _put_aside(self, step: int) -> Path:
+    def _put_aside(self, step: int) -> RunPath:
         names = (f"{step}{_DAMAGED}{number}" for number in range(1, 10_000))
         aside = next(path for name in names if not (path := self._folder / name).exists())
-        return self._path(step).rename(aside)
+        self._storage.set_aside(self._path(step), aside)
+        return aside
 
     def resolve(self, which: str) -> int:
         """The step that "last", "best" or a number stands for.
 
         Raises:
+          NotEvaluatedError: "best", where there are checkpoints but none was evaluated.
           ValueError: there is no such checkpoint; the ones there are, are named.
         """
         steps = self.steps()
@@ -232,6 +262,11 @@ class Checkpoints:
             step = self.latest_step()
         elif which == "best":
             step = self._best()
+            if steps and step is None:
+                raise NotEvaluatedError(
+                    f"no checkpoint in {self._folder} is the best: none was evaluated; choose 'last' or one of the"
+                    f" steps there: {steps}"
+                )
         elif which.isdigit():
             step = int(which) if int(which) in steps else None
         else:
@@ -253,6 +288,8 @@ class Checkpoints:
         try:
             record = json.loads(path.read_text())
             metrics, digest = record["metrics"], record["sha256"]
+        except BucketError:
+            raise
         except (ValueError, KeyError, TypeError, OSError):
             metrics, digest = None, ""
         if metrics is None or _digest(metrics) != digest:
@@ -286,17 +323,18 @@ class Checkpoints:
         return state, restored.progress
 
     def restore_config(self, step: int) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
-        """The config that a checkpoint was trained with, and the metadata saved with it.
+        """Return the config that a checkpoint was trained with, in today's fields, and the metadata saved with it.
 
         model.implementation is None in it: a kernel suits the machine that was trained on, not every one that reads.
 
         Raises:
           DamagedCheckpointError: these are not what was written.
+          ValueError: the config has a field that this version does not know.
         """
         items = {"config": ocp.args.JsonRestore(), "metadata": ocp.args.JsonRestore()}
         self._verify(step, items)
         restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
-        config = ml_collections.ConfigDict(restored.config)
+        config = migrate(restored.config, where=f"the checkpoint {self._path(step)}")
         config.model.implementation = None
         return config, restored.metadata
 
@@ -351,7 +389,7 @@ class Checkpoints:
                 damage or f"the checkpoint {self._path(step)} is damaged, says process 0"
             )
 
-    def _path(self, step: int) -> Path:
+    def _path(self, step: int) -> RunPath:
         return self._folder / str(step)
 
     def __enter__(self) -> "Checkpoints":
@@ -360,14 +398,35 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.finish()
-        self._tidy()
-        self._checkpointer.close()
+        try:
+            self.finish()
+        except SaveError as failure:
+            if error is None or isinstance(error, PreemptedError):  # Which says that the run was saved.
+                raise
+            logging.error("%s", failure)
+        finally:
+            self._tidy()
+            self._checkpointer.close()
         if self._failure is not None and error is None:
             raise SaveError(
                 f"the last checkpoint could not be written: {self._failure}\nThe newest one is of step"
-                f" {self.latest_step()}; the same command goes on from there once there is room"
+                f" {self._newest}; the same command goes on from there once there is room"
             ) from self._failure
+
+
+def has_checkpoints(workdir: RunPath) -> bool:
+    """Return whether a workdir holds checkpoints, intact or not. Nothing is written."""
+    folder = workdir / FOLDER
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def _outage_is_logged(consequence: str) -> Iterator[None]:
+    """A bucket that does not answer costs training nothing but what it was asked."""
+    try:
+        yield
+    except BucketError as error:
+        logging.error("%s; %s", error, consequence)
 
 
 def _digest(metrics: Mapping[str, float]) -> str:

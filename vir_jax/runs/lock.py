@@ -4,11 +4,15 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 from absl import logging
+
+from vir_jax.runs.bucket import BucketPath
+from vir_jax.runs.lease import Lease, LeaseHeldError
+from vir_jax.runs.storage import RunPath
 
 LOCK_FILE = "lock"
 
@@ -18,32 +22,72 @@ class WorkdirInUseError(RuntimeError):
 
 
 @contextlib.contextmanager
-def exclusive(workdir: Path) -> Iterator[None]:
+def exclusive(workdir: RunPath) -> Iterator[Callable[[], None]]:
     """Holds the workdir for this run; process 0 alone does.
 
-    The kernel lets go of the lock when the process ends, however it ends, so that a killed run blocks nobody. Over NFS
-    the lock holds between hosts (Linux makes it a lock of the server's); a host that vanishes keeps it until the server
-    gives it up (about 90 s with NFSv4). Where the file system knows no locks the run goes on, with a warning.
+    On a disk the kernel lets go of the lock when the process ends, however it ends, so that a killed run blocks nobody.
+    Over NFS the lock holds between hosts (Linux makes it a lock of the server's); a host that vanishes keeps it until
+    the server gives it up (about 90 s with NFSv4). Where the file system knows no locks the run goes on, with a
+    warning. In a bucket the lock is a `Lease`: a killed run blocks the next for a minute.
+
+    Yields:
+      A function to call before something is written: it raises WorkdirInUseError where the lock was lost.
 
     Raises:
       WorkdirInUseError: another run holds it, with its host and process.
+      NotADirectoryError: the workdir is a file.
     """
     if jax.process_index() > 0:
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
+        yield lambda: None
+    elif isinstance(workdir, BucketPath):
+        with _lease(workdir) as check:
+            yield check
+    else:
+        with _flock(workdir):
+            yield lambda: None
+
+
+@contextlib.contextmanager
+def _flock(workdir: Path) -> Iterator[None]:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"{workdir} is no folder, or lies in a file: choose another workdir"
+        ) from error
     with (workdir / LOCK_FILE).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise WorkdirInUseError(
-                f"another run holds {workdir} ({file.read().strip() or 'it has just begun'}): wait for its end, stop"
-                " it, or choose another workdir"
-            ) from None
+            raise _in_use(workdir, file.read().strip() or "it has just begun") from None
         except OSError as error:
             logging.warning("cannot lock %s (%s): see that no second run is started there", workdir, error)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def _lease(workdir: BucketPath) -> Iterator[Callable[[], None]]:
+    lease = Lease(workdir / LOCK_FILE)
+
+    def check() -> None:
+        try:
+            lease.check()
+        except LeaseHeldError as error:
+            raise WorkdirInUseError(f"{error}; another run may go on in {workdir}, this one stops") from error
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lease)
+        except LeaseHeldError as error:
+            raise _in_use(workdir, str(error)) from error
+        yield check
+
+
+def _in_use(workdir: RunPath, holder: str) -> WorkdirInUseError:
+    return WorkdirInUseError(
+        f"another run holds {workdir} ({holder}): wait for its end, stop it, or choose another workdir"
+    )

@@ -1,17 +1,14 @@
 """Whether a checkpoint's files are what was written: a digest of each, written before the checkpoint is finished.
 
 Orbax makes a checkpoint appear all at once or not at all, but does not notice bytes that change afterwards; the
-manifest does.
+manifest does. Its writer reads the files back: what it lists is what arrived.
 """
 
-import concurrent.futures
-import hashlib
 import json
-import os
-from collections.abc import Collection, Iterable
-from pathlib import Path
+from collections.abc import Collection
 
-from vir_jax.runs.files import write_atomically
+from vir_jax.runs.bucket import BucketError
+from vir_jax.runs.storage import Content, RunPath, storage_of
 
 MANIFEST = "manifest.json"
 # Orbax's own notes, which it goes on writing after the manifest. Nothing is restored from them.
@@ -22,7 +19,7 @@ class DamagedCheckpointError(RuntimeError):
     """A checkpoint's files are not the ones that were written; the message names the first and says why."""
 
 
-def write_manifest(folder: Path, *, step: int) -> None:
+def write_manifest(folder: RunPath, *, step: int) -> None:
     """Writes size and SHA-256 of every file below `folder`, once each is on the disk.
 
     Args:
@@ -32,18 +29,14 @@ def write_manifest(folder: Path, *, step: int) -> None:
     Raises:
       OSError: a file cannot be read back, or did not get to the disk.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _NOTES)
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    digests = _digests(paths, sync=True)
-    sizes = [path.stat().st_size for path in paths]
-    files = {
-        name: {"bytes": size, "sha256": digest}
-        for name, size, digest in zip(names, sizes, digests, strict=True)
-    }
-    write_atomically(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1) + "\n")
+    storage = storage_of(folder)
+    names = [name for name in storage.files(folder) if name.split("/")[-1] not in _NOTES]
+    contents = storage.measure([folder / name for name in names], sync=True)
+    files = {name: content._asdict() for name, content in zip(names, contents, strict=True)}
+    storage.write(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1) + "\n")
 
 
-def verify(folder: Path, *, step: int, items: Collection[str] | None = None) -> None:
+def verify(folder: RunPath, *, step: int, items: Collection[str] | None = None) -> None:
     """Checks the files of a checkpoint against its manifest.
 
     Args:
@@ -53,26 +46,31 @@ def verify(folder: Path, *, step: int, items: Collection[str] | None = None) -> 
 
     Raises:
       DamagedCheckpointError: naming the checkpoint, the file and what is wrong.
+      BucketError: a bucket does not answer.
     """
     files = _read(folder, step)
     if items is not None:
         files = {name: file for name, file in files.items() if name.split("/")[0] in items}
-    for name, (size, _) in files.items():
-        if not (folder / name).is_file():
-            raise _damaged(folder, f"{name} is missing")
-        found = (folder / name).stat().st_size
-        if found != size:
-            raise _damaged(folder, f"{name} has {found:,} bytes, not the {size:,} that were written")
+    storage = storage_of(folder)
+    missing = files.keys() - set(storage.files(folder))
+    if missing:
+        raise _damaged(folder, f"{min(missing)} is missing")
     try:
-        digests = _digests([folder / name for name in files], sync=False)
+        contents = storage.measure([folder / name for name in files], sync=False)
+    except BucketError:  # That a bucket does not answer says nothing of what it holds.
+        raise
     except OSError as error:
         raise _damaged(folder, str(error)) from error
-    for (name, (_, written)), digest in zip(files.items(), digests, strict=True):
-        if digest != written:
+    for (name, written), found in zip(files.items(), contents, strict=True):
+        if found.bytes != written.bytes:
+            raise _damaged(
+                folder, f"{name} has {found.bytes:,} bytes, not the {written.bytes:,} that were written"
+            )
+        if found.sha256 != written.sha256:
             raise _damaged(folder, f"{name} holds other bytes than were written (SHA-256)")
 
 
-def written_items(folder: Path, *, step: int) -> set[str]:
+def written_items(folder: RunPath, *, step: int) -> set[str]:
     """The folders that a checkpoint had when it was written.
 
     Raises:
@@ -81,14 +79,18 @@ def written_items(folder: Path, *, step: int) -> set[str]:
     return {name.split("/")[0] for name in _read(folder, step)}
 
 
-def _read(folder: Path, step: int) -> dict[str, tuple[int, str]]:
-    """Size and digest of each file."""
+def _read(folder: RunPath, step: int) -> dict[str, Content]:
+    """What each file held."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         written = int(manifest["step"])
-        files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+        files = {
+            str(name): Content(int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()
+        }
     except FileNotFoundError as error:
         raise _damaged(folder, f"{MANIFEST} is missing") from error
+    except BucketError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise _damaged(folder, f"{MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
     if written != step:
@@ -96,16 +98,5 @@ def _read(folder: Path, step: int) -> dict[str, tuple[int, str]]:
     return files
 
 
-def _damaged(folder: Path, damage: str) -> DamagedCheckpointError:
+def _damaged(folder: RunPath, damage: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(f"the checkpoint {folder} is damaged: {damage}")
-
-
-def _digests(paths: Iterable[Path], *, sync: bool) -> list[str]:
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            if sync:
-                os.fsync(file.fileno())  # Network file systems report here what they could not store.
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # SHA-256 releases Python's global lock.
-        return list(pool.map(digest, paths))

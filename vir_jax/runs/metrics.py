@@ -1,13 +1,12 @@
 """Metrics of a run: a JSONL file, TensorBoard event files, the log, and a progress bar on a terminal."""
 
-import contextlib
+import io
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from vir_jax.runs.files import write_atomically
+from vir_jax.runs.storage import RunPath, open_workdir, storage_of
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -26,7 +25,8 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsWriter:
     """Writes scalars to `workdir/metrics.jsonl` and `workdir/tensorboard`; process 0 alone does.
 
-    Where the disk is full, lines of the JSONL wait for room; TensorBoard loses them.
+    Where the disk is full, lines of the JSONL wait for room; TensorBoard loses them. In a bucket both appear now and
+    then, and with `sync`.
 
     Args:
       workdir: folder of the run.
@@ -36,13 +36,14 @@ class MetricsWriter:
       total_steps: of the whole run, for the progress bar.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int, total_steps: int) -> None:
+    def __init__(self, workdir: RunPath, *, start_step: int, total_steps: int) -> None:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path = workdir / METRICS_FILE
-        _drop_lines_after(path, start_step)
-        self._jsonl = path.open("ab", buffering=0)
+        self._storage = storage_of(workdir)
+        self._path = workdir / METRICS_FILE
+        _drop_lines_after(self._path, start_step)
+        self._jsonl = self._storage.append(self._path)
         self._unwritten = b""
         self._folder = workdir / "tensorboard"
         self._folder.mkdir(exist_ok=True)
@@ -74,16 +75,25 @@ class MetricsWriter:
     def _flush(self) -> None:
         try:
             while self._unwritten:
-                self._unwritten = self._unwritten[os.write(self._jsonl.fileno(), self._unwritten) :]
+                self._unwritten = self._unwritten[self._jsonl.write(self._unwritten) or 0 :]
         except OSError as error:
-            logging.error("%s: %s; %d bytes wait", self._jsonl.name, error, len(self._unwritten))
+            logging.error("%s: %s; %d bytes wait", self._path, error, len(self._unwritten))
+
+    def sync(self) -> None:
+        """Returns when the lines so far are found by readers; a checkpoint that is saved then does not miss them."""
+        if self._active:
+            try:
+                self._jsonl.sync()
+            except OSError as error:
+                logging.error("%s", error)
 
     def _add_event(self, event: Event) -> None:
         try:
             if self._events is None:
                 # TensorBoard's EventFileWriter imports TensorFlow where that is installed; its RecordWriter does not.
                 name = f"events.out.tfevents.{time.time_ns()}"
-                self._events = RecordWriter((self._folder / name).open("wb"))
+                file = self._storage.append(self._folder / name)
+                self._events = RecordWriter(io.BufferedWriter(file))
                 header = Event(wall_time=time.time(), file_version="brain.Event:2")
                 self._events.write(header.SerializeToString())
             self._events.write(event.SerializeToString())
@@ -94,8 +104,10 @@ class MetricsWriter:
 
     def _close_events(self) -> None:
         if self._events is not None:
-            with contextlib.suppress(OSError):
+            try:
                 self._events.close()
+            except OSError as error:
+                logging.error("TensorBoard events: %s; the last values are lost", error)
             self._events = None
 
     def advance(self) -> None:
@@ -112,22 +124,25 @@ class MetricsWriter:
         if self._active:
             self._bar.close()
             self._flush()
-            self._jsonl.close()
+            try:
+                self._jsonl.close()
+            except OSError as failure:
+                logging.error("%s: its last lines are lost", failure)
             self._close_events()
 
 
-def read_metrics(workdir: str | Path) -> list[dict[str, float | int | None]]:
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float | int | None]]:
     """The lines of a run's `metrics.jsonl`, in order."""
-    return [json.loads(line) for line in (Path(workdir) / METRICS_FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (open_workdir(workdir) / METRICS_FILE).read_text().splitlines()]
 
 
-def has_metrics(workdir: Path) -> bool:
+def has_metrics(workdir: RunPath) -> bool:
     """Whether a run has written metrics there."""
     path = workdir / METRICS_FILE
-    return path.exists() and path.stat().st_size > 0
+    return path.exists() and bool(path.read_bytes())
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def _drop_lines_after(path: RunPath, step: int) -> None:
     """Keeps whole lines of steps up to `step`, but for its evaluation; a line cut off by a kill goes as well."""
     if not path.exists():
         return
@@ -139,7 +154,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             logging.warning("%s: dropped an incomplete line", path)
-    write_atomically(path, "".join(kept))
+    storage_of(path).write(path, "".join(kept))
 
 
 def _short(value: float | int) -> str:

@@ -46,4 +46,5 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) 
 
 def ema_decay(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
     """min(decay, (1 + step) / (10 + step)), step counted from 0."""
-    return jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)
+    steps = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1 + steps) / (10 + steps))

@@ -87,7 +87,7 @@ def compile_report(
         config, mesh, num_classes=num_classes, steps_per_epoch=num_examples / config.batch_size
     )
     chip = CHIPS.get(devices[0].device_kind)
-    flops = program.model.flops(program.size)
+    flops = program.model.flops(program.image_size)
     memory, overflow, traffic = {}, None, {}
     try:
         compiled = program.compile()
@@ -107,7 +107,7 @@ def compile_report(
         state=bytes_per_device(program.state),
         model_flops=flops and 3 * flops * config.batch_size / mesh.size,
         collectives=traffic,
-        unsplit=unsplit(program.state.params, mesh),
+        unsplit=unsplit(program.state.params, mesh, program.model.axes),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from jaxtyping import Array
@@ -29,13 +30,14 @@ def learning_rate_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch
     optim = config.optim
     warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
     decay_steps = round(config.epochs * steps_per_epoch)
-    return optax.warmup_cosine_decay_schedule(
+    schedule = optax.warmup_cosine_decay_schedule(
         init_value=optim.warmup_lr if warmup_steps else optim.lr,
         peak_value=optim.lr,
         warmup_steps=warmup_steps,
         decay_steps=max(decay_steps, warmup_steps + 1),
         end_value=optim.final_lr,
     )
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
 
 def optimizer_options(optim: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def in_top_k(logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
     NaN is never right: a score that is not at most the label's counts as ahead of it.
     """
     score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    lower = jnp.arange(logits.shape[1]) < labels[:, None]
+    lower = jnp.arange(logits.shape[1], dtype=jnp.int32) < labels[:, None]
     ahead = ~(logits <= score) | ((logits == score) & lower)
-    return jnp.sum(ahead, axis=1) < k
+    return jnp.sum(ahead, axis=1, dtype=jnp.int32) < k
 
 
 def make_train_step(
@@ -71,7 +71,7 @@ def make_train_step(
         logits = apply(params, images, key).astype(jnp.float32)
         loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
         # A mixed image counts as the class that it holds most of.
-        labels = jnp.argmax(targets, axis=1)
+        labels = jax.lax.argmax(targets, axis=1, index_dtype=jnp.int32)
         accuracies = {f"top{k}": jnp.mean(in_top_k(logits, labels, k), dtype=jnp.float32) for k in (1, 5)}
         return loss, {"loss": loss, **accuracies}
 
@@ -156,4 +156,4 @@ def evaluation_sums(
         "squared_reference": jnp.sum(jnp.square(reference), axis=1),
     }
     # where, not a product: a NaN in the padding must not reach the sum.
-    return {name: jnp.sum(jnp.where(mask, value, 0).astype(jnp.float32)) for name, value in values.items()}
+    return {name: jnp.sum(jnp.where(mask, value.astype(jnp.float32), 0)) for name, value in values.items()}
