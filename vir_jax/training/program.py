@@ -122,6 +122,7 @@ def step_config(config: ml_collections.ConfigDict, num_classes: int) -> StepConf
         label_smoothing=config.label_smoothing,
         **config.mixing,
         accumulation_steps=config.accumulation_steps,
+        reduce_dtype=config.reduce_dtype,
         ema_decay=config.ema_decay,
     )
 

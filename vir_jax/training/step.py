@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vir_jax.models.pixels import normalize
 from vir_jax.runs.state import Params, TrainState, update_ema
+from vir_jax.training.gradients import mean_gradients
 from vir_jax.training.mixing import mix, smooth_labels
 
 Batch = dict[str, Array]
@@ -32,6 +33,7 @@ class StepConfig:
     cutmix_alpha: float
     switch_probability: float
     accumulation_steps: int
+    reduce_dtype: str
     ema_decay: float
 
 
@@ -40,8 +42,10 @@ def in_top_k(logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
 
     NaN is never right: a score that is not at most the label's counts as ahead of it.
     """
-    score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    lower = jnp.arange(logits.shape[1], dtype=jnp.int32) < labels[:, None]
+    classes = jnp.arange(logits.shape[1], dtype=jnp.int32)
+    # Not a gather: XLA cannot split one over an axis of the mesh within a `shard_map` over another.
+    score = jnp.sum(logits, axis=1, keepdims=True, where=classes == labels[:, None])
+    lower = classes < labels[:, None]
     ahead = ~(logits <= score) | ((logits == score) & lower)
     return jnp.sum(ahead, axis=1, dtype=jnp.int32) < k
 
@@ -78,27 +82,17 @@ def make_train_step(
     def gradients(
         params: Params, images: Array, targets: Array, key: Key[Array, ""]
     ) -> tuple[Params, Metrics]:
-        """Means over the batch, computed in `accumulation_steps` slices."""
-        slices = config.accumulation_steps
-        gradient = jax.grad(loss_function, has_aux=True)
-        if slices == 1:
-            return gradient(params, images, targets, key)
-
-        def accumulate(total: Any, inputs: tuple[Array, Array, Key[Array, ""]]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
-
-        # Every slices-th example makes a slice, so that each device slices its own part of the batch.
-        images, targets = (jnp.swapaxes(x.reshape(-1, slices, *x.shape[1:]), 0, 1) for x in (images, targets))
-        inputs = (images, targets, jax.random.split(key, slices))
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], inputs)),
+        return mean_gradients(
+            jax.grad(loss_function, has_aux=True),
+            params,
+            (images, targets),
+            key,
+            slices=config.accumulation_steps,
+            reduce_dtype=config.reduce_dtype,
         )
-        total, _ = jax.lax.scan(accumulate, zeros, inputs)
-        return jax.tree.map(lambda x: x / slices, total)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), state.step)
         mix_key, drop_path_key = jax.random.split(key)
         images = normalize(batch["image"], config.mean, config.std)
         targets = smooth_labels(batch["label"], config.num_classes, config.label_smoothing)
