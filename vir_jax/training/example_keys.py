@@ -1,8 +1,8 @@
 """Random keys that know which examples of the batch they draw for.
 
-The first axis of what is drawn is that of the examples. A part of a batch so draws what the whole batch would have drawn
-for it, whether the part is one device's or one slice's of gradient accumulation: a run is the same on any mesh, in
-any number of slices. JAX's own keys draw by shape, and would give every part the same numbers.
+The first axis of what is drawn is that of examples. A part of a batch so draws what the whole batch would have drawn
+for it, whether the part is one device's or one slice's of gradient accumulation: a run is the same on any mesh, in any
+number of slices. JAX's own keys draw by shape, and would give every part the same numbers.
 """
 
 import jax
