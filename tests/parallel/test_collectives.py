@@ -19,7 +19,7 @@ def compiled_text(function, *specs, out):
 
 def step_traffic(config, slices):
     config.accumulation_steps = slices
-    program = make_program(config, make_mesh(8), num_classes=10, steps_per_epoch=10)
+    program = make_program(config, make_mesh(8), num_classes=10, steps_per_epoch=10.0)
     return sum(traffic.bytes for traffic in collectives(program.compile().as_text()).values())
 
 
