@@ -66,7 +66,7 @@ class Record:
 def load(recipe: str) -> ml_collections.ConfigDict:
     """The recipe at the size of a dry run, but for its name the same."""
     config = import_module(f"configs.{recipe}").get_config()
-    config.model.name = config.model.name.partition("_")[0] + "_mu2"
+    config.model.name = config.model.name.partition("_")[0] + "_pico2"
     config.model.image_size = (8, 8)
     config.batch_size = BATCH_SIZE
     return config

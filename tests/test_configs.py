@@ -77,19 +77,36 @@ def test_it_costs_what_it_says(name):
     assert re.search(r"Result[:,]\s", doc)
 
 
+def commands(text):
+    """The arguments of `python train.py` wherever it is called, over continued lines too."""
+    return re.findall(r"^\s*python train\.py (.+)$", text.replace("\\\n", " "), re.MULTILINE)
+
+
+def check_command(command):
+    argv = ["train.py", *command.replace("<data>", "/data").split()]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    assert values(argv) == ["train.py"]
+    validate(holder.value)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_its_commands_are_right(name, monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
     _, doc = load(name)
-    commands = re.findall(r"python train\.py (.+)", doc)
-    assert commands[0].startswith(f"--config=configs/{name}.py --workdir=")
-    for command in commands:
-        argv = ["train.py", *command.split()]
-        values = flags.FlagValues()
-        holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-        flags.DEFINE_string("workdir", None, "", flag_values=values)
-        assert values(argv) == ["train.py"]
-        validate(holder.value)
+    found = commands(doc)
+    assert found[0].startswith(f"--config=configs/{name}.py --workdir=")
+    for command in found:
+        check_command(command)
+
+
+def test_commands_of_the_readme_are_right(monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    found = commands(Path("README.md").read_text())
+    assert len(found) >= 4
+    for command in found:
+        check_command(command)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -105,7 +122,10 @@ def test_it_evaluates_more_than_once(name):
 def test_it_trains_as_before_its_fields_were_renamed(name):
     recipe, _, argument = name.partition(":")
     config, _ = load(recipe, *filter(None, [argument]))
-    before, now = (flatten(migrate(stored)) for stored in (BEFORE[name], json.loads(config.to_json())))
+    before, now = (
+        flatten(migrate(stored, where="the recipe"))
+        for stored in (BEFORE[name], json.loads(config.to_json()))
+    )
     changed = {field for field in before.keys() | now.keys() if before.get(field) != now.get(field)}
     assert changed == {"eval_every"}
 
@@ -138,7 +158,7 @@ def test_families_are_compared_by_one_recipe():
     ("name", "argument", "message"),
     [
         ("vir_cifar10", "modle=vit_pico4", "did you mean 'model'"),
-        ("vir_cifar10", "model=vit_mu", "no model is called 'vit_mu'"),
+        ("vir_cifar10", "model=vit_pico", "no model is called 'vit_pico'"),
         ("vir_cifar10", "epochs=ten", "no Python value"),
         ("vir_digits", "epochs=3", "takes none"),
         ("vir_b", "epochs=3", "takes none"),

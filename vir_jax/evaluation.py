@@ -57,6 +57,7 @@ def evaluate_workdir(
     Raises:
       ValueError: no such checkpoint, weights, mode or image size for this model; data with classes that the model does
         not know.
+      TooManyCorruptError: more corrupt examples than the run's `config.data.max_corrupt_fraction` allows.
       ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
@@ -85,6 +86,8 @@ def evaluate_workdir(
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        background=data.background,
     )
     predict = make_predict(run.functions, mean=data.mean, std=data.std)
     results = evaluate(

@@ -20,7 +20,7 @@ def workdir(tmp_path_factory):
     config.model.retention, config.model.layer_scale = "2d", 1e-5
     config.data.dataset, config.data.eval_split, config.data.threads = "digits", "test", 2
 
-    shapes, _ = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
+    shapes = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
     draw = np.random.default_rng(0).standard_normal
     raw, ema = (
         jax.tree.map(lambda x: jnp.asarray(0.2 * draw(x.shape), jnp.float32), shapes) for _ in range(2)

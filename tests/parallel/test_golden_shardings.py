@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from tests.test_configs import PARAMETERS, load
+from tests.test_configs import RECIPES, load
 from vir_jax.parallel.mesh import AXES
 from vir_jax.parallel.sharding import dotted, state_shardings
 from vir_jax.runs.model import model_functions
@@ -22,7 +22,7 @@ def table(name):
     """Path, shape, axes and shape on one device."""
     config, _ = load(name)
     model = model_functions(config.model, 1000 if config.data.dataset == "imagenet2012" else 10)
-    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.eval_shape(model.init, jax.random.key(0))
     shardings = jax.tree.leaves(state_shardings(params, MESH, model.axes))
     lines = []
     for (path, leaf), sharding in zip(
@@ -34,7 +34,7 @@ def table(name):
     return "".join(lines)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_shardings(name, request):
     path = FOLDER / f"{name}.txt"
     if request.config.getoption("--update-golden"):

@@ -63,7 +63,7 @@ def test_every_leaf_of_the_state_that_mirrors_a_parameter_is_placed_like_it(opti
     config.model.name, config.model.image_size, config.optim.name = "vir_pico2", (8, 8), optimizer
     model = model_functions(config.model, 10)
     state = jax.eval_shape(
-        lambda key: create_train_state(model.init(key)[0], make_optimizer(optimizer), ema=True),
+        lambda key: create_train_state(model.init(key), make_optimizer(optimizer), ema=True),
         jax.random.key(0),
     )
     shardings = state_shardings(state, make_mesh(2, 2, 2), model.axes)

@@ -1,3 +1,4 @@
+import functools
 import json
 import re
 import subprocess
@@ -198,6 +199,34 @@ def test_a_run_that_lost_its_workdir_does_not_write_over_the_next_ones_lines(fol
     assert (folder / "log").read_bytes() == b"old\nnew\n"
 
 
+def slowly(name):
+    """Makes the bucket take a while over an object, longer than anyone waits, and do then what was asked."""
+
+    def refuse(method, asked):
+        if method == "POST" and asked.endswith(name):
+            time.sleep(0.3)
+        return False
+
+    return refuse
+
+
+def test_a_version_that_was_given_up_and_came_through_is_this_runs(bucket, folder, monkeypatch):
+    log = GrowingObject(folder / "log")
+    bucket.refuse = slowly("log")
+    patient = BucketPath.replace_if
+    monkeypatch.setattr(BucketPath, "replace_if", functools.partialmethod(patient, patience=0.1))
+    log.write(b"1\n")
+    with pytest.raises(BucketError, match="no answer"):
+        log.sync()
+    time.sleep(0.5)
+    assert (folder / "log").read_bytes() == b"1\n"
+    bucket.refuse = lambda method, name: False
+    monkeypatch.setattr(BucketPath, "replace_if", patient)
+    log.write(b"2\n")
+    log.close()
+    assert (folder / "log").read_bytes() == b"1\n2\n"
+
+
 def test_lines_wait_while_the_bucket_refuses(bucket, folder, caplog, monkeypatch):
     monkeypatch.setattr(GrowingObject, "INTERVAL", 0.05)
     with MetricsWriter(folder, start_step=0, total_steps=4) as writer:
@@ -268,6 +297,17 @@ def test_an_outage_does_not_lose_the_lock(bucket, folder, caplog):
         check()
         assert "the lock was not renewed" in caplog.text
         bucket.refuse = lambda method, name: False
+        check()
+    assert not (folder / "lock").exists()
+
+
+def test_a_renewal_that_was_given_up_and_came_through_does_not_lose_the_lock(bucket, folder, caplog):
+    with exclusive(folder) as check:
+        bucket.refuse = slowly("lock")
+        time.sleep(3 * lease.SECONDS)
+        assert "no answer" in caplog.text
+        bucket.refuse = lambda method, name: False
+        time.sleep(lease.SECONDS)
         check()
     assert not (folder / "lock").exists()
 

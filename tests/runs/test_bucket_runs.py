@@ -19,6 +19,7 @@ from tests.emulator import BUCKET
 from vir_jax.data import open_source
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
+from vir_jax.runs import lease
 from vir_jax.runs.bucket import BucketError, BucketPath
 from vir_jax.runs.checkpoint import Checkpoints, SaveError
 from vir_jax.runs.manifest import DamagedCheckpointError
@@ -55,12 +56,63 @@ def whole(config, tmp_path_factory):
     return final_state(workdir)
 
 
+# --- Kills ---
+
+PROGRAM = """
+import json, sys
+sys.modules["tensorflow"] = sys.modules["gcsfs"] = None  # Neither is to be imported.
+from vir_jax.runs import lease
+from vir_jax.runs.config import default_config
+from vir_jax.training.loop import train
+
+lease.SECONDS = 1.0
+config = default_config()
+config.update(json.loads(sys.argv[2]))
+train(config, sys.argv[1])
+"""
+
+
+def kill_at(server, folder, config, pattern):
+    """Starts the run, and kills it as it asks for an object to be written, which then is not."""
+    killed = []
+
+    def refuse(method, name):
+        if method == "POST" and re.search(pattern, name) and not killed:
+            killed.append(name)
+            process.kill()
+        return bool(killed)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), config.to_json()],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    server.refuse = refuse
+    _, log = process.communicate(timeout=300)
+    server.refuse = lambda method, name: False
+    assert killed, log
+
+
+def saved(folder):
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
 @pytest.fixture(scope="module")
 def finished_once(config, server):
-    """The same run in a bucket."""
-    workdir = f"gs://{BUCKET}/{os.getpid()}-finished"
-    train(config, workdir)
-    return BucketPath(workdir)
+    """The same run in a bucket, killed at the end of a save and between two saves."""
+    folder = BucketPath(f"gs://{BUCKET}/{os.getpid()}-finished")
+    kill_at(server, folder, config, r"checkpoints/6/commit_success.txt")
+    assert saved(folder) == [3]
+    assert (folder / "checkpoints" / "6" / "manifest.json").is_file()
+    kill_at(server, folder, config, r"checkpoints/6/evaluation.json")
+    assert saved(folder) == [3, 6]
+    assert (folder / "lock").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "SECONDS", 1.0)
+        train(config, folder)
+    return folder
 
 
 @pytest.fixture
@@ -71,71 +123,10 @@ def finished(finished_once, folder):
     return folder
 
 
-def test_a_run_in_a_bucket_ends_as_one_on_a_disk(finished_once, whole):
+def test_killed_again_and_again(finished_once, whole):
     assert differences(whole, final_state(finished_once)) == []
     folders = {name.split("/")[0] for name in finished_once.files()}
     assert folders == {"checkpoints", "config.json", "metrics.jsonl", "tensorboard"}
-
-
-# --- Kills ---
-
-PROGRAM = """
-import json, sys
-from vir_jax.runs import lease
-from vir_jax.runs.config import default_config
-from vir_jax.training.loop import train
-
-lease.SECONDS = 1.0
-config = default_config()
-config.update(json.loads(sys.argv[2]))
-train(config, sys.argv[1])
-assert not {"tensorflow", "gcsfs"} & set(sys.modules)
-"""
-
-
-def start(folder, config):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), config.to_json()],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def kill_at(bucket, folder, config, pattern):
-    """Starts the run, and kills it as it asks for an object to be written, which then is not."""
-    killed = []
-
-    def refuse(method, name):
-        if method == "POST" and re.search(pattern, name) and not killed:
-            killed.append(name)
-            process.kill()
-        return bool(killed)
-
-    process = start(folder, config)
-    bucket.refuse = refuse
-    _, log = process.communicate(timeout=120)
-    bucket.refuse = lambda method, name: False
-    assert killed, log
-
-
-def saved(folder):
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        return checkpoints.steps()
-
-
-def test_killed_again_and_again(bucket, folder, config, whole):
-    kill_at(bucket, folder, config, r"checkpoints/6/commit_success.txt")  # At the end of a save.
-    assert saved(folder) == [3]
-    assert (folder / "checkpoints" / "6" / "manifest.json").is_file()
-    kill_at(bucket, folder, config, r"checkpoints/6/evaluation.json")  # Between two saves.
-    assert saved(folder) == [3, 6]
-    process = start(folder, config)
-    _, log = process.communicate(timeout=120)
-    assert process.returncode == 0, log
-    assert "its lock is taken over" in log
-    assert differences(whole, final_state(folder)) == []
-    assert not (folder / "lock").exists()
 
 
 # --- Refusals ---

@@ -13,8 +13,9 @@ from ml_collections import config_flags
 from tests.test_configs import FOLDER
 from vir_jax.data import AugmentConfig
 from vir_jax.models import create_model
+from vir_jax.models.mixers import mixer_names, mixer_options
 from vir_jax.runs.config import FIELDS, default_config, flatten, parse_arguments, validate
-from vir_jax.training.optimizer import make_optimizer
+from vir_jax.training.optimizer import make_optimizer, optimizer_options
 
 # How ml_collections loads a recipe.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -43,15 +44,17 @@ def with_values(values):
 
 
 def test_every_field_has_a_kind():
-    assert flatten(default_config()).keys() == FIELDS.keys()
+    """But for those that mixers bring along, which they check themselves."""
+    of_mixers = {f"model.{option}" for name in mixer_names() for option in mixer_options(name)}
+    assert flatten(default_config()).keys() - of_mixers == FIELDS.keys() - of_mixers
 
 
 def test_model_fields_are_the_keywords_of_create_model():
     keywords = {
         p.name for p in inspect.signature(create_model).parameters.values() if p.kind != p.VAR_KEYWORD
     }
-    of_retention = {"retention", "chunk_size", "implementation"}
-    assert set(default_config().model) == (keywords - {"num_classes", "rngs", "mixer"}) | of_retention
+    of_mixers = {option for name in mixer_names() for option in mixer_options(name)}
+    assert set(default_config().model) == (keywords - {"num_classes", "rngs"}) | of_mixers
 
 
 def test_augment_fields_are_those_of_the_loaders():
@@ -64,7 +67,7 @@ def test_optimizers_are_those_that_can_be_made():
     config = default_config()
     for name in re.findall(r"'(\w+)'", FIELDS["optim.name"].expected):
         config.optim.name = name
-        make_optimizer(config.optim, lambda step: 1e-3)
+        make_optimizer(**optimizer_options(config.optim))
 
 
 def test_by_default_all_is_off():
@@ -125,26 +128,20 @@ _FROM_0 += [
     "optim.clip_norm",
     "optim.final_lr",
 ]
-FINE = {
-    **{(name, None): True for name in ("data.data_dir", "model.retention", "model.chunk_size")},
-    **{(name, None): True for name in ("model.implementation", "model.readout", "model.layer_scale")},
-    ("model.bidirectional", True): True,
-    **{(name, value): True for name in [*_TEXTS, "data.data_dir", "init_from"] for value in ("x", "128")},
-    ("init_from", ""): True,
-    **{(name, -1): True for name in ("mesh.fsdp", "mesh.tensor", "mesh.data")},
-    **{
-        (name, 0): True
-        for name in [*_FROM_0, "seed", "optim.b1", "optim.b2", "eval_every", "max_skipped_steps"]
-    },
-    **{
-        (name, 1.5): True
-        for name in ("epochs", "model.layer_scale", "augment.color_jitter", "optim.clip_norm")
-    },
-    **{
-        (name, 1.5): True for name in ("optim.lr", "optim.weight_decay", "optim.eps", "optim.cooldown_epochs")
-    },
-    **{(name, 1.5): True for name in ("mixing.mixup_alpha", "mixing.cutmix_alpha", "optim.warmup_epochs")},
-}
+_FLOATS = ["epochs", "model.layer_scale", "augment.color_jitter", "mixing.mixup_alpha", "mixing.cutmix_alpha"]
+_FLOATS += ["optim.lr", "optim.eps", "optim.weight_decay", "optim.clip_norm"]
+_FLOATS += ["optim.warmup_epochs", "optim.cooldown_epochs"]
+_OPTIONAL = ["data.data_dir", "model.mixer", "model.retention", "model.chunk_size", "model.implementation"]
+_OPTIONAL += ["model.readout", "model.layer_scale"]
+FINE = [
+    *((name, None) for name in _OPTIONAL),
+    ("model.bidirectional", True),
+    *((name, value) for name in [*_TEXTS, "data.data_dir", "init_from"] for value in ("x", "128")),
+    ("init_from", ""),
+    *((name, -1) for name in ("mesh.fsdp", "mesh.tensor", "mesh.data")),
+    *((name, 0) for name in [*_FROM_0, "seed", "optim.b1", "optim.b2", "eval_every", "max_skipped_steps"]),
+    *((name, 1.5) for name in _FLOATS),
+]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -157,10 +154,8 @@ def test_odd_values(field):
         if field in ("mesh.fsdp", "mesh.tensor"):
             values["mesh.data"] = 1
         config = with_values(values)
-        # Equal, but not the same: True == 1, 0 == 0.0.
-        fine = any(field == name and value is known for name, known in FINE) or (
-            type(value) in (int, float, str) and not isinstance(value, bool) and (field, value) in FINE
-        )
+        # True == 1 and 0 == 0.0, so types are compared, too.
+        fine = any((field, value) == pair and type(value) is type(pair[1]) for pair in FINE)
         if fine:
             validate(config)
             continue

@@ -29,12 +29,8 @@ def run(recipe):
     mesh) share one run.
     """
     config, base = load(recipe), load("vir_b")
-    config.batch_size, config.model.dtype, config.model.remat, config.model.drop_path = (
-        32,
-        "float32",
-        False,
-        0.0,
-    )
+    config.batch_size, config.model.dtype = 32, "float32"
+    config.model.remat, config.model.drop_path_rate = "elementwise", 0.0
     config.mesh = base.mesh
     epochs = config.epochs + config.optim.cooldown_epochs
     peak = round(config.optim.warmup_epochs / epochs * STEPS)

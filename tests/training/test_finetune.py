@@ -22,6 +22,10 @@ def make_params(name="vir_pico2", image_size=(8, 8), classes=10, seed=0):
     return jax.jit(model_functions(config.model, classes).init)(jax.random.key(seed))
 
 
+def position(params):
+    return params["stem"]["position"]["embedding"]
+
+
 def fit(old, new, head):
     return start_from(fit_params(old, shapes=jax.eval_shape(lambda: new), head=head), new)
 
@@ -46,13 +50,11 @@ def read(config, class_names=DIGITS):
 def test_another_resolution_and_other_classes():
     old, new = make_params(), make_params(image_size=(12, 16), classes=7, seed=1)
     fitted = fit(old, new, None)
-    chex.assert_trees_all_equal(fitted["blocks"], old["blocks"])
-    chex.assert_trees_all_equal(fitted["head"], new["head"])
-    chex.assert_shape(fitted["position_embedding"], (1, 6, 8, 64))
+    chex.assert_trees_all_equal(fitted["stage"], old["stage"])
+    chex.assert_trees_all_equal(fitted["readout"]["head"], new["readout"]["head"])
+    chex.assert_shape(position(fitted), (1, 6, 8, 64))
     # A resampled embedding keeps what it says on average.
-    np.testing.assert_allclose(
-        fitted["position_embedding"].mean((1, 2)), old["position_embedding"].mean((1, 2)), atol=2e-3
-    )
+    np.testing.assert_allclose(position(fitted).mean((1, 2)), position(old).mean((1, 2)), atol=2e-3)
 
 
 def test_the_same_model_is_taken_as_it_is():
@@ -91,7 +93,7 @@ def first(first_run, digits_config):
         ("retention", "2d", "model.retention: '1d' there, '2d' here"),
         ("position", "sincos", "model.position: 'learned' there, 'sincos' here"),
         ("bidirectional", True, "model.bidirectional: False there, True here"),
-        ("readout", "average", "model.readout: 'last' there, 'average' here"),
+        ("readout", "average", "model.readout: 'class_token' there, 'average' here"),
     ],
 )
 def test_weights_of_another_model_are_refused_by_name(first, field, value, message):
@@ -104,10 +106,10 @@ def test_weights_of_another_model_are_refused_by_name(first, field, value, messa
     ("field", "value"),
     [
         ("retention", "1d"),  # what None stands for
-        ("readout", "last"),
+        ("readout", "class_token"),
         ("image_size", (12, 12)),
-        ("drop_path", 0.0),
-        ("remat", True),
+        ("drop_path_rate", 0.0),
+        ("remat", "full"),
         ("dtype", "bfloat16"),
         ("mode", "parallel"),
         ("implementation", "xla"),
@@ -115,7 +117,7 @@ def test_weights_of_another_model_are_refused_by_name(first, field, value, messa
 )
 def test_what_may_differ(first, field, value):
     first.model[field] = value
-    assert "head.kernel" in read(first)
+    assert "readout.head.kernel" in read(first)
 
 
 def test_the_head_follows_the_names_of_the_classes(tmp_path, digits_config, caplog):
@@ -123,12 +125,16 @@ def test_the_head_follows_the_names_of_the_classes(tmp_path, digits_config, capl
     _, ema = write_run(tmp_path / "first", digits_config, class_names=names)
     digits_config.init_from = str(tmp_path / "first")
     other_order = read(digits_config, ["cat", "ant", "bee"])
-    np.testing.assert_array_equal(other_order["head.kernel"], ema["head"]["kernel"][:, jnp.array([2, 0, 1])])
-    np.testing.assert_array_equal(other_order["head.bias"], ema["head"]["bias"][jnp.array([2, 0, 1])])
+    np.testing.assert_array_equal(
+        other_order["readout.head.kernel"], ema["readout"]["head"]["kernel"][:, jnp.array([2, 0, 1])]
+    )
+    np.testing.assert_array_equal(
+        other_order["readout.head.bias"], ema["readout"]["head"]["bias"][jnp.array([2, 0, 1])]
+    )
     assert "class 0 was 'ant' and is 'cat'" in caplog.text
     for other in (["ant", "bee", "dog"], ["ant", "bee"]):
         caplog.clear()
-        assert not any(name.startswith("head") for name in read(digits_config, other))
+        assert not any(name.startswith("readout.head") for name in read(digits_config, other))
         assert "the pretrained model knows 3 classes, now" in caplog.text
         assert "the head starts afresh" in caplog.text
 
@@ -142,7 +148,8 @@ def test_other_colours_are_logged(first, caplog):
 def test_a_run_that_was_never_evaluated_gives_its_last_weights_and_says_so(tmp_path, digits_config, caplog):
     _, ema = write_run(tmp_path / "first", digits_config, evaluated=False)
     digits_config.init_from = str(tmp_path / "first")
-    np.testing.assert_array_equal(read(digits_config)["head.kernel"], ema["head"]["kernel"])
+    kernel = ema["readout"]["head"]["kernel"]
+    np.testing.assert_array_equal(read(digits_config)["readout.head.kernel"], kernel)
     assert "was never evaluated: starting from its last weights" in caplog.text
 
 
@@ -157,9 +164,9 @@ def test_a_run_starts_from_another_ones_weights(tmp_path, digits_config):
     assert metrics["count"] == 355
     with Checkpoints(tmp_path / "second", read_only=True) as second:
         new = second.restore_params(second.resolve("last"), weights="raw")
-    for name in ("head", "blocks"):
+    for name in ("readout", "stage"):
         chex.assert_trees_all_close(new[name], ema[name], atol=1e-6)
-    assert new["position_embedding"].shape == (1, 4, 4, 64)
+    assert position(new).shape == (1, 4, 4, 64)
     assert jnp.isfinite(metrics["loss"])
     assert read_metrics(tmp_path / "second")
     # Once it has begun it does not need the first one any more.

@@ -15,6 +15,7 @@ from vir_jax.data import open_source
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.config import default_config
 from vir_jax.runs.load import load_run
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.runs.state import TrainState
@@ -40,9 +41,8 @@ def folder_config(make_digits_config):
         config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 10.0, 0.0, 0.0
         config.optim.lr, config.checkpoint_every = 1e-2, 100
         config.accumulation_steps, config.label_smoothing, config.ema_decay = 1, 0.0, 0.0
-        config.model.drop_path = config.mixing.mixup = config.mixing.cutmix = 0.0
-        config.augment.crop, config.augment.randaugment_ops = "none", 0
-        config.augment.color_jitter = config.augment.erase = 0.0
+        config.model.drop_path_rate = config.mixing.mixup_alpha = config.mixing.cutmix_alpha = 0.0
+        config.augment = default_config().augment
         config.data.dataset, config.data.data_dir = "folder", str(data_dir)
         config.data.train_split, config.data.eval_split = "training", "validation"
         return config

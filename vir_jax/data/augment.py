@@ -7,6 +7,7 @@ loader mixes ahead of erasing; here a mixed image can show the erased parts of b
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import cv2
@@ -87,6 +88,8 @@ def augment_image(
     image_size: int | tuple[int, int],
     config: AugmentConfig,
     rng: np.random.Generator,
+    *,
+    decode: Callable[..., UInt8[np.ndarray, "y x 3"]] = decode_image,
 ) -> UInt8[np.ndarray, "_y _x 3"]:
     """One random view of an image.
 
@@ -95,15 +98,16 @@ def augment_image(
       image_size: side, or (height, width), of the result.
       config: what is done.
       rng: source of all randomness.
+      decode: `decode_image`, with or without arguments of its own.
 
     Raises:
       CorruptImageError: `image` cannot be decoded.
     """
     size = size_pair(image_size)
     if config.crop == "resized":
-        view = random_resized_crop(image, size, config, rng)
+        view = random_resized_crop(image, size, config, rng, decode=decode)
     else:
-        pixels = decode_image(image) if isinstance(image, bytes) else image
+        pixels = decode(image) if isinstance(image, bytes) else image
         view = eval_transform(pixels, size, crop_fraction=1.0)
         if config.crop == "pad":
             view = random_pad_crop(view, config.crop_padding, rng)
@@ -150,6 +154,8 @@ def random_resized_crop(
     size: tuple[int, int],
     config: AugmentConfig,
     rng: np.random.Generator,
+    *,
+    decode: Callable[..., UInt8[np.ndarray, "y x 3"]] = decode_image,
 ) -> UInt8[np.ndarray, "_y _x 3"]:
     """A random box of the image, resized to `size`.
 
@@ -157,7 +163,7 @@ def random_resized_crop(
     is decoded at a half, quarter or eighth (see `decode_image`).
     """
     if isinstance(image, bytes):
-        height, width = jpeg_size(image) or (image := decode_image(image)).shape[:2]
+        height, width = jpeg_size(image) or (image := decode(image)).shape[:2]
     else:
         height, width = image.shape[:2]
     top, left, h, w = random_box(height, width, config.crop_scale, config.crop_ratio, rng)
@@ -165,7 +171,7 @@ def random_resized_crop(
     interpolation = interpolations[rng.integers(len(interpolations))]
     if isinstance(image, bytes):
         enough = math.ceil(height * size[0] / h), math.ceil(width * size[1] / w)
-        image = decode_image(image, min_size=enough)
+        image = decode(image, min_size=enough)
         shrunk = round(height / image.shape[0])  # by 1, 2, 4 or 8 exactly; the last row may stand for fewer
         top, left, h, w = top // shrunk, left // shrunk, max(1, h // shrunk), max(1, w // shrunk)
     return resize(image[top : top + h, left : left + w], size, interpolation)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from vir_jax.data.source import CorruptExampleError, Example, Source
+from vir_jax.data.errors import CorruptExampleError
+from vir_jax.data.source import Example, Source
 
 _NAMED = 5  # Classes that a message names, at most.
 

@@ -3,17 +3,21 @@
 import dataclasses
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 
 from vir_jax.data import CorruptImageError, eval_transform
 from vir_jax.data.decode import MAX_PIXELS
-from vir_jax.data.folder import EXTENSIONS
+from vir_jax.data.pixels import Colour
+from vir_jax.data.walk import EXTENSIONS, describe
+from vir_jax.data.walk import find_images as find_images_below
 from vir_jax.inference.files import ImageFile, open_image
 from vir_jax.inference.image_stream import ImageStream
 from vir_jax.models import VisionModel
@@ -24,6 +28,7 @@ from vir_jax.runs.model import image_size, make_predict
 # Images classified together, at most.
 BATCH_SIZE = 16
 
+FilePath = str | os.PathLike[str]
 Logits = Float[np.ndarray, "classes"]
 
 
@@ -42,7 +47,7 @@ class Prediction:
 
 def predict_files(
     workdir: str | os.PathLike[str],
-    paths: Sequence[str | os.PathLike[str]],
+    paths: FilePath | Sequence[FilePath],
     *,
     checkpoint: str = "last",
     weights: str | None = None,
@@ -53,7 +58,7 @@ def predict_files(
 
     Args:
       workdir: folder of the run.
-      paths: files, and folders whose images are taken, those of folders below them too.
+      paths: a file or folder, or several. Of a folder the images are taken, those of folders below it too.
       checkpoint: "last", "best" or the number of a step.
       weights: "raw" or "ema"; None takes the average where the run kept one.
       top: classes named for each file.
@@ -67,19 +72,24 @@ def predict_files(
     quiet_libraries()
     run = load_run(workdir, checkpoint, weights=weights)
     model, names, config, data = run.model, run.class_names, run.config, run.config.data
+    background = tuple(data.background)
 
     files = list(find_images(paths))
     if streamed:
         model.check_streamable()
         normalization = (tuple(data.mean), tuple(data.std))
-        logits_of = functools.partial(_stream_files, model, normalization)
+        logits_of = functools.partial(_stream_files, model, normalization, background)
         batch = 1
     else:
         forward = functools.partial(
             make_predict(run.functions, mean=data.mean, std=data.std), run.params, mode="auto"
         )
         transform = functools.partial(
-            _whole_image, patch=model.patch, size=image_size(config.model), crop_fraction=data.crop_fraction
+            _whole_image,
+            patch=model.patch,
+            size=image_size(config.model),
+            crop_fraction=data.crop_fraction,
+            background=background,
         )
         batch = max(min(BATCH_SIZE, len(files)), 1)
         logits_of = functools.partial(_classify_files, forward, transform, batch)
@@ -89,21 +99,26 @@ def predict_files(
             yield _prediction(file, result, names, top)
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """The files, and in place of a folder the images in and below it, sorted. What is missing stays in the list."""
-    for path in map(Path, paths):
+def find_images(paths: FilePath | Iterable[FilePath]) -> Iterator[Path]:
+    """Yield the files, and in place of a folder the images in and below it, sorted.
+
+    What is missing, and a folder without images, stays in the list. What was left out of a folder is counted and
+    logged.
+    """
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
         if not path.is_dir():
             yield path
             continue
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in (*EXTENSIONS, ".npy"))
+        left_out: Counter[str] = Counter()
+        found = [Path(file) for file in find_images_below(path, left_out)]
+        if left_out:
+            logging.warning("left out in %s: %s", path, describe(left_out))
         yield from found or [path]
 
 
 def _prediction(file: Path, result: Logits | Exception, names: Sequence[str], top: int) -> Prediction:
     if isinstance(result, IsADirectoryError):
-        return Prediction(
-            str(file), (), f"no images in this folder; looked for {', '.join(EXTENSIONS)}, .npy"
-        )
+        return Prediction(str(file), (), f"no images in this folder; looked for {', '.join(EXTENSIONS)}")
     if isinstance(result, Exception):
         return Prediction(str(file), (), getattr(result, "strerror", None) or str(result))
     probabilities = np.asarray(jax.nn.softmax(result))
@@ -127,8 +142,12 @@ def _classify_files(
     return [image if isinstance(image, Exception) else next(logits) for image in images]
 
 
-def _stream_files(model: VisionModel, normalization: Any, files: Sequence[Path]) -> list[Logits | Exception]:
-    return [_attempt(functools.partial(_stream_file, model, normalization), file) for file in files]
+def _stream_files(
+    model: VisionModel, normalization: Any, background: Colour, files: Sequence[Path]
+) -> list[Logits | Exception]:
+    return [
+        _attempt(functools.partial(_stream_file, model, normalization, background), file) for file in files
+    ]
 
 
 def _attempt(function: Callable[[Path], Any], file: Path) -> Any:
@@ -139,9 +158,9 @@ def _attempt(function: Callable[[Path], Any], file: Path) -> Any:
 
 
 def _whole_image(
-    file: Path, *, patch: int, size: tuple[int, int], crop_fraction: float
+    file: Path, *, patch: int, size: tuple[int, int], crop_fraction: float, background: Colour
 ) -> UInt8[np.ndarray, "y x 3"]:
-    image = open_image(file)
+    image = open_image(file, background=background)
     _check_large_enough(image, patch)
     if image.height * image.width > MAX_PIXELS:
         raise CorruptImageError(
@@ -150,8 +169,8 @@ def _whole_image(
     return eval_transform(np.concatenate(list(image.strips())), size, crop_fraction)
 
 
-def _stream_file(model: VisionModel, normalization: Any, file: Path) -> Logits:
-    image = open_image(file)
+def _stream_file(model: VisionModel, normalization: Any, background: Colour, file: Path) -> Logits:
+    image = open_image(file, background=background)
     _check_large_enough(image, model.patch)
     height, width = (side // model.patch * model.patch for side in (image.height, image.width))
     top, left = (image.height - height) // 2, (image.width - width) // 2

@@ -110,7 +110,7 @@ def retention_costs(
 
 
 def _compiled(operator: Callable[..., tuple[Array, Array]], tokens: Float[Array, "3 b n h d"]) -> Any:
-    """The operator's output; what is computed for its state alone is left out."""
+    """Compile what gives the operator's output, without what is computed for its state alone."""
     return jax.jit(lambda q, k, v: operator(q, k, v)[0]).lower(*tokens).compile()
 
 

@@ -1,6 +1,7 @@
 """What a run left in its workdir: the trained model, images as it saw them, and the metrics."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vir_jax.data import decode_image, eval_transform, open_source
+from vir_jax.data.pixels import WHITE
 from vir_jax.inspection.curves import Curve, metric_curves
 from vir_jax.models import VisionModel
 from vir_jax.models.pixels import normalize
@@ -87,11 +89,12 @@ def load_image(trained: TrainedModel, image: str) -> UInt8[np.ndarray, "H W 3"]:
         FileNotFoundError: no such file.
         ValueError: no such example, or no image that can be decoded.
     """
-    if not image.isdigit():
-        return trained.prepare(decode_image(Path(image).read_bytes()))
     data = trained.config.data
+    decode = functools.partial(decode_image, background=data.get("background", WHITE))
+    if not image.isdigit():
+        return trained.prepare(decode(Path(image).read_bytes()))
     source = open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
     if int(image) >= len(source):
         raise ValueError(f"image {image}: the run's evaluation data has examples 0 to {len(source) - 1}")
     stored = source[int(image)]["image"]
-    return trained.prepare(decode_image(stored) if isinstance(stored, bytes) else stored)
+    return trained.prepare(decode(stored) if isinstance(stored, bytes) else stored)

@@ -76,4 +76,5 @@ def drop_path(
     if key is None:
         return x
     kept = jnp.asarray(1.0 - rate, jnp.float32)
-    return x * (jax.random.bernoulli(key, kept, (x.shape[0], 1, 1)) / kept)
+    factor = jax.random.bernoulli(key, kept, (x.shape[0], 1, 1)) / kept
+    return (x * factor).astype(x.dtype)

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,11 +91,11 @@ def create_model(
     rngs: nnx.Rngs,
     image_size: int | Sequence[int] = 224,
     mixer: str | None = None,
-    readout: Reads | None = None,
+    readout: str | None = None,
     position: str = "learned",
     bidirectional: bool = False,
-    layer_scale: float | Literal["default"] | None = "default",
-    drop_path_rate: float = 0.0,
+    layer_scale: int | float | Literal["default"] | None = "default",
+    drop_path_rate: int | float = 0.0,
     remat: str = "elementwise",
     dtype: DTypeLike = "float32",
     mode: str = "auto",
@@ -146,6 +146,7 @@ def create_model(
         layer_scale = FAMILIES[family].layer_scale
     positive = layer_scale is None or (_is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
     _check("layer_scale", layer_scale, positive, "a positive number, None for none, or 'default'")
+    scale = None if layer_scale is None else float(layer_scale)
     _check("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {tuple(REMAT)}")
     _check("dtype", dtype, _is_float(dtype), "'float32', 'bfloat16' or 'float16'")
 
@@ -164,7 +165,7 @@ def create_model(
 
     def make_block(rngs: nnx.Rngs) -> Block:
         made = kind(size.dim, size.heads, layout, dtype=dtype, rngs=rngs, **given)
-        return Block(size.dim, made, layer_scale=layer_scale, dtype=dtype, rngs=rngs)
+        return Block(size.dim, made, layer_scale=scale, dtype=dtype, rngs=rngs)
 
     model = VisionModel(
         options={
@@ -192,7 +193,7 @@ def create_model(
             remat=remat,
             rngs=rngs,
         ),
-        readout=Readout(size.dim, num_classes, readout or "class_token", rngs=rngs),
+        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), rngs=rngs),
         mode=mode,
     )
     known = ("auto", *model.modes)

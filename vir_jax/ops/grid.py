@@ -50,7 +50,7 @@ def retention_2d(
 
     Modes, all one function: "parallel" (masked einsum), "recurrent" (the recurrence above), "chunkwise" (parallel
     inside bands of `chunk_rows` rows, recurrent from band to band; by default a band has about BAND_TOKENS tokens);
-    "auto" is parallel up to PARALLEL_UP_TO tokens, chunkwise beyond, and wherever `chunk_rows` is given.
+    "auto" is parallel up to PARALLEL_UP_TO tokens; chunkwise beyond, and wherever `chunk_rows` is given.
 
     Args:
         q: Queries [b, n, h, d]; dtypes are those of `retention`.

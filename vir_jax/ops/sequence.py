@@ -48,7 +48,7 @@ def retention(
     - "parallel": (Q K^T .* D) V with all n^2 scores at once;
     - "recurrent": one token after another, in the least memory;
     - "chunkwise": parallel inside chunks of `chunk_size` tokens (the last one ragged), recurrent between them;
-    - "auto": parallel up to PARALLEL_UP_TO tokens, chunkwise beyond, and wherever `chunk_size` is given.
+    - "auto": parallel up to PARALLEL_UP_TO tokens; chunkwise beyond, and wherever a chunk size or a kernel is given.
 
     Args:
         q: Queries [b, n, h, d]; fp32, bf16 or fp16, as k and v.

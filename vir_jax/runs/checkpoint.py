@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from vir_jax.runs.bucket import BucketError
 from vir_jax.runs.manifest import DamagedCheckpointError, verify, write_manifest, written_items
 from vir_jax.runs.migrations import migrate
+from vir_jax.runs.parameter_names import as_stored, from_stored
 from vir_jax.runs.preemption import PreemptedError
 from vir_jax.runs.state import Params, TrainState
 from vir_jax.runs.storage import RunPath, open_workdir, storage_of
@@ -306,21 +307,33 @@ class Checkpoints:
           target: shapes, dtypes and shardings to restore to (`jax.ShapeDtypeStruct` leaves).
           step: which one.
         """
-        items: dict[str, ocp.args.CheckpointArgs] = {
-            "params": ocp.args.StandardRestore(target.params),
-            "optimizer": ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
-            "progress": ocp.args.JsonRestore(),
+        wanted = {
+            "params": target.params,
+            "optimizer": {"step": target.step, "opt_state": target.opt_state},
         }
         if target.ema is not None:
-            items["ema"] = ocp.args.StandardRestore(target.ema)
-        restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
+            wanted["ema"] = target.ema
+        arrays = self._restore_arrays(step, wanted)
+        progress = ocp.args.Composite(progress=ocp.args.JsonRestore())
         state = TrainState(
-            step=restored.optimizer["step"],
-            params=restored.params,
-            opt_state=restored.optimizer["opt_state"],
-            ema=restored.ema if target.ema is not None else None,
+            step=arrays["optimizer"]["step"],
+            params=arrays["params"],
+            opt_state=arrays["optimizer"]["opt_state"],
+            ema=arrays.get("ema"),
         )
-        return state, restored.progress
+        return state, self._checkpointer.restore(self._path(step), args=progress).progress
+
+    def _restore_arrays(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Items of arrays, by name, in the structure, shapes and shardings that are wanted of each."""
+        stored = {name: self._stored(step, name) for name in wanted}
+        targets = {name: as_stored(wanted[name], stored[name]) for name in wanted}
+        items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
+        return {name: from_stored(restored[name], wanted[name]) for name in wanted}
+
+    def _stored(self, step: int, item: str) -> Any:
+        """Shapes and dtypes of a checkpoint's item, nested as it was stored."""
+        return ocp.StandardCheckpointHandler().metadata(self._path(step) / item).tree
 
     def restore_config(self, step: int) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
         """Return the config that a checkpoint was trained with, in today's fields, and the metadata saved with it.
@@ -357,15 +370,12 @@ class Checkpoints:
             raise ValueError(f"the checkpoint of step {step} holds no EMA: the run had ema_decay = 0")
         self._verify(step, (item,))
         if target is None:
-            stored = ocp.StandardCheckpointHandler().metadata(self._path(step) / item)
             one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), stored.tree
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+                self._stored(step, item),
             )
-        restored = self._checkpointer.restore(
-            self._path(step), args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
-        )
-        return restored[item]
+        return self._restore_arrays(step, {item: target})[item]
 
     def has_ema(self, step: int) -> bool:
         """Whether a checkpoint holds a moving average.

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from absl import logging
 
-from vir_jax.runs.bucket import BucketError, BucketPath, Version
+from vir_jax.runs.bucket import PATIENCE, BucketError, BucketPath, Version
 
 # A holder that has not renewed its lock for so long has lost it.
 SECONDS = 60.0
@@ -97,7 +97,7 @@ class Lease:
             self._renewals += 1
             began = time.monotonic()
             try:
-                generation = self._path.replace_if(self._content(), self._generation, patience=SECONDS / 5)
+                generation = self._replace(self._content(), patience=SECONDS / 5)
             except BucketError as error:
                 logging.warning("the lock was not renewed: %s", error)
                 return
@@ -105,6 +105,17 @@ class Lease:
                 self._lost = True
             else:
                 self._generation, self._renewed = generation, began
+
+    def _replace(self, data: bytes | None, *, patience: float = PATIENCE) -> bytes | None:
+        """The new generation, or None where the lock is another's."""
+        generation = self._path.replace_if(data, self._generation, patience=patience)
+        if generation is None:
+            found = self._path.read(patience=patience)
+            if (
+                _field(found.data, "token") == self._token
+            ):  # A renewal that was given up came through after all.
+                generation = self._path.replace_if(data, found.generation, patience=patience)
+        return generation
 
     def _content(self) -> bytes:
         holder = f"process {os.getpid()} on {socket.gethostname()}"
@@ -117,13 +128,17 @@ class Lease:
         self._thread.join()
         if not self._lost:
             try:
-                self._path.replace_if(None, self._generation)
+                self._replace(None)
             except BucketError as failure:
                 logging.warning("the lock stays for %.0f s: %s", SECONDS, failure)
 
 
 def _holder(data: bytes | None) -> str:
+    return _field(data, "holder") or "a run that has just begun"
+
+
+def _field(data: bytes | None, name: str) -> str | None:
     try:
-        return str(json.loads(data or b"")["holder"])
+        return str(json.loads(data or b"")[name])
     except (ValueError, KeyError, TypeError):
-        return "a run that has just begun"
+        return None

@@ -74,7 +74,7 @@ def load_run(
         config, metadata = checkpoints.restore_config(step)
         weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
         functions = model_functions(config.model, len(metadata["class_names"]))
-        shapes, _ = jax.eval_shape(functions.init, jax.random.key(0))
+        shapes = jax.eval_shape(functions.init, jax.random.key(0))
         one = SingleDeviceSharding(jax.local_devices()[0])
         if mesh is None:
             shardings = jax.tree.map(lambda leaf: one, shapes)

@@ -1,68 +1,79 @@
-"""Where the parameters of older checkpoints are found today."""
+"""Where older checkpoints keep the arrays of a train state.
 
-from collections.abc import Collection, Mapping
+Until models had a stem, a stage and a readout, their parts stood side by side; and optimisers kept a count of steps for
+the schedule.
+"""
+
 from typing import Any
 
 import jax
 
-# Until models had a stem, a stage and a readout, their parts stood side by side.
+from vir_jax.parallel.sharding import dotted
+
 _RENAMED = {
-    "patch_embedding": "stem.embedding.conv",
-    "position_embedding": "stem.position.embedding",
-    "class_token": "stem.class_token",
-    "class_position_embedding": "stem.class_position_embedding",
-    "blocks": "stage.blocks",
-    "final_norm": "readout.norm",
-    "head": "readout.head",
+    "stem.embedding.conv": "patch_embedding",
+    "stem.position.embedding": "position_embedding",
+    "stem.class_token": "class_token",
+    "stem.class_position_embedding": "class_position_embedding",
+    "stage.blocks": "blocks",
+    "readout.norm": "final_norm",
+    "readout.head": "head",
 }
-_PARTS = {name.split(".")[0] for name in _RENAMED.values()}
 
 
-def is_old(names: Collection[str]) -> bool:
-    """Return whether a stored model with these top-level names is from before the renaming."""
-    return "blocks" in names
-
-
-def to_old(tree: Any) -> Any:
-    """Return a tree with its parameters where an older checkpoint has them.
+def as_stored(wanted: Any, stored: Any) -> Any:
+    """Return the arrays that are wanted, nested and named as they are stored.
 
     Args:
-        tree: parameters, or anything that holds such nested dicts, such as an optimiser's state.
+        wanted: shapes, dtypes and shardings.
+        stored: shapes and dtypes of what the checkpoint holds; what of it is not wanted is restored all the same, and
+            left out by `from_stored`.
+
+    Raises:
+        ValueError: something that is wanted is not stored.
     """
-    return jax.tree.map(lambda node: _to_old(node) if _is_model(node) else node, tree, is_leaf=_is_model)
+    if not _is_older(wanted, stored):
+        return wanted
+    found = {_old_name(dotted(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
+    sharding = next(iter(found.values())).sharding
+
+    def target(path: tuple[Any, ...], leaf: Any) -> Any:
+        if (name := dotted(path)) in found:
+            return found.pop(name)
+        alone = jax.sharding.SingleDeviceSharding(next(iter(sharding.device_set)))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=alone)
+
+    tree = jax.tree_util.tree_map_with_path(target, stored)
+    if found:
+        raise ValueError(f"the checkpoint of an earlier version does not hold {', '.join(found)}")
+    return tree
 
 
-def from_old(tree: Any) -> Any:
-    """Return a tree of an older checkpoint with its parameters where they are found today; see `to_old`."""
-    return jax.tree.map(
-        lambda node: _from_old(node) if _is_old_model(node) else node, tree, is_leaf=_is_old_model
+def from_stored(restored: Any, wanted: Any) -> Any:
+    """Return what was restored of `as_stored(wanted, ...)` in the structure that is wanted."""
+    if not _is_older(wanted, restored):
+        return restored
+    found = {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
+    paths, structure = jax.tree_util.tree_flatten_with_path(wanted)
+    return jax.tree.unflatten(structure, [found[_old_name(dotted(path))] for path, _ in paths])
+
+
+def _is_older(wanted: Any, stored: Any) -> bool:
+    """Whether they are a model's arrays, wanted by today's names and stored by others."""
+    wanted_names, stored_names = (
+        [dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)] for tree in (wanted, stored)
+    )
+    return any("stage.blocks." in name for name in wanted_names) and not any(
+        "stage.blocks." in name for name in stored_names
     )
 
 
-def _is_model(node: Any) -> bool:
-    return isinstance(node, dict) and set(node) == _PARTS
-
-
-def _is_old_model(node: Any) -> bool:
-    return isinstance(node, dict) and is_old(node)
-
-
-def _to_old(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {old: part for old, new in _RENAMED.items() if (part := _get(model, new)) is not None}
-
-
-def _from_old(model: Mapping[str, Any]) -> dict[str, Any]:
-    renamed: dict[str, Any] = {}
-    for old, part in model.items():
-        *parents, name = _RENAMED[old].split(".")
-        place = renamed
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = part
-    return renamed
-
-
-def _get(tree: Any, name: str) -> Any:
-    for key in name.split("."):
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
+def _old_name(name: str) -> str:
+    """The dotted path at which an older checkpoint has an array, a parameter or what an optimiser keeps for one."""
+    for today, before in _RENAMED.items():
+        head, found, tail = name.partition(today + ".")
+        if found and (not head or head.endswith(".")):
+            return f"{head}{before}.{tail}"
+        if name == today or name.endswith("." + today):
+            return name.removesuffix(today) + before
+    return name

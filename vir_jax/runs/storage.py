@@ -225,6 +225,7 @@ class GrowingObject(Log):
         self._generation = found.generation
         self._data = bytearray(found.data or b"")
         self._written = len(self._data)
+        self._given_up: list[int] = []  # Lengths of versions whose writing was not waited for to its end.
         self._writing, self._closing = threading.Lock(), threading.Event()
         self._thread = threading.Thread(
             target=self._sync_now_and_then, name=f"upload {path.name}", daemon=True
@@ -250,10 +251,22 @@ class GrowingObject(Log):
             data = bytes(self._data)
             if len(data) == self._written:
                 return
-            generation = self._path.replace_if(data, self._generation)
+            generation = self._replace(data, self._generation)
+            if generation is None:
+                found = self._path.read()
+                if len(found.data or b"") in self._given_up and data.startswith(found.data or b""):
+                    generation = self._replace(data, found.generation)  # What was given up came through.
             if generation is None:
                 raise BucketError(f"{self._path} was written by another run: this one's lines are not")
             self._generation, self._written = generation, len(data)
+            self._given_up.clear()
+
+    def _replace(self, data: bytes, generation: bytes) -> bytes | None:
+        try:
+            return self._path.replace_if(data, generation)
+        except BucketError:
+            self._given_up.append(len(data))
+            raise
 
     def close(self) -> None:
         """Write what waits, and stop.

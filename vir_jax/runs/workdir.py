@@ -21,6 +21,7 @@ FREE_FIELDS = (
     "keep_checkpoints",
     "data.data_dir",
     "data.threads",
+    "data.max_corrupt_fraction",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
@@ -31,6 +32,7 @@ FREE_FIELDS = (
 TUNING_FIELDS = (
     "epochs",
     "max_skipped_steps",
+    "data.background",
     "optim.cooldown_epochs",
     "optim.lr",
     "optim.final_lr",

@@ -94,7 +94,7 @@ def compile_report(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        overflow = _overflow(str(error))
+        overflow = str(error).splitlines()[0]
     else:
         memory = compiled_memory(compiled)
         traffic = collectives(compiled.as_text() or "")
@@ -167,12 +167,6 @@ def format_report(report: Report) -> str:
         for kind, traffic in report.collectives.items()
     ]
     return "\n".join(lines)
-
-
-def _overflow(message: str) -> str:
-    """The sentences of the compiler's error that give the numbers."""
-    found = re.findall(r"Used [^\n]*?hbm\.[^\n]*?\.(?=\s|$)|Exceeded [^\n]*", message)
-    return " ".join(dict.fromkeys(found)) or message.splitlines()[0]
 
 
 def _size(size: int) -> str:

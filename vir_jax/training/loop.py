@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 import vir_jax
-from vir_jax.data import AugmentConfig, Source, eval_loader, train_loader
+from vir_jax.data import AugmentConfig, Source, check_examples, eval_loader, train_loader
 from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import sum_over_processes
 from vir_jax.paths import check_paths
@@ -64,6 +64,7 @@ def train(
         Such a step is not applied; the newest checkpoint is of a step before it.
       PreemptedError: SIGTERM came; the same call goes on from what was saved.
       PathError: the workdir or a path in the config is blank, or of a kind that is not read (a `ValueError`).
+      TooManyCorruptError: more corrupt examples than `config.data.max_corrupt_fraction` allows.
       WorkdirInUseError: another run holds the workdir.
       DamagedCheckpointError: there are checkpoints, and none can be restored.
       SaveError: the first checkpoint could not be written, or training went through and the last one could not.
@@ -93,7 +94,12 @@ def _train(
 
     # ------------------------------------------------------------------ data
     data = config.data
+    given = train_source, eval_source
     train_source, eval_source = open_sources(data, train_source, eval_source)
+    for source, was_given in zip((train_source, eval_source), given, strict=True):
+        if was_given is None:
+            # Too many corrupt examples are told here, not after the last step.
+            check_examples(source, max_corrupt_fraction=data.max_corrupt_fraction, num_threads=data.threads)
     if len(train_source) < config.batch_size:
         raise ValueError(
             f"the training data has {len(train_source)} examples, fewer than one batch of"
@@ -119,6 +125,8 @@ def _train(
         seed=config.seed,
         rows=local_rows(mesh, config.batch_size),
         num_threads=data.threads,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        background=data.background,
     )
     eval_batches = eval_loader(
         eval_source,
@@ -127,6 +135,8 @@ def _train(
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        background=data.background,
     )
 
     metadata = {

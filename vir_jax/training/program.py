@@ -11,8 +11,8 @@ from jaxtyping import Array, Key
 
 from vir_jax.parallel.mesh import batch_sharding, check_divides
 from vir_jax.parallel.sharding import state_shardings
-from vir_jax.runs.model import ModelFunctions, image_size, merge, model_functions
-from vir_jax.runs.state import Params, TrainState, create_train_state
+from vir_jax.runs.model import ModelFunctions, image_size, model_functions
+from vir_jax.runs.state import TrainState, create_train_state
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
 from vir_jax.training.step import Batch, Metrics, StepConfig, make_train_step
 
@@ -58,11 +58,11 @@ def check_on_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
     check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
     model = model_functions(config.model, 2)
-    variables = merge(*jax.eval_shape(model.init, jax.random.key(0)))
+    params = jax.eval_shape(model.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((config.batch_size, *image_size(config.model), 3), "float32")
     with jax.set_mesh(mesh):
         try:
-            jax.eval_shape(model.apply, variables, images)
+            jax.eval_shape(model.apply, params, images)
         except ValueError as error:
             raise ValueError(f"config.model: {error}") from error
 
@@ -86,12 +86,8 @@ def make_program(
     schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
     optimizer = make_optimizer(**optimizer_options(config.optim))
 
-    def apply(params: Params, images: Array, key: Array | None) -> Array:
-        assert key is not None
-        return model.train(params, images, key)[0]
-
     def init(key: Array) -> TrainState:
-        return create_train_state(model.init(key)[0], optimizer, ema=config.ema_decay > 0)
+        return create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0)
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(shapes, mesh, model.axes)
@@ -108,7 +104,7 @@ def make_program(
         state=state,
         batch=batch_shapes(config.batch_size, size, mesh),
         init=jax.jit(init, out_shardings=shardings),
-        step=make_train_step(apply, optimizer, schedule, step_config(config, num_classes)),
+        step=make_train_step(model.apply, optimizer, schedule, step_config(config, num_classes)),
     )
 
 

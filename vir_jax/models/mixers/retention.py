@@ -1,7 +1,7 @@
 """Retention, ViR's mixer, along the raster order or by rows and columns."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -51,7 +51,7 @@ class Retention(HeadsMixer):
         heads: int,
         layout: Layout,
         *,
-        retention: Literal["1d", "2d"] | None = None,
+        retention: str | None = None,
         chunk_size: int | None = None,
         implementation: str | None = None,
         dtype: DTypeLike,
@@ -86,7 +86,7 @@ class Retention(HeadsMixer):
                 "chunks of its own. Leave it out."
             )
         super().__init__(dim, heads, layout, dtype=dtype, rngs=rngs)
-        self.retention = retention or "1d"
+        self.retention = "2d" if retention == "2d" else "1d"
         self.reads_rows = self.retention == "2d"
         self.chunk_size, self.implementation = chunk_size, implementation
         self.modes = ("chunkwise",) if kernel else MODES
