@@ -10,21 +10,20 @@ from pathlib import Path
 
 import chex
 import jax
-import numpy as np
 import pytest
 
 import vir_jax.training.loop
 from benchmarks.faults.runs import differences, final_state
 from tests.emulator import BUCKET
-from vir_jax.data import open_source
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs import lease
 from vir_jax.runs.bucket import BucketError, BucketPath
 from vir_jax.runs.checkpoint import Checkpoints, SaveError
+from vir_jax.runs.load import load_run
 from vir_jax.runs.manifest import DamagedCheckpointError
 from vir_jax.runs.metrics import read_metrics
-from vir_jax.training.finetune import pretrained_params
+from vir_jax.training.finetune import read_pretrained, start_from
 from vir_jax.training.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -230,11 +229,11 @@ def test_a_copy_on_a_disk_is_the_same_run(finished_once, tmp_path, config):
 
 def test_evaluation_and_fine_tuning_read_a_bucket(finished_once, config, folder):
     (result,) = evaluate_workdir(str(finished_once), checkpoint="last").values()
+    best = load_run(str(finished_once), "best")
     with Checkpoints(finished_once, read_only=True) as checkpoints:
         assert result.metrics == pytest.approx(checkpoints.metrics(11))
-        best = checkpoints.restore_params(checkpoints.resolve("best"), weights="ema")
-    names = open_source("digits", "train").class_names
-    fitted = pretrained_params(str(finished_once), fresh=best, class_names=names)
-    chex.assert_trees_all_equal(jax.tree.map(np.asarray, fitted), jax.tree.map(np.asarray, best))
+    config.init_from = str(finished_once)
+    fitted = read_pretrained(config, shapes=best.params, class_names=best.class_names)
+    chex.assert_trees_all_equal(start_from(fitted, best.params), best.params)
     with pytest.raises(FileNotFoundError, match=r"no checkpoints in gs://"):
         evaluate_workdir(str(folder))
