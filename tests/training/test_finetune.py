@@ -142,7 +142,7 @@ def test_the_head_follows_the_names_of_the_classes(tmp_path, digits_config, capl
 def test_other_colours_are_logged(first, caplog):
     first.data.mean = (0.1, 0.2, 0.3)
     read(first)
-    assert "data.mean is (0.1, 0.2, 0.3) here, the pretrained model was trained with (0.485" in caplog.text
+    assert "data.mean is (0.1, 0.2, 0.3) here, the pretrained model was trained with (0.5" in caplog.text
 
 
 def test_a_run_that_was_never_evaluated_gives_its_last_weights_and_says_so(tmp_path, digits_config, caplog):
