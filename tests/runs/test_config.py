@@ -179,7 +179,7 @@ def test_odd_values(field):
     [
         ({"batch_size": "128"}, "config.batch_size is '128'; expected a positive integer"),
         ({"epochs": math.inf}, "config.epochs is inf; expected a positive number, finite"),
-        ({"seed": -1}, r"config.seed is -1; expected an integer in \[0, "),
+        ({"seed": -1}, r"config.seed is -1; expected an integer in \[0, 4294967295\]"),
         ({"seed": 2**32}, "config.seed is 4294967296"),
         ({"ema_decay": 1.0}, r"config.ema_decay is 1.0; expected a number in \[0, 1\)"),
         ({"accumulation_steps": 3}, "config.accumulation_steps is 3; expected a divisor of batch_size=128"),

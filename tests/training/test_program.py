@@ -15,6 +15,7 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
     ("field", "value", "message"),
     [
         ("model.mode", "sideways", r"config\.model\.mode='sideways'; expected one of"),
+        ("model.name", "vir_x4", "no model is called 'vir_x4'"),
         ("model.remat", "dots", r"config\.model\.remat='dots'; expected one of"),
         ("model.image_size", 10, r"config\.model: an image of 10 x 10 pixels does not divide"),
         ("seed", -1, r"config\.seed is -1; expected"),

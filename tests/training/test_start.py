@@ -155,8 +155,6 @@ def test_custom_sources_are_checked(tmp_path, digits_config, sources, message):
         ({"data.train_split": "trainign"}, ValueError, "digits has no split 'trainign'"),
         ({"data.eval_split": "validation"}, ValueError, "digits has no split 'validation'"),
         ({"init_from": "runs/typo"}, FileNotFoundError, "no checkpoints in .*typo"),
-        ({"model.name": "vir_x4"}, ValueError, "no model is called 'vir_x4'"),
-        ({"model.image_size": (9, 9)}, ValueError, "does not divide into patches"),
     ],
 )
 def test_mistakes_claim_no_workdir(tmp_path, digits_config, changes, error, message):

@@ -52,13 +52,12 @@ def number(low: int | float | None = None, high: int | float | None = None, ends
 
 
 def _between(low: int | float | None, high: int | float | None, ends: str) -> str:
-    if low is not None and low == high:
-        return f" equal to {low:g}"
-    if low is not None and high is not None:
-        return f" in {ends[0]}{low:.4g}, {high:.4g}{ends[1]}"
-    if low is not None:
-        return f" of at least {low:g}" if ends[0] == "[" else f" above {low:g}"
-    return ""
+    below, above = (f"{bound:.4g}" if isinstance(bound, float) else str(bound) for bound in (low, high))
+    if low is None:
+        return ""
+    if high is None:
+        return f" of at least {below}" if ends[0] == "[" else f" above {below}"
+    return f" equal to {below}" if low == high else f" in {ends[0]}{below}, {above}{ends[1]}"
 
 
 def text() -> Kind:
