@@ -78,7 +78,9 @@ def evaluate_workdir(
         params = checkpoints.restore_params(step, weights=weights, target=target)
     data = config.data
     source = source or open_source(
-        dataset or data.dataset, split or data.eval_split, data_dir=data_dir or data.data_dir
+        dataset or data.dataset,
+        split or data.eval_split,
+        data_dir=data.data_dir if data_dir is None else data_dir,
     )
     if source.num_classes != len(metadata["class_names"]):
         raise ValueError(
