@@ -1,8 +1,12 @@
-"""Evaluate a checkpoint: python eval.py --workdir=runs/vir_b [--checkpoint=best] [--mode=all] [--image_size=384]."""
+"""Evaluate a checkpoint: python eval.py --workdir=runs/vir_b [--checkpoint=best] [--mode=all] [--image_size=384].
+
+Exit codes: 0 done; 1 anything else. An error that is foreseen is told in a sentence; --traceback shows where it arose.
+"""
 
 import jax
 from absl import app, flags
 
+from vir_jax import command_line
 from vir_jax.evaluation import evaluate_workdir, format_results
 from vir_jax.parallel.processes import initialize_from_flags
 from vir_jax.paths import define_path
@@ -31,7 +35,7 @@ def main(argv: list[str]) -> None:
         WORKDIR.value,
         checkpoint=CHECKPOINT.value,
         weights=WEIGHTS.value,
-        size=_image_size(IMAGE_SIZE.value),
+        image_size=_image_size(IMAGE_SIZE.value),
         mode=MODE.value,
         dataset=DATASET.value,
         split=SPLIT.value,
@@ -39,17 +43,17 @@ def main(argv: list[str]) -> None:
         batch_size=BATCH_SIZE.value,
     )
     if jax.process_index() == 0:
-        print(format_results(results))
+        command_line.write_line(format_results(results))
 
 
 def _image_size(sides: list[str] | None) -> int | tuple[int, int] | None:
     if sides is None:
         return None
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise app.UsageError(f"--image_size={','.join(sides)}: expected one number, or height,width")
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise app.UsageError(f"--image_size={','.join(sides)}: expected a positive number, or height,width")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    command_line.run(main)

@@ -1,7 +1,8 @@
 """Classify images: python predict.py --workdir=runs/vir_b image.jpg folder/ [--stream] [--json] [--top=5].
 
-A line for each file, errors on the standard error; with --json an object a line for all of them. Exits with 1 if there
-was a file that could not be read.
+A line for each file, errors on the standard error; with --json an object a line for all of them. Exit codes:
+0 done; 1 a file that could not be read, or an error, of which --traceback shows where it arose; 141 the reader of the
+output went away.
 """
 
 import json
@@ -9,6 +10,7 @@ import sys
 
 from absl import app, flags
 
+from vir_jax import command_line
 from vir_jax.inference.predict import predict_files
 from vir_jax.paths import PathError, check_path, define_path
 
@@ -46,12 +48,12 @@ def main(argv: list[str]) -> int:
         if JSON.value:
             classes = [{"class": name, "probability": p} for name, p in prediction.classes]
             found = {"classes": classes} if prediction.error is None else {"error": prediction.error}
-            print(json.dumps({"file": prediction.file, **found}), flush=True)
+            command_line.write_line(json.dumps({"file": prediction.file, **found}))
         else:
-            print(prediction, file=sys.stdout if prediction.error is None else sys.stderr, flush=True)
+            command_line.write_line(str(prediction), sys.stdout if prediction.error is None else sys.stderr)
     return int(failed)
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    command_line.run(main)

@@ -1,6 +1,7 @@
 """Train a model: python train.py --config=configs/vir_b.py --workdir=runs/vir_b [--config.optim.lr=1e-3 ...].
 
-Exit codes: 0 done; 75 SIGTERM came and the run was saved, so that the same command goes on; 1 anything else.
+Exit codes: 0 done; 75 SIGTERM came and the run was saved, so that the same command goes on; 1 anything else. An error
+that is foreseen is told in a sentence; --traceback shows where it arose.
 """
 
 import sys
@@ -9,6 +10,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vir_jax import command_line
 from vir_jax.parallel.processes import initialize_from_flags
 from vir_jax.paths import define_path
 from vir_jax.runs.preemption import EXIT_CODE, PreemptedError
@@ -34,9 +36,11 @@ def main(argv: list[str]) -> None:
         logging.warning("SIGTERM: %s. The same command goes on; exit code %d", notice, EXIT_CODE)
         sys.exit(EXIT_CODE)
     if jax.process_index() == 0:
-        print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "count"))
+        command_line.write_line(
+            "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "count")
+        )
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    command_line.run(main)

@@ -31,7 +31,7 @@ from flax import nnx
 
 from benchmarks.timing import RESULTS, machine, markdown_table, replace_between_markers, write_results
 from vir_jax.inference import stream
-from vir_jax.models import VisionBackbone, create_model
+from vir_jax.models import VisionModel, create_model
 from vir_jax.models.pixels import normalize
 from vir_jax.ops import MODES
 
@@ -85,7 +85,7 @@ def _gigabytes(number: int | None) -> str:
 # --- One point, in a process of its own ---
 
 
-def _forward(mode: str) -> Callable[[VisionBackbone, jax.Array], jax.Array]:
+def _forward(mode: str) -> Callable[[VisionModel, jax.Array], jax.Array]:
     if mode in (STREAM, STREAM_2D):
         return lambda model, images: stream(model, images, normalization=(MEAN, STD))
     form = "parallel" if mode == ATTENTION else mode

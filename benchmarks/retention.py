@@ -46,6 +46,11 @@ class Record:
         return f"{ms} ({self.temp_bytes / 2**20:.0f})"
 
 
+def _output_of(function: Callable[..., tuple[jax.Array, jax.Array]], **options: Any) -> Operator:
+    """The function without the state that it returns besides."""
+    return lambda q, k, v: function(q, k, v, **options)[0]
+
+
 def _inputs(n: int, batch: int) -> list[jax.Array]:
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.normal(size=(batch, n, HEADS, WIDTH)), jnp.float32) for _ in range(3)]
@@ -73,9 +78,9 @@ def _measure(op: str, size: str, operators: dict[str, Operator], n: int, batch: 
 
 
 def _measure_sequences() -> list[Record]:
-    op = partial(retention, log_decay=vir_log_decay(HEADS))
-    operators: dict[str, Operator] = {mode: partial(op, mode=mode) for mode in (*MODES, "auto")}
-    operators[OTHER_CHUNKS] = partial(op, mode="chunkwise", chunk_size=64)
+    op = partial(_output_of, retention, log_decay=vir_log_decay(HEADS))
+    operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
+    operators[OTHER_CHUNKS] = op(mode="chunkwise", chunk_size=64)
     operators[SOFTMAX] = jax.nn.dot_product_attention
     records = []
     for n, batch in SEQUENCES:
@@ -86,8 +91,8 @@ def _measure_sequences() -> list[Record]:
 def _measure_grids() -> list[Record]:
     records = []
     for grid, batch in GRIDS:
-        op = partial(retention_2d, log_decay=vir_log_decay(HEADS), grid=grid)
-        operators: dict[str, Operator] = {mode: partial(op, mode=mode) for mode in (*MODES, "auto")}
+        op = partial(_output_of, retention_2d, log_decay=vir_log_decay(HEADS), grid=grid)
+        operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
         size = f"{grid[0]}x{grid[1]} + 1 (b={batch})"
         records += _measure("retention_2d", size, operators, math.prod(grid) + 1, batch)
     return records

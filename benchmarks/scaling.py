@@ -51,10 +51,11 @@ def recipe(name: str, size: int, chips: int, *, remat: bool) -> ml_collections.C
     """The recipe at another image size; `remat`: recomputing all of its blocks even if it does without."""
     config = import_module(f"configs.{name}").get_config()
     config.model.image_size = (size, size)
-    config.model.remat |= remat
+    if remat:
+        config.model.remat = "full"
     if size in IMAGES_PER_CHIP:
         config.batch_size = IMAGES_PER_CHIP[size] * chips
-        config.model.remat = True
+        config.model.remat = "full"
     return config
 
 
@@ -69,7 +70,7 @@ def measure(name: str, topology: str, size: int, *, remat: bool = False) -> Reco
         size=size,
         batch_size=config.batch_size,
         mesh=report.mesh,
-        remat=config.model.remat,
+        remat=config.model.remat == "full",
         state=report.state,
         memory=report.memory.get("total"),
         capacity=report.capacity,

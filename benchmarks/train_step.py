@@ -20,11 +20,11 @@ import jax
 import numpy as np
 
 from benchmarks.timing import failure, machine, markdown_table, write_results
+from configs.imagenet import imagenet_config
 from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.parallel.hardware import CHIPS
 from vir_jax.parallel.memory import compiled_memory
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.config import default_config
 from vir_jax.runs.model import model_functions
 from vir_jax.training.compile_report import IMAGENET_EXAMPLES
 from vir_jax.training.program import make_program
@@ -72,8 +72,9 @@ def forms(name: str, size: int) -> list[str]:
 
 def our_step(name: str, form: str, size: int, batch_size: int) -> tuple[Run, int]:
     """The step, compiled, and the bytes that it asks for."""
-    config = default_config()
+    config = imagenet_config()
     config.model.name, config.model.image_size, config.batch_size = name, (size, size), batch_size
+    config.model.layer_scale, config.model.drop_path_rate = 1e-5 if name.startswith("vir") else None, 0.2
     if form in PLATFORMS:
         config.model.implementation = form
     elif form:
@@ -164,9 +165,7 @@ def measure(models: list[str], size: int, batch_size: int) -> list[Record]:
 
 def forward_flops(name: str, size: int) -> float:
     """Of a model, for one image."""
-    config = default_config().model
-    config.name, config.image_size = name, (size, size)
-    flops = model_functions(config, 1000).flops((size, size))
+    flops = model_functions({"name": name, "image_size": size}, 1000).flops((size, size))
     assert flops is not None  # of these models all are counted
     return flops
 

@@ -75,13 +75,15 @@ def _digits_config():
     config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 0.9, 0.1, 0.1
     config.batch_size = config.eval_batch_size = 64
     config.accumulation_steps = 2
-    config.ema_decay = 0.9
-    config.model.name, config.model.image_size, config.model.dtype = "vir_mu4", (8, 8), "float32"
-    config.model.drop_path = 0.2
+    config.label_smoothing, config.ema_decay = 0.1, 0.9
+    config.model.name, config.model.image_size, config.model.dtype = "vir_pico4", (8, 8), "float32"
+    config.model.layer_scale, config.model.drop_path_rate = 1e-5, 0.2
     config.data.dataset, config.data.eval_split, config.data.threads = "digits", "test", 2
-    config.data.crop_fraction = 1.0
     config.augment.crop, config.augment.crop_padding = "pad", 1
-    config.optim.name, config.optim.lr = "adamw", 1e-3
+    config.augment.hflip, config.augment.randaugment_ops, config.augment.erase = 0.5, 2, 0.25
+    config.mixing.mixup_alpha, config.mixing.cutmix_alpha = 0.8, 1.0
+    config.optim.name, config.optim.lr, config.optim.final_lr = "adamw", 1e-3, 5e-6
+    config.optim.weight_decay, config.optim.clip_norm = 0.05, 5.0
     config.log_every, config.checkpoint_every = 4, 5
     return config
 

@@ -5,10 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_collections
+import numpy as np
 import pytest
 from PIL import Image
 
-from vir_jax.data import open_source
+from vir_jax import command_line
+from vir_jax.data import decode_image, open_source
+from vir_jax.runs.config import validate
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config.epochs=8", "--config.optim.warmup_epochs=1"]
@@ -62,15 +66,92 @@ def test_train_resume_evaluate_and_predict(tmp_path):
     assert sum(right) > 10  # Chance is 2.
 
 
+TRAIN = ["train.py", "--config=configs/vir_digits.py"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.optim.lrr=1"], 'Did you mean "lr"'),
-        (["--config.optim.lr=-1"], "config.optim.lr is -1.0; expected a positive number"),
-        (["digits"], "unexpected arguments"),
+        ([*TRAIN, "--config.optim.lrr=1"], 'no field "lrr". Did you mean "lr"?'),
+        ([*TRAIN, "--config.optim.lr=-1"], "config.optim.lr is -1.0; expected a positive number"),
+        (
+            [*TRAIN, "--config.data.background=(0,0)"],
+            "config.data.background is (0, 0); expected 3 values, each an integer in [0, 255]",
+        ),
+        (
+            [*TRAIN, "--config.data.max_corrupt_fraction=2."],
+            "config.data.max_corrupt_fraction is 2.0; expected",
+        ),
+        ([*TRAIN, "--config.data.train_split=validation"], "digits has no split 'validation'"),
+        (["train.py", "--config=configs/absent.py"], "No such file or directory: 'configs/absent.py'"),
+        (["train.py", "--config=configs/vir_cifar10.py:modle=1"], "unknown config argument 'modle'"),
+        (["eval.py"], "no checkpoints in"),
+        (["predict.py", "a.png"], "no checkpoints in"),
     ],
 )
-def test_mistakes_are_explained(tmp_path, arguments, message):
-    result = run("train.py", "--config=configs/vir_digits.py", f"--workdir={tmp_path}", *arguments)
+def test_mistakes_are_told_in_a_sentence(tmp_path, arguments, message):
+    result = run(*arguments, f"--workdir={tmp_path}")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (told,) = [line for line in result.stderr.splitlines() if line.startswith(f"{arguments[0]}: ")]
+    assert message in told
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("size", ["0", "8,0", "-8", "abc", "8,8,8", ""])
+def test_sizes_to_evaluate_at(tmp_path, size):
+    result = run("eval.py", f"--workdir={tmp_path}", f"--image_size={size}")
     assert result.returncode != 0
-    assert message in result.stderr + result.stdout
+    assert (
+        f"--image_size={size}: expected a positive number, or height,width" in result.stderr + result.stdout
+    )
+
+
+def test_where_a_mistake_arose_is_told_if_asked(tmp_path):
+    result = run("eval.py", "--traceback", f"--workdir={tmp_path}")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "FileNotFoundError: no checkpoints in" in result.stderr
+
+
+def test_surplus_arguments_are_refused(tmp_path):
+    result = run(*TRAIN, f"--workdir={tmp_path}", "digits")
+    assert result.returncode == 1
+    assert "unexpected arguments" in result.stderr + result.stdout
+
+
+def raise_from_numpy():
+    np.stack([np.zeros(1), np.zeros(2)])
+
+
+def foreseen(action):
+    try:
+        action()
+    except Exception as error:
+        return command_line.is_foreseen(error)
+    raise AssertionError("nothing was raised")
+
+
+def test_what_is_foreseen():
+    """What was raised on purpose; what failed by itself keeps its traceback."""
+    assert foreseen(lambda: validate(ml_collections.ConfigDict({"epochs": -1})))
+    assert foreseen(lambda: os.stat("/nowhere"))
+    assert foreseen(lambda: decode_image(b"no image"))
+    assert not foreseen(raise_from_numpy)
+    assert not foreseen(lambda: decode_image(None))
+
+
+def test_names_that_the_output_lacks_are_printed_somehow():
+    code = """
+import sys
+from vir_jax import command_line
+command_line.run(lambda _: command_line.write_line("a\\udcff \\u4e00 \\u00e9"))
+"""
+    for encoding, expected in {
+        "ascii": b"a\\udcff \\u4e00 \\xe9\n",
+        "utf-8": b"a\xff \xe4\xb8\x80 \xc3\xa9\n",
+    }.items():
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout in (expected, b"a\xff \\u4e00 \\xe9\n")

@@ -19,10 +19,9 @@ def workdir(tmp_path_factory):
     config = default_config()
     config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 1.0, 0.0, 0.0
     config.batch_size, config.eval_batch_size, config.ema_decay = 128, 128, 0.5
-    config.model.name, config.model.image_size, config.model.dtype = "vir_mu2", (8, 8), "float32"
-    config.model.drop_path = 0.0
+    config.model.name, config.model.image_size, config.model.dtype = "vir_pico2", (8, 8), "float32"
+    config.model.layer_scale = 1e-5
     config.data.dataset, config.data.eval_split, config.data.threads = "digits", "test", 2
-    config.augment.crop = "none"
     config.optim.name, config.optim.lr = "adamw", 1e-3
     config.eval_every = 8
     folder = tmp_path_factory.mktemp("run")
@@ -98,13 +97,55 @@ def test_weights_checkpoints_and_sizes(workdir):
     best = evaluate_workdir(workdir, checkpoint="best")["auto"].metrics
     first = evaluate_workdir(workdir, checkpoint="8")["auto"].metrics
     assert best["top1"] >= first["top1"]
-    larger = evaluate_workdir(workdir, size=(12, 16), batch_size=64, mode="all")
+    larger = evaluate_workdir(workdir, image_size=(12, 16), batch_size=64, mode="all")
     assert larger["parallel"].metrics["count"] == 355
 
 
+DIGITS = tuple("0123456789")
+
+
+class Digits:
+    """Test images under class names of one's own; label i stands for the digit `order[i]`, others are left out."""
+
+    def __init__(self, class_names, order):
+        self.class_names, self.num_classes = tuple(class_names), len(order)
+        self.source, self.order = open_source("digits", "test"), list(order)
+        self.numbers = [i for i in range(355) if self.source[i]["label"] in self.order]
+        self.name = self.source.name
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        example = self.source[self.numbers[index]]
+        return {**example, "label": self.order.index(example["label"])}
+
+
+def test_labels_are_compared_by_name(workdir):
+    expected = evaluate_workdir(workdir)["auto"].metrics
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    assert evaluate_workdir(workdir, source=Digits([DIGITS[i] for i in order], order))[
+        "auto"
+    ].metrics == pytest.approx(expected, rel=1e-4)
+    threes_and_ones = evaluate_workdir(workdir, source=Digits("31", [3, 1]))["auto"].metrics
+    same_images = Digits(DIGITS, range(10))
+    same_images.numbers = Digits("31", [3, 1]).numbers
+    assert threes_and_ones == pytest.approx(
+        evaluate_workdir(workdir, source=same_images)["auto"].metrics, rel=1e-4
+    )
+    assert 0 < threes_and_ones["count"] < 355
+    with pytest.raises(
+        ValueError, match="the evaluation data has classes that the model does not know: 'three'"
+    ):
+        evaluate_workdir(workdir, source=Digits(["1", "three"], [1, 3]))
+
+
 def test_errors(workdir, tmp_path):
-    with pytest.raises(ValueError, match="mode 'serial': vir_mu2 knows 'auto', 'all'"):
+    with pytest.raises(ValueError, match="mode 'serial': vir_pico2 knows 'auto', 'all'"):
         evaluate_workdir(workdir, mode="serial")
+    for size, reason in ((0, "image_size=0; expected"), (9, "9 x 9 pixels"), ((8, -8), "-8"), (True, "True")):
+        with pytest.raises(ValueError, match=rf"cannot evaluate at image_size=.*{reason}"):
+            evaluate_workdir(workdir, image_size=size)
     with pytest.raises(ValueError, match="no checkpoint '1'"):
         evaluate_workdir(workdir, checkpoint="1")
     with pytest.raises(ValueError, match="data_dir is empty"):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.data.helpers import run_python
+from tests.test_configs import load
 from vir_jax.data import AugmentConfig, decode_image, eval_loader, open_source, prepare, train_loader
 from vir_jax.evaluation import evaluate_workdir
-from vir_jax.runs.config import default_config
 from vir_jax.training.loop import train
 
 ARCHIVES = Path(__file__).parents[2] / "shared" / "data" / "ilsvrc"
@@ -47,7 +47,8 @@ def test_what_the_builder_prepares(prepared):
     assert {validation.file_name(i): validation[i]["image"] for i in range(100)} == stored
     assert decode_image(validation[0]["image"]).shape[2] == 3
 
-    batch = next(train_loader(train, batch_size=64, image_size=224, augment=AugmentConfig(), seed=0))
+    augment = AugmentConfig(crop="resized", hflip=0.5, randaugment_ops=2, erase=0.25)
+    batch = next(train_loader(train, batch_size=64, image_size=224, augment=augment, seed=0))
     assert batch["image"].shape == (64, 224, 224, 3)
     evaluation = eval_loader(validation, batch_size=64, image_size=224)
     assert sum(int(batch["mask"].sum()) for batch in evaluation) == 100
@@ -56,13 +57,13 @@ def test_what_the_builder_prepares(prepared):
 
 @pytest.mark.usefixtures("two_devices")
 def test_train_and_evaluate(prepared, tmp_path):
-    config = default_config()
-    config.model.name, config.model.image_size = "vir_mu16", (64, 64)
+    config, _ = load("vir_s")
+    config.model.name, config.model.image_size = "vir_pico16", (64, 64)
     config.data.data_dir, config.data.threads = prepared[0], 2
     config.batch_size = config.eval_batch_size = 64
     config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 64 / 300, 0.0, 0.0
     metrics = train(config, tmp_path)
     assert metrics["count"] == 100
     assert metrics["loss"] == pytest.approx(6.9, abs=0.3)  # ln 1000, as one step teaches nothing.
-    results = evaluate_workdir(tmp_path, mode="all", size=(64, 96))
+    results = evaluate_workdir(tmp_path, mode="all", image_size=(64, 96))
     assert {result.metrics["count"] for result in results.values()} == {100}

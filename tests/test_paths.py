@@ -119,7 +119,7 @@ def test_from_python(path, tmp_path, monkeypatch, digits_config):
 @pytest.mark.parametrize("path", [*UNUSABLE, "gs://bucket/data"])
 def test_data_dir_of_a_config(path, tmp_path, digits_config):
     digits_config.data.data_dir = path
-    with pytest.raises(PathError, match=r"config\.data\.data_dir is"):
+    with pytest.raises(ValueError, match=r"config\.data\.data_dir is"):
         train(digits_config, tmp_path / "run")
     assert started(tmp_path) == []
 

@@ -3,18 +3,14 @@
 import os
 from collections.abc import Mapping
 
-import jax
-import ml_collections
-from absl import logging
-
 from vir_jax.data import Source, eval_loader, open_source
-from vir_jax.models import parse_name
-from vir_jax.ops import MODES
+from vir_jax.data.classes import match_classes
+from vir_jax.models import VisionModel
 from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh
-from vir_jax.parallel.sharding import state_shardings
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
-from vir_jax.runs.model import image_size, make_predict, model_functions
+from vir_jax.runs.model import image_size as model_image_size
+from vir_jax.runs.model import make_predict, model_functions
 from vir_jax.training.evaluate import ModeResult, evaluate
 
 # Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
@@ -31,7 +27,7 @@ def evaluate_workdir(
     *,
     checkpoint: str = "last",
     weights: str | None = None,
-    size: int | tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     mode: str = "auto",
     dataset: str | None = None,
     split: str | None = None,
@@ -41,11 +37,13 @@ def evaluate_workdir(
 ) -> dict[str, ModeResult]:
     """Evaluates a checkpoint of a run.
 
+    Labels are matched by name, as `match_classes` says: the data may have a part of the model's classes.
+
     Args:
       workdir: folder of the run.
       checkpoint: "last", "best" or the number of a step.
       weights: "raw" or "ema"; None takes the average where the run kept one.
-      size: pixels, a square's side or (height, width); None takes the training size.
+      image_size: pixels, a square's side or (height, width); None takes the training size.
       mode: "auto", one of `vir_jax.ops.MODES`, or "all".
       dataset: of the run by default; see `open_source`.
       split: of the run's evaluation by default.
@@ -57,57 +55,50 @@ def evaluate_workdir(
       The results by mode.
 
     Raises:
-      ValueError: no such checkpoint, weights, or mode for this model; classes that do not fit the data.
+      ValueError: no such checkpoint, weights, mode or image size for this model; data with classes that the model does
+        not know.
+      TooManyCorruptError: more corrupt examples than the run's `config.data.max_corrupt_fraction` allows.
       ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
-        config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
-        if batch_size is not None:
-            config.eval_batch_size = batch_size
-        mesh = make_mesh()
-        model = model_functions(config.model, len(metadata["class_names"]))
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            state_shardings(shapes, mesh),
-        )
-        params = checkpoints.restore_params(step, weights=weights, target=target)
-    data = config.data
+    mesh = make_mesh()
+    run = load_run(workdir, checkpoint, weights=weights, mesh=mesh)
+    config, data = run.config, run.config.data
+    if batch_size is not None:
+        config.eval_batch_size = batch_size
+    options = dict(config.model)
+    if image_size is not None:
+        options["image_size"] = image_size
+        try:
+            model_functions(options, len(run.class_names))
+        except ValueError as error:
+            raise ValueError(f"cannot evaluate at image_size={image_size!r}: {error}") from error
+    modes = select_modes(run.model, mode)
     source = source or open_source(
         dataset or data.dataset,
         split or data.eval_split,
         data_dir=data.data_dir if data_dir is None else data_dir,
     )
-    if source.num_classes != len(metadata["class_names"]):
-        raise ValueError(
-            f"the model tells {len(metadata['class_names'])} classes apart, the data has {source.num_classes}"
-        )
-    if list(source.class_names) != metadata["class_names"]:
-        logging.warning(
-            "the data names its classes otherwise than the training data; labels are compared by number"
-        )
-    logging.info("evaluating the %s weights of step %d in %s", weights, step, workdir)
+    source = match_classes(source, run.class_names, "the evaluation data")
     check_divides("the evaluation batch size", config.eval_batch_size, mesh)
     batches = eval_loader(
         source,
         batch_size=config.eval_batch_size,
-        image_size=image_size(config.model) if size is None else size,
+        image_size=model_image_size(options),
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        background=data.background,
     )
-    predict = make_predict(model, mean=data.mean, std=data.std)
+    predict = make_predict(run.functions, mean=data.mean, std=data.std)
     results = evaluate(
         predict,
-        params,
+        run.params,
         batches,
         mesh,
         batch_size=config.eval_batch_size,
-        modes=select_modes(config, mode),
+        modes=modes,
     )
     tolerance = AGREEMENT[config.model.dtype]
     if not all(result.difference <= tolerance for result in results.values()):  # NaN disagrees as well.
@@ -132,12 +123,10 @@ def format_results(results: Mapping[str, ModeResult]) -> str:
     return "\n".join(rows)
 
 
-def select_modes(config: ml_collections.ConfigDict, mode: str) -> tuple[str, ...]:
-    """The modes that "auto", a mode's name, or "all" stands for."""
-    family, *_ = parse_name(config.model.name)
-    available = MODES if family == "vir" else ("parallel",)
+def select_modes(model: VisionModel, mode: str) -> tuple[str, ...]:
+    """Return the modes that "auto", a mode's name, or "all" stands for."""
     if mode == "all":
-        return available
-    if mode not in ("auto", *available):
-        raise ValueError(f"mode {mode!r}: {config.model.name} knows 'auto', 'all' and {available}")
+        return model.modes
+    if mode not in ("auto", *model.modes):
+        raise ValueError(f"mode {mode!r}: {model.options['name']} knows 'auto', 'all' and {model.modes}")
     return (mode,)

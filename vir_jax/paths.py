@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 from absl import flags
 
 BUCKET_SCHEME = "gs"
@@ -99,7 +98,7 @@ def _advice(scheme: str, *, bucket: bool) -> str:
     return f"{scheme}: is not read here; expected {known}. Copy or mount it, and name the local folder"
 
 
-def check_paths(config: ml_collections.ConfigDict) -> None:
+def check_paths(config: Any) -> None:
     """Check the paths that a run's config holds.
 
     Raises:

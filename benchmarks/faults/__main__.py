@@ -24,10 +24,10 @@ from benchmarks.timing import markdown_table, replace_between_markers, write_res
 README = Path(__file__).parents[2] / "README.md"
 
 INTRODUCTION = """\
-A ViR-mu/4 on digits with augmentation, mixup, cutmix, drop path, accumulation and a moving average, a checkpoint every
-5 steps. Every run that was disturbed ended with the parameters, moving average, optimiser state, position in the data,
-evaluations and metrics of one that was not, bit for bit. Lost steps are those to be done again, resume the time from a
-start to its first new step (compiled programs cached): mean (largest). Written by `python -m benchmarks.faults`.
+A ViR-pico/4 on digits with augmentation, mixup, cutmix, drop path, accumulation and a moving average, a checkpoint
+every 5 steps. Every run that was disturbed ended with the parameters, moving average, optimiser state, position in the
+data, evaluations and metrics of one that was not, bit for bit. Lost steps are those to be done again, resume the time
+from a start to its first new step (compiled programs cached): mean (largest). Written by `python -m benchmarks.faults`.
 
 """
 

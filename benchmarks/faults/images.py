@@ -50,8 +50,9 @@ def images(folder: Path) -> list[Record]:
 
     faulthandler.dump_traceback_later(600, exit=True)  # A decoder that hangs ends the benchmark.
     mutated = Mutated(MUTATIONS)
+    augment = AugmentConfig(crop="resized", hflip=0.5, randaugment_ops=2, erase=0.25)
     batches = train_loader(
-        mutated, batch_size=100, image_size=32, augment=AugmentConfig(), seed=0, max_corrupt_fraction=1.0
+        mutated, batch_size=100, image_size=32, augment=augment, seed=0, max_corrupt_fraction=1.0
     )
     loaded = sum(len(next(batches)["label"]) for _ in range(MUTATIONS // 100))
     batches.close()

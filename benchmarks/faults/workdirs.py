@@ -82,7 +82,7 @@ def two_runs(bench: Bench) -> Record:
 def other_config(bench: Bench) -> Record:
     """A run started again with another config."""
     workdir = bench.stopped("config")
-    for field, value in (("model.name", "vit_mu4"), ("seed", 1), ("batch_size", 32)):
+    for field, value in (("model.name", "vit_pico4"), ("seed", 1), ("batch_size", 32)):
         run = bench.start(workdir, f"--config.{field}={value}")
         expect(run.wait() == 1 and f"  {field}: " in run.log(), run)
     run = bench.finish(workdir, "--config.data.threads=1")

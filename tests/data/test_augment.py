@@ -12,6 +12,7 @@ from vir_jax.data import AugmentConfig, CorruptImageError, augment_image
 from vir_jax.data.augment import color_jitter, random_box, random_erase, random_pad_crop
 
 OFF = AugmentConfig(crop="none", hflip=0.0, randaugment_ops=0, color_jitter=0.0, erase=0.0)
+RECIPE = AugmentConfig(crop="resized", hflip=0.5, randaugment_ops=2, erase=0.25)  # ImageNet's
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -22,13 +23,8 @@ def noise(height: int, width: int) -> np.ndarray:
     return rng(7).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_defaults_are_the_recipe():
-    """PAPER.md section 4."""
-    config = AugmentConfig()
-    assert (config.crop, config.crop_scale, config.crop_ratio) == ("resized", (0.08, 1.0), (3 / 4, 4 / 3))
-    assert config.hflip == 0.5
-    assert (config.randaugment_ops, config.randaugment_magnitude, config.randaugment_std) == (2, 9.0, 0.5)
-    assert (config.color_jitter, config.erase) == (0.4, 0.25)
+def test_by_default_all_is_off():
+    assert AugmentConfig() == OFF
 
 
 @pytest.mark.parametrize(
@@ -197,13 +193,11 @@ def test_color_jitter_stays_within_its_strength():
 @pytest.mark.parametrize("size", [224, (32, 48), 1])
 def test_full_recipe(photo_jpeg: bytes, photo: np.ndarray, encoded: bool, size):
     shape = (size, size, 3) if isinstance(size, int) else (*size, 3)
-    views = [
-        augment_image(photo_jpeg if encoded else photo, size, AugmentConfig(), rng(s)) for s in range(20)
-    ]
+    views = [augment_image(photo_jpeg if encoded else photo, size, RECIPE, rng(s)) for s in range(20)]
     for seed, view in enumerate(views):
         assert view.shape == shape
         assert view.dtype == np.uint8
-        again = augment_image(photo_jpeg if encoded else photo, size, AugmentConfig(), rng(seed))
+        again = augment_image(photo_jpeg if encoded else photo, size, RECIPE, rng(seed))
         np.testing.assert_array_equal(again, view)
     assert len({view.tobytes() for view in views}) > 15 or math.prod(shape) == 3
 

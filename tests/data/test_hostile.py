@@ -53,7 +53,7 @@ def test_training_goes_through_the_folder(folder: Path, crop: str):
         source,
         batch_size=len(source),
         image_size=SIDE,
-        augment=AugmentConfig(crop=crop),
+        augment=AugmentConfig(crop=crop, hflip=0.5, randaugment_ops=2, erase=0.25),
         seed=0,
         num_threads=2,
         prefetch=1,

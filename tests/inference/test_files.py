@@ -1,6 +1,8 @@
 """Image files in strips: the same pixels as decoded whole, no more of them in memory than a strip, damage told."""
 
 import io
+import logging
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from vir_jax.inference import files
 from vir_jax.inference.files import open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 50, 3), dtype=np.uint8)
+ALPHA = np.random.default_rng(1).integers(0, 256, (70, 50, 1), dtype=np.uint8)
 
 
 def read(path):
@@ -50,7 +53,7 @@ def test_tiff_in_strips(tmp_path, name):
     [
         (PIXELS[..., 0], np.repeat(PIXELS[..., :1], 3, 2)),
         (PIXELS.astype(np.uint16) * 256 + 255, PIXELS),
-        (PIXELS[..., [0, 1, 2, 0]], PIXELS),
+        (np.dstack([PIXELS, ALPHA]), np.rint(PIXELS * (ALPHA / 255) + (255 - ALPHA.astype(float)))),
     ],
     ids=["gray", "16 bit", "with transparency"],
 )
@@ -65,6 +68,65 @@ def test_kinds_of_pixels(tmp_path, pixels, rgb, kind):
         packed = {"compression": "zlib", "rowsperstrip": 16} if kind == "zlib.tif" else {}
         tifffile.imwrite(path, pixels, **colours, **extra, **packed)
     np.testing.assert_array_equal(read(path)[0], rgb)
+
+
+@pytest.mark.parametrize("kind", ["npy", "tif", "zlib.tif", "png"])
+def test_background(tmp_path, kind):
+    path = tmp_path / f"image.{kind}"
+    pixels = np.dstack([PIXELS, np.zeros_like(ALPHA)])
+    if kind == "npy":
+        np.save(path, pixels)
+    elif kind == "png":
+        Image.fromarray(pixels).save(path)
+    else:
+        compression = "zlib" if kind == "zlib.tif" else None
+        tifffile.imwrite(
+            path, pixels, photometric="rgb", extrasamples=["unassalpha"], compression=compression
+        )
+    strips = open_image(path, background=(1, 2, 3)).strips()
+    np.testing.assert_array_equal(np.concatenate(list(strips)), np.broadcast_to([1, 2, 3], (70, 50, 3)))
+
+
+def test_strips_of_inks_and_of_inverted_gray(tmp_path):
+    """Colours that need a conversion are read in strips, too."""
+    inks = np.dstack([PIXELS, ALPHA])
+    tifffile.imwrite(tmp_path / "cmyk.tif", inks, photometric="separated", compression="zlib", rowsperstrip=8)
+    pixels, strips = read(tmp_path / "cmyk.tif")
+    expected = np.asarray(Image.frombytes("CMYK", (50, 70), inks.tobytes()).convert("RGB"))
+    np.testing.assert_array_equal(pixels, expected)
+    assert strips == 9
+    tifffile.imwrite(tmp_path / "white.tif", ALPHA[..., 0], photometric="miniswhite", rowsperstrip=8)
+    np.testing.assert_array_equal(read(tmp_path / "white.tif")[0], np.repeat(255 - ALPHA, 3, 2))
+
+
+def test_what_is_doubtful_is_told_with_its_name(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("absl"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="absl")
+    for kind in ("npy", "tif", "png"):
+        path = tmp_path / f"dark.{kind}"
+        gray = PIXELS[..., 0].astype(np.uint16) * 16
+        if kind == "npy":
+            np.save(path, gray)
+        elif kind == "tif":
+            tifffile.imwrite(path, gray, photometric="minisblack", rowsperstrip=8)
+        else:
+            Image.fromarray(gray).save(path)
+        read(path)
+        assert f"{path}: nearly black" in caplog.messages[-1]
+    assert len(caplog.messages) == 3
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    """A pipe would be waited for, a device read for ever."""
+    os.mkfifo(tmp_path / "pipe.tif")
+    for path, kind in ((tmp_path / "pipe.tif", "pipe"), ("/dev/zero", "device")):
+        with pytest.raises(CorruptImageError, match=f"a {kind}; expected a regular file"):
+            open_image(path)
+    with pytest.raises(IsADirectoryError):
+        open_image(tmp_path)
+    np.save(tmp_path / "a.npy", PIXELS)
+    (tmp_path / "link.npy").symlink_to("a.npy")
+    np.testing.assert_array_equal(read(tmp_path / "link.npy")[0], PIXELS)
 
 
 def test_a_big_endian_array(tmp_path):
@@ -134,5 +196,6 @@ def test_damaged_files(tmp_path):
             damaged("garbled.tif", data)
     damaged("empty.jpg", b"")
     damaged("text.png", b"no image")
+    assert " at 0x" not in damaged("html.jpg", b"<html>404 not found</html>")
     with pytest.raises(FileNotFoundError):
         open_image(tmp_path / "absent.tif")

@@ -1,12 +1,15 @@
 """Rows of pixels in any number, predictions at any moment, a state that can be kept."""
 
+import io
+
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.inference.test_recurrent import ROUNDING, model_of
 from tests.models.helpers import images, relative_error, run
-from vir_jax.inference import ImageStream
+from vir_jax.inference import ImageStream, image_stream
 
 IMAGE = (2, 12, 8, 3)  # 6 x 4 patches
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
@@ -118,9 +121,68 @@ def test_state_of_another_stream_is_refused(tmp_path):
         ImageStream(model, width=10, height=12).restore(tmp_path / "state.npz")
     with pytest.raises(ValueError, match="height is 12, of this stream it is 14"):
         ImageStream(model, width=8, height=14).restore(tmp_path / "state.npz")
-    model.head.bias[...] = model.head.bias[...] + 1
+    model.readout.head.bias[...] = model.readout.head.bias[...] + 1
     with pytest.raises(ValueError, match="checksum_of_weights is"):
         ImageStream(model, width=8, height=12).restore(tmp_path / "state.npz")
+
+
+@pytest.mark.parametrize(
+    ("options", "other", "what"),
+    [
+        ({}, {"readout": "average"}, "model"),
+        ({"retention": "1d"}, {"retention": "2d"}, "model"),
+        ({}, {"dtype": "bfloat16"}, "model"),
+        ({}, {"normalization": (MEAN, STD)}, "normalization"),
+    ],
+    ids=str,
+)
+def test_state_of_another_model_with_the_same_weights_is_refused(tmp_path, options, other, what):
+    def stream(normalization=None, **options):
+        return ImageStream(model_of(**options), width=8, height=12, normalization=normalization)
+
+    stream(**options).save(tmp_path / "state.npz")
+    with pytest.raises(ValueError, match=f"{what} is .*, of this stream it is "):
+        stream(**options | other).restore(tmp_path / "state.npz")
+
+
+def test_a_file_that_is_no_state_is_refused_and_the_stream_left_alone(tmp_path):
+    stream, path = ImageStream(model_of(), width=8, height=12), tmp_path / "state.npz"
+    stream.push(np.zeros((2, 8, 3), np.float32))
+    before = np.asarray(stream.predict())
+    stream.save(path)
+    whole = path.read_bytes()
+    pickled, arrays, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.save(pickled, np.array({}, object), allow_pickle=True)
+    np.savez(arrays, other=np.zeros(3))
+    np.save(array, np.zeros(3))
+    for content in (b"", b"text", whole[:-100], pickled.getvalue(), arrays.getvalue(), array.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"no state that ImageStream\.save wrote") as error:
+            stream.restore(path)
+        assert "pickle" not in str(error.value)
+    with pytest.raises(FileNotFoundError):
+        stream.restore(tmp_path / "absent.npz")
+    np.testing.assert_array_equal(stream.predict(), before)
+
+
+def test_reading_a_row_copies_no_weights():
+    """What the compiled program holds besides its arguments, beside the weights it reads."""
+    model = model_of()
+    stream = ImageStream(model, width=8, height=12)
+    arguments = (stream._variables, stream._state, stream._strip, stream._rows)
+    compiled = image_stream._read.lower(stream._graph, 512, None, *arguments).compile()
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(stream._variables))
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * weights
+
+
+def test_amid_an_image_patches_carry_their_positions_in_the_whole_of_it():
+    model, x = model_of(), np.asarray(images(IMAGE))
+    stream = ImageStream(model, width=8, height=12, batch=2)
+    stream.push(x[:, :6])
+    cut_off = model_of()
+    cut_off.stem.position.embedding = nnx.Param(model.stem.position.of_grid((6, 4))[:, :3])
+    assert relative_error(stream.predict(), run(cut_off, x[:, :6])) < ROUNDING
+    assert relative_error(stream.predict(), run(model, x[:, :6])) > 1e-3  # Stretched over these rows alone.
 
 
 def test_errors():

@@ -1,6 +1,8 @@
 """Predictions from files: equal to the model's on the same pixels; bad files are told and stop nothing."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,7 +17,7 @@ from flax import nnx
 from PIL import Image
 
 from tests.test_command_line import ROOT, run
-from vir_jax.data import open_source
+from vir_jax.data import decode_image, open_source
 from vir_jax.inference.predict import predict_files
 from vir_jax.models.pixels import normalize
 from vir_jax.runs.checkpoint import Checkpoints
@@ -24,12 +26,20 @@ from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import TrainState
 
 
-def write_checkpoint(folder, **model):
-    """A checkpoint as training writes it, with random weights that all matter; the average's are others."""
+def write_checkpoint(folder, data=None, **model):
+    """A checkpoint as training writes it, with random weights that all matter; the average's are others.
+
+    `data` changes fields of config.data; None takes one away.
+    """
     config = default_config()
-    config.model.name, config.model.image_size, config.model.dtype = "vir_mu2", (8, 8), "float32"
+    config.model.name, config.model.image_size, config.model.dtype = "vir_pico2", (8, 8), "float32"
+    config.model.layer_scale = 1e-5
     config.model.update(model)
-    config.data.crop_fraction = 1.0
+    with config.unlocked():
+        for name, value in (data or {}).items():
+            del config.data[name]
+            if value is not None:
+                config.data[name] = value
     shapes = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
 
     def random_parameters(seed):
@@ -177,6 +187,77 @@ def test_command_line(workdir, folder, tmp_path):
     assert bad == {"file": str(tmp_path / "no.png"), "error": "No such file or directory"}
 
 
+def predict_raw(workdir, *paths, **options):
+    """The command's exit code, output and errors, as bytes."""
+    command = [sys.executable, "predict.py", f"--workdir={workdir}", "--top=1", *map(os.fsencode, paths)]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, **options)
+
+
+def test_any_name_and_any_kind_of_file(workdir, folder, tmp_path):
+    """Names are bytes; a pipe would be waited for; neither stops the rest."""
+    strange = os.fsencode(tmp_path) + b"/\xff\n.png"
+    shutil.copy(folder / "00.png", strange)
+    os.mkfifo(tmp_path / "pipe.png")
+    result = predict_raw(workdir, strange, tmp_path / "pipe.png", "/dev/null", folder / "01.png")
+    assert result.returncode == 1
+    assert b"Traceback" not in result.stderr
+    assert result.stdout.startswith(strange + b": digit ")
+    assert os.fsencode(folder / "01.png") + b": digit " in result.stdout
+    assert b"pipe.png: a pipe; expected a regular file" in result.stderr
+    assert b"/dev/null: a device; expected a regular file" in result.stderr
+    (found,) = predict_files(workdir, tmp_path, top=1)  # In a folder, pipes are no images.
+    assert os.fsencode(found.file) == strange
+
+
+def test_a_reader_that_goes_away(workdir, folder):
+    """As `predict.py ... | head -1` does; what is left fills more than a pipe holds."""
+    command = [sys.executable, "predict.py", f"--workdir={workdir}", *[folder / "00.png"] * 1500]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline().startswith(os.fsencode(folder / "00.png"))
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert b"Traceback" not in errors
+    assert b"Exception ignored" not in errors
+
+
+def test_one_path_is_a_path(workdir, folder):
+    """And not its letters, of which "/" is one."""
+    path = folder / "00.png"
+    for one in (str(path), path):
+        assert [p.file for p in predict_files(workdir, one)] == [str(path)]
+    assert len(list(predict_files(workdir, str(folder)))) == 20
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_transparency_is_read_as_in_training(tmp_path, digits, streamed):
+    """By the config's background, whatever the format; runs of before it was there have white."""
+    alpha = np.tile(np.linspace(0, 255, 8).astype(np.uint8), (8, 1))
+    pixels = np.dstack([digits[0], alpha])
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", pixels)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    images = [tmp_path / f"a.{kind}" for kind in ("png", "npy", "tif")]
+
+    def predicted(workdir):
+        by_file = [p.classes for p in predict_files(workdir, images, top=10, streamed=streamed)]
+        assert by_file[0] == by_file[1] == by_file[2]
+        return by_file[0]
+
+    def expected(workdir, background):
+        image = decode_image((tmp_path / "a.png").read_bytes(), background=background)
+        names, probabilities = expected_probabilities(workdir, image[None])
+        return dict(zip(names, probabilities[0], strict=True))
+
+    red, old = tmp_path / "red", tmp_path / "old"
+    write_checkpoint(red, data={"background": (200, 10, 10)})
+    write_checkpoint(old, data={"background": None})
+    assert dict(predicted(red)) == pytest.approx(expected(red, (200, 10, 10)), rel=1e-4)
+    assert dict(predicted(old)) == pytest.approx(expected(old, (255, 255, 255)), rel=1e-4)
+    assert dict(predicted(red)) != pytest.approx(dict(predicted(old)), rel=1e-2)
+
+
 def test_a_hundred_thousand_rows_in_constant_memory(tmp_path):
     """A file of 154 MB adds less to the resident memory than a tenth of it, beyond what its first rows took."""
     code = f"""
@@ -192,7 +273,7 @@ def test_a_hundred_thousand_rows_in_constant_memory(tmp_path):
     pixels[::1000] = 255
     pixels.flush()
     del pixels
-    model = create_model("vir_mu64", num_classes=5, rngs=nnx.Rngs(0), image_size=64, position="sincos")
+    model = create_model("vir_pico64", num_classes=5, rngs=nnx.Rngs(0), image_size=64, position="sincos")
     image = open_image(path)
     stream = ImageStream(model, width=512, normalization=((0.5,) * 3, (0.5,) * 3))
     def resident():

@@ -16,10 +16,9 @@ def workdir(tmp_path_factory):
     """What a run on digits leaves: a 2-D model whose every parameter matters, its moving average, and metrics."""
     config = default_config()
     config.eval_batch_size = 128
-    config.model.name, config.model.image_size, config.model.dtype = "vir_mu2", (8, 8), "float32"
-    config.model.retention, config.model.drop_path = "2d", 0.0
+    config.model.name, config.model.image_size, config.model.dtype = "vir_pico2", (8, 8), "float32"
+    config.model.retention, config.model.layer_scale = "2d", 1e-5
     config.data.dataset, config.data.eval_split, config.data.threads = "digits", "test", 2
-    config.data.crop_fraction = 1.0
 
     shapes = jax.eval_shape(model_functions(config.model, 10).init, jax.random.key(0))
     draw = np.random.default_rng(0).standard_normal

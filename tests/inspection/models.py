@@ -15,7 +15,7 @@ GRID = (3, 4)
 
 @functools.cache
 def model(kind):
-    return lively("vir_mu2", image_size=(6, 8), **OPTIONS[kind])
+    return lively("vir_pico2", image_size=(6, 8), **OPTIONS[kind])
 
 
 @functools.cache

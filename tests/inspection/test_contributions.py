@@ -28,8 +28,8 @@ def test_a_term_is_what_the_operator_gives_of_that_token_alone(kind):
     for token, head in ((0, 0), (6, 3), (12, 1)):
         alone = np.zeros((13, 4, 1))
         alone[token, head] = 1
-        out = operator(q, k, v * alone, vir_log_decay(4))[:, -1]
-        expected = jnp.einsum("bhd,hdc->bc", out, vir.block(3).mixer.out.kernel[...])
+        out, _ = operator(q, k, v * alone, vir_log_decay(4))
+        expected = jnp.einsum("bhd,hdc->bc", out[:, -1], vir.block(3).mixer.out.kernel[...])
         assert relative_error(terms[:, head, token], expected) < 2e-6
 
 
@@ -59,8 +59,8 @@ def test_terms_of_the_logit_are_those_of_the_residual_stream():
     mean, std = read.mean(axis=-1, keepdims=True), jnp.sqrt(read.var(axis=-1, keepdims=True) + 1e-6)
 
     def logit(stream, mean):
-        normed = (stream - mean) / std * vir.final_norm.scale[...] + vir.final_norm.bias[...]
-        return vir.head(normed)[jnp.arange(2), classes]
+        normed = (stream - mean) / std * vir.readout.norm.scale[...] + vir.readout.norm.bias[...]
+        return vir.readout.head(normed)[jnp.arange(2), classes]
 
     np.testing.assert_allclose(logit(read, mean), forward("1d")["logits"][jnp.arange(2), classes], rtol=1e-4)
     head, token = 1, 7
@@ -71,8 +71,8 @@ def test_terms_of_the_logit_are_those_of_the_residual_stream():
 
 def test_what_has_no_such_terms_is_refused():
     with pytest.raises(ValueError, match="SoftmaxAttention; expected retention"):
-        logit_contributions(lively("vit_mu2", image_size=(6, 8)), batch(), jnp.array([0, 0]))
-    with pytest.raises(ValueError, match="its head reads 'average'"):
-        layer_contributions(lively("vir_mu2", image_size=(6, 8), readout="average"), batch(), (0,))
+        logit_contributions(lively("vit_pico2", image_size=(6, 8)), batch(), jnp.array([0, 0]))
+    with pytest.raises(ValueError, match="head reads 'average'"):
+        layer_contributions(lively("vir_pico2", image_size=(6, 8), readout="average"), batch(), (0,))
     with pytest.raises(ValueError, match="layer 4: the model has layers 0 to 3"):
         layer_contributions(model("1d"), batch(), (4,))

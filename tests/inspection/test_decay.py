@@ -57,7 +57,7 @@ def state_by_decay(case, read, kind):
 def test_decays_at_arrival_give_the_state_of_the_recurrence(read):
     case = random_case(n=12)
     tokens = (x[:, :read] for x in case.tokens)
-    _, state = retention(*tokens, case.log_decay, mode="recurrent", return_state=True)
+    _, state = retention(*tokens, case.log_decay, mode="recurrent")
     assert relative_rms(state_by_decay(case, read, "1d"), state) < 1e-6
     assert not np.any(decay_at_arrival(case.log_decay, 12, GRID, "1d")[:, 0])
 
@@ -68,5 +68,5 @@ def test_decays_at_arrival_give_the_grid_state_in_the_last_column(read):
     present = (np.arange(12) < read)[:, None, None]
     rows = -(-read // 4)
     tokens = (x[:, : 4 * rows] for x in (case.q, case.k * present, case.v))
-    _, state = retention_2d(*tokens, case.log_decay, grid=(rows, 4), mode="recurrent", return_state=True)
+    _, state = retention_2d(*tokens, case.log_decay, grid=(rows, 4), mode="recurrent")
     assert relative_rms(state_by_decay(case, read, "2d"), state[:, :, -1]) < 1e-6

@@ -24,7 +24,7 @@ def test_a_models_modes_differ_by_rounding_alone():
     assert set(errors) == {(MODES[0], MODES[1]), (MODES[0], MODES[2]), (MODES[1], MODES[2])}
     assert all(error.shape == (13,) and error.max() < 1e-5 for error in errors.values())
     with pytest.raises(ValueError, match="expected retention"):
-        tokens_by_mode(lively("vit_mu2", image_size=(6, 8)), batch())
+        tokens_by_mode(lively("vit_pico2", image_size=(6, 8)), batch())
 
 
 def test_costs_of_retention(monkeypatch):

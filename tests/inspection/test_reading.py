@@ -7,6 +7,7 @@ from flax import nnx
 from tests.inspection.models import batch, forward, model
 from tests.models.helpers import lively, relative_error
 from vir_jax.inspection import logits_as_read
+from vir_jax.models.layout import Layout
 
 
 @pytest.mark.parametrize("kind", ["1d", "2d", "bidirectional"])
@@ -20,13 +21,14 @@ def cut(kind, read, grid):
     """Logits of the model's blocks on the first patches and the class token, token by token."""
     tokens = forward(kind)["tokens"]
     graph, params = nnx.split(model(kind))
+    layout = Layout(cols=grid[1], patches=grid[0] * grid[1] if kind == "2d" else read, class_token="last")
 
     @jax.jit
     def classify(params, x):
         vir = nnx.merge(graph, params)
         for layer in range(vir.depth):
-            x, _, _ = vir.block(layer)(x, mode="recurrent", grid=grid)
-        return vir.classify(x)
+            x, _, _ = vir.block(layer)(x, layout, mode="recurrent")
+        return vir.readout(x, layout)
 
     return classify(params, jnp.concatenate([tokens[:, :read], tokens[:, -1:]], axis=1))
 
@@ -56,4 +58,4 @@ def test_later_patches_do_not_matter():
 
 def test_a_model_without_such_a_class_token_is_refused():
     with pytest.raises(ValueError, match="expected retention"):
-        logits_as_read(lively("vit_mu2", image_size=(6, 8)), batch())
+        logits_as_read(lively("vit_pico2", image_size=(6, 8)), batch())

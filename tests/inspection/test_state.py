@@ -40,9 +40,9 @@ def test_summaries_are_those_of_the_operators_state(kind):
     for read in (4, 8, 12):
         tokens = (x[:, :read] for x in case.tokens)
         if kind == "1d":
-            _, state = retention(*tokens, case.log_decay, return_state=True)
+            _, state = retention(*tokens, case.log_decay)
         else:
-            _, state = retention_2d(*tokens, case.log_decay, grid=(read // 4, 4), return_state=True)
+            _, state = retention_2d(*tokens, case.log_decay, grid=(read // 4, 4))
             state = state[:, :, -1]
         state = np.asarray(state, np.float64)
         np.testing.assert_allclose(summary.norm[..., read], np.linalg.norm(state, axis=(2, 3)), rtol=1e-5)
@@ -73,4 +73,4 @@ def test_bytes_do_not_depend_on_the_image_but_for_the_columns_in_2d():
 
 def test_attention_has_no_state():
     with pytest.raises(ValueError, match="expected retention"):
-        states_as_read(lively("vit_mu2", image_size=(6, 8)), batch())
+        states_as_read(lively("vit_pico2", image_size=(6, 8)), batch())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vir_jax.models import VisionBackbone, create_model
+from vir_jax.models import VisionModel, create_model
 
 GRID = (3, 4)
 IMAGE = (2, *GRID, 3)  # With patches of one pixel.
@@ -18,19 +18,19 @@ def images(shape: tuple[int, ...] = IMAGE) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
 
 
-def create(name: str = "vir_mu1", **options: Any) -> VisionBackbone:
+def create(name: str = "vir_pico1", **options: Any) -> VisionModel:
     """A tiny model for tiny images."""
     return create_model(name, **{"num_classes": 5, "rngs": nnx.Rngs(0), "image_size": GRID} | options)
 
 
 @functools.cache
-def abstract(name: str = "vir_mu1", **options: Any) -> VisionBackbone:
+def abstract(name: str = "vir_pico1", **options: Any) -> VisionModel:
     """The same in shapes alone: nothing is compiled or allocated."""
     return nnx.eval_shape(lambda: create(name, **options))
 
 
 @functools.cache
-def published(name: str) -> VisionBackbone:
+def published(name: str) -> VisionModel:
     """A named model with 1000 classes for 224 x 224 pixels, in shapes alone."""
     return nnx.eval_shape(lambda: create_model(name, num_classes=1000, rngs=nnx.Rngs(0)))
 
@@ -46,12 +46,12 @@ def initialise(name: str, key: jax.Array) -> nnx.State:
     return nnx.state(create(name, rngs=nnx.Rngs(key)))
 
 
-def fresh(name: str = "vir_mu1", **options: Any) -> VisionBackbone:
+def fresh(name: str = "vir_pico1", **options: Any) -> VisionModel:
     """A tiny model as initialised; the options must be such as leave the parameters alone."""
     return nnx.merge(nnx.graphdef(abstract(name, **options)), initial_parameters(name))
 
 
-def lively(name: str = "vir_mu1", **options: Any) -> VisionBackbone:
+def lively(name: str = "vir_pico1", **options: Any) -> VisionModel:
     """A tiny model whose every parameter matters: at initialisation LayerScale silences the blocks."""
     graph, params = nnx.split(abstract(name, **options))
     draw = np.random.default_rng(1).standard_normal
@@ -68,7 +68,7 @@ def _run(graph, method, options, params, x, key):
 
 
 def run(
-    model: VisionBackbone, x: jax.Array, method: str = "__call__", *, key: Any = None, **options: Any
+    model: VisionModel, x: jax.Array, method: str = "__call__", *, key: Any = None, **options: Any
 ) -> Any:
     """A method of the model, jitted as training does: a pure function of parameters, images and key."""
     graph, params = nnx.split(model)
@@ -81,7 +81,7 @@ def relative_error(x: Any, reference: Any) -> float:
     return float(np.linalg.norm(x - reference) / np.linalg.norm(reference))
 
 
-def parameters(model: VisionBackbone) -> dict[str, Any]:
+def parameters(model: VisionModel) -> dict[str, Any]:
     """Parameters (or their shapes, of an abstract model) by dotted path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf

@@ -1,4 +1,4 @@
-"""PAPER.md section 3 written out in NumPy and float64: what the models are compared with."""
+"""docs/method.md, section 3, written out in NumPy and float64: what the models are compared with."""
 
 import math
 
@@ -36,19 +36,19 @@ def logits(p, images, *, patch, family, retention="1d", readout, bidirectional=F
     b, height, width, _ = images.shape
     rows, cols = height // patch, width // patch
     x = images.reshape(b, rows, patch, cols, patch, 3)
-    x = np.einsum("byixjk,ijkc->byxc", x, p["patch_embedding.kernel"]) + p["patch_embedding.bias"]
-    x = (x + p["position_embedding"]).reshape(b, rows * cols, -1)
+    x = np.einsum("byixjk,ijkc->byxc", x, p["stem.embedding.conv.kernel"]) + p["stem.embedding.conv.bias"]
+    x = (x + p["stem.position.embedding"]).reshape(b, rows * cols, -1)
     if bidirectional:
         x = np.concatenate([x, x[:, ::-1]], axis=1)
-    token = np.broadcast_to(p["class_token"], (b, 1, x.shape[-1]))
+    token = np.broadcast_to(p["stem.class_token"], (b, 1, x.shape[-1]))
     if family == "vir":
         x = np.concatenate([x, token], axis=1)
     else:
-        x = np.concatenate([token + p["class_position_embedding"], x], axis=1)
+        x = np.concatenate([token + p["stem.class_position_embedding"], x], axis=1)
 
-    layers = {path: value for path, value in p.items() if path.startswith("blocks.")}
+    layers = {path: value for path, value in p.items() if path.startswith("stage.blocks.")}
     for i in range(depth):
-        p, name = p | {path: value[i] for path, value in layers.items()}, "blocks"
+        p, name = p | {path: value[i] for path, value in layers.items()}, "stage.blocks"
         qkv = np.einsum("bnc,cthd->tbhnd", layer_norm(p, f"{name}.norm1", x), p[f"{name}.mixer.qkv.kernel"])
         q, k, v = qkv + p[f"{name}.mixer.qkv.bias"][:, None, :, None, :]
         heads, n, d = q.shape[1:]
@@ -66,5 +66,6 @@ def logits(p, images, *, patch, family, retention="1d", readout, bidirectional=F
         x = x + mlp * p.get(f"{name}.layer_scale2.scale", 1)
 
     patches = x[:, :-1] if family == "vir" else x[:, 1:]
-    token = {"last": x[:, -1], "first": x[:, 0], "average": patches.mean(1)}[readout]
-    return layer_norm(p, "final_norm", token) @ p["head.kernel"] + p["head.bias"]
+    class_token = x[:, -1] if family == "vir" else x[:, 0]
+    token = patches.mean(1) if readout == "average" else class_token
+    return layer_norm(p, "readout.norm", token) @ p["readout.head.kernel"] + p["readout.head.bias"]

@@ -7,6 +7,9 @@ from flax import nnx
 
 from tests.models.helpers import abstract, published
 from vir_jax.models import flops
+from vir_jax.models.layout import Layout
+
+LAYOUT = Layout(cols=7, patches=98, class_token="last")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +32,7 @@ def test_compiler_counts_the_same_and_the_elementwise_rest(name):
         return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
     def block(params, x):
-        return nnx.merge(graph, params).block(0)(x, mode="parallel", grid=(14, 7))[0]
+        return nnx.merge(graph, params).block(0)(x, LAYOUT, mode="parallel")[0]
 
     tokens = jax.ShapeDtypeStruct((1, 99, 192), jnp.float32)
     # The compiler counts the body of a loop once.
@@ -47,18 +50,24 @@ def test_modes_are_counted_as_in_section_6():
     assert flops(model, 4) == rest + 4 * 2 * n * n * c
     assert flops(model, 4, mode="chunkwise") == rest + 4 * 2 * n * c * (5 + d)
     assert flops(model, 4, mode="recurrent") == rest + 4 * (5 * n * d * c) // 2
+    assert flops(model, 4, mode="auto") == flops(model, 4, mode="chunkwise")
     assert flops(abstract(image_size=4), (4, 4), mode="chunkwise") == rest + 4 * 2 * n * c * (n + d)
     assert (
-        flops(abstract(image_size=4, retention="2d"), 4) == flops(abstract("vit_mu1"), 4) == flops(model, 4)
+        flops(abstract(image_size=4, retention="2d"), 4) == flops(abstract("vit_pico1"), 4) == flops(model, 4)
     )
 
 
 @pytest.mark.parametrize(
     ("name", "options", "mode", "reason"),
     [
-        ("vit_mu1", {}, "recurrent", "SoftmaxAttention is counted in mode 'parallel' alone"),
-        ("vir_mu1", {"retention": "2d"}, "chunkwise", "Retention2D is counted in mode 'parallel' alone"),
-        ("vir_mu1", {}, "auto", "mode is 'auto'; expected 'parallel'"),
+        ("vit_pico1", {}, "recurrent", "softmax has no 'recurrent' mode; expected one of 'auto', 'parallel'"),
+        (
+            "vir_pico1",
+            {"retention": "2d"},
+            "chunkwise",
+            "2-D retention is counted in mode 'parallel' alone; got 'chunkwise'",
+        ),
+        ("vir_pico1", {}, "sideways", "retention has no 'sideways' mode"),
     ],
 )
 def test_what_is_not_counted_is_refused(name, options, mode, reason):

@@ -9,7 +9,7 @@ from tests.models.helpers import fresh, images, initial_parameters, initialise, 
 from vir_jax.models.layers import drop_path
 
 
-@pytest.mark.parametrize("name", ["vir_mu1", "vit_mu1"])
+@pytest.mark.parametrize("name", ["vir_pico1", "vit_pico1"])
 def test_initialisation_statistics(name):
     deviations = {
         "qkv.kernel": 0.02,
@@ -17,12 +17,12 @@ def test_initialisation_statistics(name):
         "up.kernel": 0.02,
         "down.kernel": 0.02,
         "head.kernel": 0.02,
-        "patch_embedding.kernel": 1 / 3,  # Of U(-1/sqrt(3), 1/sqrt(3)).
+        "embedding.conv.kernel": 1 / 3,  # Of U(-1/sqrt(3), 1/sqrt(3)).
         "class_position_embedding": 0.02,
-        "position_embedding": 0.02,
+        "position.embedding": 0.02,
         "class_token": 1e-6,
     }
-    constants = {"bias": 0.0, "norm1.scale": 1.0, "norm2.scale": 1.0, "final_norm.scale": 1.0}
+    constants = {"bias": 0.0, "norm1.scale": 1.0, "norm2.scale": 1.0, "readout.norm.scale": 1.0}
     constants |= {"layer_scale1.scale": 1e-5, "layer_scale2.scale": 1e-5}
     for path, value in parameters(fresh(name)).items():
         value = np.asarray(value, np.float64)
@@ -39,12 +39,12 @@ def test_initialisation_statistics(name):
 
 
 def test_initialisation_is_drawn_from_the_seed_and_differs_from_block_to_block():
-    first, other = initial_parameters("vir_mu1"), initial_parameters("vir_mu1", seed=1)
+    first, other = initial_parameters("vir_pico1"), initial_parameters("vir_pico1", seed=1)
     for leaf, other_leaf in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
         is_constant = jnp.all(leaf == leaf.ravel()[0])
         assert is_constant or jnp.any(leaf != other_leaf)
-    jax.tree.map(np.testing.assert_array_equal, first, initialise("vir_mu1", jax.random.key(0)))
-    kernels = first["blocks"]["mlp"]["up"]["kernel"][...]
+    jax.tree.map(np.testing.assert_array_equal, first, initialise("vir_pico1", jax.random.key(0)))
+    kernels = first["stage"]["blocks"]["mlp"]["up"]["kernel"][...]
     assert all(jnp.any(kernels[0] != kernel) for kernel in kernels[1:])
 
 

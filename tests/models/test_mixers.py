@@ -1,4 +1,4 @@
-"""Mixers one by one: state carried from piece to piece, and what softmax attention refuses."""
+"""One contract for all mixers, and what each refuses."""
 
 import jax
 import jax.numpy as jnp
@@ -6,20 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.helpers import GRID, images, lively, run
-from vir_jax.models.mixers import Retention, SoftmaxAttention
+from tests.models.helpers import GRID, images, lively, relative_error, run
+from vir_jax.models.layout import Layout
+from vir_jax.models.mixers import Mixer, mixer_names, mixer_options, mixer_type, register
+from vir_jax.models.mixers.retention import Retention
 from vir_jax.ops import MODES, kernels
+
+WHOLE = Layout(cols=4, patches=12, class_token="last")
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("retention", "pieces"),
-    [
-        ("1d", [(5, (3, 4)), (7, (3, 4)), (1, (3, 4))]),
-        ("2d", [(8, (2, 4)), (4, (1, 4)), (1, (0, 4))]),
-    ],
-    ids=["1d", "2d"],
-)
+@pytest.mark.parametrize(("retention", "pieces"), [("1d", [5, 7, 0]), ("2d", [8, 4, 0])], ids=["1d", "2d"])
 def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces, mode):
     """Patches piece by piece, then the class token alone: what streaming inference rests on."""
     graph, params = nnx.split(lively(retention=retention).block(0))
@@ -28,13 +25,14 @@ def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces
     @jax.jit
     def whole_and_pieces(params):
         block = nnx.merge(graph, params)
-        whole, end, _ = block(x, mode=mode, grid=(3, 4), return_state=True)
+        whole, end, _ = block(x, WHOLE, mode=mode, return_state=True)
         outputs, state, start = [], None, 0
-        for size, grid in pieces:
-            tokens = x[:, start : start + size]
-            out, state, _ = block(tokens, mode=mode, grid=grid, initial_state=state, return_state=True)
+        for patches in pieces:
+            layout = WHOLE.piece(start, patches, class_token=None if patches else "last")
+            tokens = x[:, start : start + layout.length]
+            out, state, _ = block(tokens, layout, mode=mode, state=state, return_state=True)
             outputs.append(out)
-            start += size
+            start += patches
         return (whole, end), (jnp.concatenate(outputs, axis=1), state)
 
     whole, continued = whole_and_pieces(params)
@@ -70,22 +68,122 @@ def test_a_kernel_is_asked_for():
 
 
 def test_no_state_unless_asked_for():
-    _, state, _ = lively().block(0)(images((1, 13, 64)), mode="auto", grid=(3, 4))
+    _, state, _ = lively().block(0)(images((1, 13, 64)), WHOLE)
     assert state is None
-
-
-@pytest.mark.parametrize("mode", ["recurrent", "chunkwise", "sideways"])
-def test_softmax_attention_has_one_form(mode):
-    with pytest.raises(ValueError, match=f"no '{mode}' mode; expected 'auto' or 'parallel'"):
-        lively("vit_mu1")(images(), mode=mode)
-
-
-def test_softmax_attention_has_no_state():
-    mixer = SoftmaxAttention(8, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="no state"):
-        mixer(images((1, 5, 8)), mode="auto", grid=(1, 4), return_state=True)
 
 
 def test_heads_must_divide_the_channels():
     with pytest.raises(ValueError, match="dim=10 is not divisible by heads=3"):
-        Retention(10, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        Retention(10, 3, WHOLE, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+# ---------------------------------------------------------------------------- every mixer, every part of the contract
+
+MIXERS = mixer_names()
+
+
+def of(mixer, **options):
+    """A tiny model with the mixer, every parameter of which matters."""
+    name = "vir_pico1" if mixer_type(mixer).causal else "vit_pico1"
+    return lively(name, mixer=mixer, **options)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_all_modes_agree(mixer):
+    model, x = of(mixer), images()
+    expected = run(model, x, mode=model.modes[0])
+    for mode in ("auto", *model.modes):
+        assert relative_error(run(model, x, mode=mode), expected) < 2e-5, mode
+    with pytest.raises(ValueError, match=f"{mixer} has no 'sideways' mode; expected one of 'auto', "):
+        model(x, mode="sideways")
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_gradients_are_finite_and_none_is_lost(mixer):
+    graph, params = nnx.split(of(mixer))
+    grads = jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(images()) ** 2)))(params)
+    for path, leaf in jax.tree.leaves_with_path(grads):
+        assert jnp.all(jnp.isfinite(leaf)), path
+        assert jnp.any(leaf != 0), path
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_any_size_of_image_and_both_dtypes(mixer):
+    if mixer_type(mixer).reads_any_length:
+        assert run(of(mixer), images((1, 2, 5, 3))).shape == (1, 5)
+    x = images((4, *GRID, 3))
+    exact, rounded = (run(of(mixer, dtype=dtype), x) for dtype in ("float32", "bfloat16"))
+    assert rounded.dtype == jnp.float32
+    assert relative_error(rounded, exact) < 3e-2
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_streams_or_says_why_not(mixer):
+    model = of(mixer)
+    if not mixer_type(mixer).causal:
+        with pytest.raises(
+            ValueError, match=f"whose mixer is {mixer_type(mixer).__name__} cannot be streamed"
+        ):
+            model.apart()
+        mixer = model.block(0).mixer
+        with pytest.raises(ValueError, match="no state that summarises earlier tokens"):
+            mixer.initial_state(1, WHOLE)
+        with pytest.raises(ValueError, match="no state that summarises earlier tokens"):
+            mixer(images((1, 13, 64)), WHOLE, return_state=True)
+        return
+    apart, x = model.apart(), images((2, 13, 64))
+    state = apart.blocks.initial_state(2, WHOLE)
+    outputs, start = [], 0
+    for patches in (4, 8, 0):
+        layout = WHOLE.piece(start, patches, class_token=None if patches else "last")
+        out, state = apart.blocks(x[:, start : start + layout.length], layout, state)
+        outputs.append(out)
+        start += patches
+    whole, _ = model.stage(x, WHOLE)
+    assert relative_error(jnp.concatenate(outputs, axis=1), whole) < 2e-5
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_causal_mixer_sees_no_later_token_and_the_others_all(mixer):
+    x = images((1, 13, 64))
+    block = of(mixer).block(0)
+    layout = WHOLE if mixer_type(mixer).causal else Layout(cols=4, patches=12, class_token="first")
+    before, after = (block(y, layout)[0] for y in (x, x.at[:, 6].add(1.0)))
+    changed = np.asarray(jnp.any(before != after, axis=(0, 2)))
+    np.testing.assert_array_equal(
+        changed, np.arange(13) >= 6 if mixer_type(mixer).causal else np.ones(13, bool)
+    )
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_cost_and_intermediates_are_told(mixer):
+    model = of(mixer)
+    for mode in model.modes:
+        assert model.stage.blocks.mixer.multiply_adds(WHOLE, mode) > 0
+    names = [name for name in model.intermediate_names if name.startswith("blocks.2.")]
+    assert names[-1] == "blocks.2.tokens"
+    found = run(model, images(), "intermediates", names=tuple(names))
+    assert all(value.shape[:2] == (2, 13) for value in found.values())
+
+
+def test_fnet_is_the_real_part_of_a_fourier_transform():
+    x = images((2, 13, 64))
+    mixed, _, _ = of("fnet").block(0).mixer(x, WHOLE)
+    np.testing.assert_allclose(mixed, np.fft.fft2(np.asarray(x, np.float64)).real, rtol=1e-4, atol=1e-3)
+
+
+def test_fnet_adds_no_parameter():
+    assert not jax.tree.leaves(nnx.state(of("fnet").block(0).mixer))
+
+
+def test_options_are_read_from_the_signature():
+    assert mixer_options("retention") == {"retention": None, "chunk_size": None, "implementation": None}
+    assert mixer_options("fnet") == {}
+
+
+def test_two_mixers_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two mixers called 'fnet'"):
+
+        @register("fnet")
+        class Other(Mixer):
+            pass

@@ -60,9 +60,9 @@ def test_sincos_of_known_angles():
 
 
 def test_a_model_with_sincos_learns_no_position_and_takes_any_size():
-    model = lively("vir_mu2", image_size=(6, 8), position="sincos")
-    learned = parameters(abstract("vir_mu2", image_size=(6, 8)))
-    assert learned.keys() - parameters(model).keys() == {"position_embedding"}
+    model = lively("vir_pico2", image_size=(6, 8), position="sincos")
+    learned = parameters(abstract("vir_pico2", image_size=(6, 8)))
+    assert learned.keys() - parameters(model).keys() == {"stem.position.embedding"}
     for rows, cols in ((3, 4), (2, 5)):
         x = images((1, 2 * rows, 2 * cols, 3))
         found = run(model, x, "intermediates", names=("patch_tokens", "tokens"))

@@ -46,6 +46,11 @@ def random_case(
     return Case(q, k, v, vir_log_decay(h), initial_state, d_out, d_final)
 
 
+def in_mode(mode: str, **chunk: int) -> dict[str, Any]:
+    """What asks for a mode; with chunks of this size where it has chunks."""
+    return {"mode": mode} | (chunk if mode in ("chunkwise", "auto") else {})
+
+
 def relative_rms(actual: Any, expected: Any) -> float:
     """Root mean square of the difference over that of the expected values."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
@@ -62,13 +67,13 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
 
 
 def assert_transforms_agree(op: Callable[..., Any], case: Case, tolerance: float) -> None:
-    """The values and gradients of `op(q, k, v, log_decay)` are the same plain, under `jit`, `remat` and `vmap`."""
+    """The output of `op(q, k, v, log_decay)` and its gradients are the same plain, under `jit`, `remat` and `vmap`."""
 
     def loss(q, k, v, log_decay):
-        return jnp.sum(op(q, k, v, log_decay) * case.d_out)
+        return jnp.sum(op(q, k, v, log_decay)[0] * case.d_out)
 
     def one_loss(q, k, v, log_decay, d_out):
-        return jnp.sum(op(q[None], k[None], v[None], log_decay) * d_out)
+        return jnp.sum(op(q[None], k[None], v[None], log_decay)[0] * d_out)
 
     @jax.jit
     def run(log_decay):

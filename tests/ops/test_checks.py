@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 
 from tests.ops.cases import random_case
-from vir_jax.ops import retention, retention_2d, retention_2d_step, retention_step
+from vir_jax.ops import retention, retention_2d
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +40,14 @@ WRONG = {
 }
 SEQUENCE = {
     "chunk of zero": ({"chunk_size": 0}, r"chunk_size is 0; expected a positive integer"),
+    "chunks of a mode without": (
+        {"chunk_size": 3, "mode": "parallel"},
+        r"chunk_size is 3 and the mode 'parallel', which has no chunks; leave chunk_size out, or use mode='chunkwise'",
+    ),
+    "chunks of single tokens": (
+        {"chunk_size": 3, "mode": "recurrent"},
+        r"the mode 'recurrent', which has no chunks",
+    ),
     "fraction of a chunk": ({"chunk_size": 2.5}, r"chunk_size is 2.5; expected a positive integer"),
     "state shape": (
         {"initial_state": STATE[:1]},
@@ -55,6 +63,14 @@ GRID = {
     "one side": ({"grid": (12,)}, r"grid is \(12,\); expected \(rows, cols\)"),
     "negative": ({"grid": (-1, 3)}, r"grid is -1 rows by 3 columns"),
     "no column": ({"grid": (3, 0)}, r"grid is 3 rows by 0 columns"),
+    "chunks of a mode without": (
+        {"chunk_rows": 3, "mode": "parallel"},
+        r"chunk_rows is 3 and the mode 'parallel', which has no chunks; leave chunk_rows out",
+    ),
+    "chunks of single tokens": (
+        {"chunk_rows": 3, "mode": "recurrent"},
+        r"the mode 'recurrent', which has no chunks",
+    ),
     "chunk of zero": ({"chunk_rows": 0}, r"chunk_rows is 0; expected a positive integer"),
     "state shape": ({"initial_state": STATE}, r"state has shape \(2, 3, 8, 5\); expected \(2, 3, 4, 8, 5\)"),
 }
@@ -78,13 +94,6 @@ def test_retention_2d_says_what_is_wrong(change, message):
         _call(retention_2d, {"grid": (3, 4)} | change)
 
 
-def test_steps_say_what_is_wrong():
-    with pytest.raises(ValueError, match="the state has shape"):
-        retention_step(Q, K, V, LOG_DECAY, STATE[..., :2])
-    with pytest.raises(ValueError, match="the state has shape"):
-        retention_2d_step(Q, K, V, LOG_DECAY, STATE, grid=(3, 4))
-
-
 def test_errors_come_while_tracing():
     shape = partial(jax.eval_shape, partial(retention, mode="chunkwise", chunk_size=0))
     with pytest.raises(ValueError, match="chunk_size is 0"):
@@ -96,5 +105,5 @@ def test_errors_come_while_tracing():
 
 
 def test_traced_decays_are_taken_as_they_are():
-    out = jax.jit(retention)(Q, K, V, -LOG_DECAY)
+    out, _ = jax.jit(retention)(Q, K, V, -LOG_DECAY)
     assert out.shape == V.shape

@@ -1,13 +1,26 @@
 """What the gradient costs, and how exact it is where sums are long."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.ops.cases import random_case
-from vir_jax.ops import retention, retention_2d
+from tests.ops.cases import assert_close, random_case
+from vir_jax.ops import (
+    MODES,
+    grid_chunkwise,
+    grid_parallel,
+    grid_recurrent,
+    retention,
+    retention_2d,
+)
+from vir_jax.ops.gradient import _retention, differentiable
 from vir_jax.ops.reference import naive_retention_gradients
+from vir_jax.ops.sequence_chunkwise import chunkwise
+from vir_jax.ops.sequence_parallel import parallel
+from vir_jax.ops.sequence_recurrent import recurrent
 
 EVERYTHING = tuple(range(5))
 
@@ -16,7 +29,7 @@ def _compiled(n, argnums, op=retention, b=1, h=12, d=64, state=(64, 64), **optio
     shapes = [(b, n, h, d)] * 3 + [(h,), (b, h, *state)]
 
     def loss(q, k, v, log_decay, initial_state):
-        out, final = op(q, k, v, log_decay, initial_state=initial_state, return_state=True, **options)
+        out, final = op(q, k, v, log_decay, initial_state=initial_state, **options)
         return jnp.sum(out**2) + jnp.sum(final**2)
 
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -50,12 +63,51 @@ def test_a_constant_decay_costs_no_gradient():
     assert constant.as_text().count(" while(") < learned.as_text().count(" while(")
 
 
+GRID = (4, 16)
+FORMS = {
+    "parallel": parallel,
+    "recurrent": recurrent,
+    "chunkwise": partial(chunkwise, chunk_size=16),
+    "grid, parallel": partial(grid_parallel.parallel, grid=GRID),
+    "grid, recurrent": partial(grid_recurrent.recurrent, grid=GRID),
+    "grid, chunkwise": partial(grid_chunkwise.chunkwise, grid=GRID, chunk_rows=1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_state_that_nobody_uses_costs_nothing(form):
+    case = random_case(n=64)
+
+    def cost(op):
+        def loss(*arguments):
+            return jnp.sum(op(*arguments, None)[0] ** 2)
+
+        compiled = jax.jit(jax.value_and_grad(loss, range(4))).lower(*case.arguments[:4]).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+    assert cost(partial(differentiable, form)) == cost(partial(_retention, form, 0, False, False))
+
+
+@pytest.mark.parametrize("op", [retention, partial(retention_2d, grid=(3, 4))])
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_through_the_state_alone(op, mode):
+    case = random_case(n=12)
+
+    def gradients(pick):
+        return jax.jit(jax.grad(lambda *x: pick(*op(*x, mode=mode)), range(4)))(*case.arguments[:4])
+
+    by_state = gradients(lambda out, state: jnp.sum(jnp.sin(state)))
+    with_output = gradients(lambda out, state: jnp.sum(jnp.sin(state)) + 0.0 * jnp.sum(out))
+    assert_close(by_state[1:], with_output[1:], 3e-6)
+    assert not by_state[0].any()
+
+
 @pytest.mark.parametrize("mode", ["chunkwise", "recurrent"])
 def test_decay_gradient_of_a_long_sequence_is_exact(mode):
     case = random_case(b=1, n=16384, h=2, d=4, e=4)
 
     def loss(log_decay):
-        out = retention(*case.tokens, log_decay, mode=mode, initial_state=case.initial_state)
+        out, _ = retention(*case.tokens, log_decay, mode=mode, initial_state=case.initial_state)
         return jnp.sum(out**2) / 2, out
 
     gradient, out = jax.jit(jax.grad(loss, has_aux=True))(case.log_decay)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, assert_transforms_agree, random_case
-from vir_jax.ops import MODES, decay_mask_2d, retention, retention_2d, retention_2d_step
+from tests.ops.cases import assert_close, assert_transforms_agree, in_mode, random_case
+from vir_jax.ops import MODES, decay_mask_2d, retention, retention_2d
 from vir_jax.ops.grid import BAND_TOKENS, PARALLEL_UP_TO
 from vir_jax.ops.reference import naive_retention_2d, naive_retention_2d_gradients
 
@@ -34,7 +34,7 @@ def _run(arguments, cotangents, **options):
     """Output and final state, and the gradients of everything differentiable."""
 
     def op(q, k, v, log_decay, initial_state):
-        return retention_2d(q, k, v, log_decay, initial_state=initial_state, return_state=True, **options)
+        return retention_2d(q, k, v, log_decay, initial_state=initial_state, **options)
 
     results, pull_back = jax.vjp(op, *arguments)
     return results, pull_back(cotangents)
@@ -51,7 +51,8 @@ def test_modes_agree_with_the_reference_and_each_other(grid, trailing, chunk_row
     expected = naive_retention_2d(*arrays[:4], grid, initial_state=arrays[4])
     gradients = naive_retention_2d_gradients(*arrays[:4], grid, *arrays[4:])
     results = {
-        m: _run(case.arguments, case.cotangents, grid=grid, mode=m, chunk_rows=chunk_rows) for m in MODES
+        m: _run(case.arguments, case.cotangents, grid=grid, **in_mode(m, chunk_rows=chunk_rows))
+        for m in MODES
     }
     for mode in MODES:
         assert_close(results[mode], (expected, gradients), FP32)
@@ -75,7 +76,7 @@ def test_any_shape(rows, cols, trailing, h, d, e, chunk_rows, mode, with_state, 
     case = random_case(1, rows * cols + trailing, h, d, e, cols=cols)
     state = case.initial_state if with_state else None
     grid = (rows, cols)
-    op = partial(retention_2d, grid=grid, mode=mode, chunk_rows=chunk_rows, return_state=True, scale=scale)
+    op = partial(retention_2d, grid=grid, **in_mode(mode, chunk_rows=chunk_rows), scale=scale)
     result = jax.jit(op)(*case.tokens, case.log_decay, initial_state=state)
     arrays = map(np.asarray, (*case.tokens, case.log_decay))
     state = state if state is None else np.asarray(state)
@@ -86,15 +87,15 @@ def test_any_shape(rows, cols, trailing, h, d, e, chunk_rows, mode, with_state, 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_row_is_a_sequence(mode):
     case = random_case(n=9)
-    out = retention_2d(*case.tokens, case.log_decay, grid=(1, 9), mode=mode)
-    assert_close(out, retention(*case.tokens, case.log_decay), FP32)
+    out, state = retention_2d(*case.tokens, case.log_decay, grid=(1, 9), mode=mode)
+    assert_close((out, state[:, :, -1]), retention(*case.tokens, case.log_decay), FP32)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_image_cut_between_rows_is_the_whole(mode):
     rows, cols, trailing = 5, 4, 1
     case = random_case(n=_tokens((rows, cols), trailing), cols=cols)
-    op = jax.jit(partial(retention_2d, mode=mode, chunk_rows=2, return_state=True), static_argnames="grid")
+    op = jax.jit(partial(retention_2d, **in_mode(mode, chunk_rows=2)), static_argnames="grid")
     whole, final = op(*case.tokens, case.log_decay, grid=(rows, cols), initial_state=case.initial_state)
     for cut in (3, 5):  # the second leaves the class token alone
         above, below = ([x[:, s] for x in case.tokens] for s in (slice(cut * cols), slice(cut * cols, None)))
@@ -106,12 +107,12 @@ def test_an_image_cut_between_rows_is_the_whole(mode):
 def test_an_image_that_arrives_a_few_rows_at_a_time_is_the_whole():
     cols = 4
     case = random_case(n=_tokens((5, cols), 1), cols=cols)
-    whole, final = retention_2d(*case.tokens, case.log_decay, grid=(5, cols), return_state=True)
+    whole, final = retention_2d(*case.tokens, case.log_decay, grid=(5, cols))
     state, outs, start = jnp.zeros_like(case.initial_state), [], 0
     for rows, trailing in ((1, 0), (2, 0), (2, 0), (0, 1)):
         stop = start + _tokens((rows, cols), trailing)
         tokens = (x[:, start:stop] for x in case.tokens)
-        out, state = retention_2d_step(*tokens, case.log_decay, state, grid=(rows, cols))
+        out, state = retention_2d(*tokens, case.log_decay, grid=(rows, cols), initial_state=state)
         outs.append(out)
         start = stop
     assert_close((jnp.concatenate(outs, axis=1), state), (whole, final), FP32)
@@ -121,12 +122,12 @@ def test_an_image_that_arrives_a_few_rows_at_a_time_is_the_whole():
 def test_a_token_changes_only_what_is_below_and_right_of_it(mode):
     grid, trailing = (5, 4), 2
     case = random_case(n=_tokens(grid, trailing), cols=4)
-    op = jax.jit(partial(retention_2d, grid=grid, mode=mode, chunk_rows=2))
-    before = np.asarray(op(*case.tokens, case.log_decay))
+    op = jax.jit(partial(retention_2d, grid=grid, **in_mode(mode, chunk_rows=2)))
+    before = np.asarray(op(*case.tokens, case.log_decay)[0])
     sees = np.asarray(decay_mask_2d(grid, case.log_decay, trailing))[0] > 0
     for token in (0, 6, 11, 19, 20):
         changed = (x.at[:, token].multiply(-1.5) for x in case.tokens)
-        after = np.asarray(op(*changed, case.log_decay))
+        after = np.asarray(op(*changed, case.log_decay)[0])
         differs = (after != before).any(axis=(0, 2, 3))
         np.testing.assert_array_equal(differs, sees[:, token])
 
@@ -136,13 +137,13 @@ def test_shifts_of_the_image_shift_the_output(mode):
     rows, cols, side = 6, 7, 4
     patch = [x.reshape(2, side, side, 3, -1) for x in random_case(n=side * side).tokens]
     log_decay = random_case().log_decay
-    op = jax.jit(partial(retention_2d, grid=(rows, cols), mode=mode, chunk_rows=2))
+    op = jax.jit(partial(retention_2d, grid=(rows, cols), **in_mode(mode, chunk_rows=2)))
 
     def shifted(y, x):
         tokens = (
             jnp.zeros([2, rows, cols, 3, t.shape[-1]]).at[:, y : y + side, x : x + side].set(t) for t in patch
         )
-        out = op(*(t.reshape(2, rows * cols, 3, -1) for t in tokens), log_decay)
+        out, _ = op(*(t.reshape(2, rows * cols, 3, -1) for t in tokens), log_decay)
         return out.reshape(2, rows, cols, 3, -1)[:, y : y + side, x : x + side]
 
     for y, x in ((1, 0), (0, 2), (2, 3)):
@@ -158,7 +159,7 @@ def test_bf16_of_large_activations(mode):
     half = case._replace(
         **{name: getattr(case, name).astype(jnp.bfloat16) for name in ("q", "k", "v", "d_out")}
     )
-    results, gradients = _run(half.arguments, half.cotangents, grid=grid, mode=mode, chunk_rows=4)
+    results, gradients = _run(half.arguments, half.cotangents, grid=grid, **in_mode(mode, chunk_rows=4))
 
     assert results[0].dtype == jnp.bfloat16
     chex.assert_trees_all_equal_dtypes(gradients, half.arguments)
@@ -174,7 +175,17 @@ def test_auto_is_parallel_for_small_grids_and_chunkwise_for_large():
     for rows, mode in ((PARALLEL_UP_TO // cols, "parallel"), (PARALLEL_UP_TO // cols + 1, "chunkwise")):
         case = random_case(b=1, n=rows * cols, h=1, cols=cols)
         op = partial(retention_2d, *case.tokens, case.log_decay, grid=(rows, cols))
-        np.testing.assert_array_equal(op(), op(mode=mode))
+        jax.tree.map(np.testing.assert_array_equal, op(), op(mode=mode))
+
+
+def test_rows_of_a_chunk_make_auto_chunkwise():
+    case = random_case(n=13)
+    auto, chunkwise, whole = (
+        retention_2d(*case.tokens, case.log_decay, grid=(3, 4), **options)
+        for options in ({"chunk_rows": 1}, {"mode": "chunkwise", "chunk_rows": 1}, {})
+    )
+    jax.tree.map(np.testing.assert_array_equal, auto, chunkwise)
+    assert (auto[0] != whole[0]).any()
 
 
 def test_vmap_jit_and_remat():
@@ -189,16 +200,16 @@ def test_gradient_of_gradient(mode):
     def dense(q, k, v, log_decay):
         """Retention without a gradient rule of its own."""
         scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) * decay_mask_2d((2, 3), log_decay, 1)
-        return q.shape[-1] ** -0.5 * jnp.einsum("bhnm,bmhe->bnhe", scores, v)
+        return q.shape[-1] ** -0.5 * jnp.einsum("bhnm,bmhe->bnhe", scores, v), None
 
     def second_order(op):
         def loss(*arguments):
-            return jnp.sum(jnp.sin(op(*arguments)) * case.d_out)
+            return jnp.sum(jnp.sin(op(*arguments)[0]) * case.d_out)
 
         def penalty(*arguments):
             return sum(jnp.sum(jnp.cos(g)) for g in jax.grad(loss, range(4))(*arguments))
 
         return jax.jit(jax.grad(penalty, range(4)))(*case.arguments[:4])
 
-    named = partial(retention_2d, grid=(2, 3), mode=mode, chunk_rows=1)
+    named = partial(retention_2d, grid=(2, 3), **in_mode(mode, chunk_rows=1))
     assert_close(second_order(named), second_order(dense), 1e-5)

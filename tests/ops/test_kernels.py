@@ -56,9 +56,7 @@ def run(case, name, **options):
 
     def op(*arguments):
         q, k, v, log_decay, state = arguments
-        return retention(
-            q, k, v, log_decay, initial_state=state, return_state=True, implementation=name, **options
-        )
+        return retention(q, k, v, log_decay, initial_state=state, implementation=name, **options)
 
     @jax.jit
     def results_and_gradients(arguments, cotangents):
@@ -115,8 +113,8 @@ def test_decays_at_the_ends_of_their_range(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_without_states(name):
     case = random_case(n=300, d=64, e=64, h=2)
-    out = jax.jit(partial(retention, implementation=name))(*case.tokens, case.log_decay)
-    assert_close(out, retention(*case.tokens, case.log_decay), FP32)
+    ours = jax.jit(partial(retention, implementation=name))(*case.tokens, case.log_decay)
+    assert_close(ours, retention(*case.tokens, case.log_decay), FP32)
 
 
 # The interpreter of GPU kernels has effects that `remat` cannot have.
@@ -134,8 +132,8 @@ def test_vmap_jit_and_remat(name):
 def test_vmap_over_sequences(name):
     case = random_case(n=20)
     each = jax.vmap(lambda q, k, v: retention(q, k, v, case.log_decay, implementation=name))
-    out = each(*(x[:, None] for x in case.tokens))
-    assert_close(out[:, 0], retention(*case.tokens, case.log_decay), FP32)
+    out, state = each(*(x[:, None] for x in case.tokens))
+    assert_close((out[:, 0], state[:, 0]), retention(*case.tokens, case.log_decay), FP32)
 
 
 @pytest.mark.usefixtures("kernels_run")
@@ -144,8 +142,8 @@ def test_vmap_over_decays(name):
     case = random_case(n=20)
     decays = jnp.stack([case.log_decay, 2 * case.log_decay])
     both = jax.vmap(lambda a: retention(*case.tokens, a, implementation=name))(decays)
-    for out, log_decay in zip(both, decays, strict=True):
-        assert_close(out, retention(*case.tokens, log_decay), FP32)
+    for *ours, log_decay in zip(*both, decays, strict=True):
+        assert_close(ours, retention(*case.tokens, log_decay), FP32)
 
 
 @pytest.mark.skipif("jax.device_count() < 8", reason="eight devices, on a CPU simulated ones")
@@ -154,7 +152,7 @@ def test_batch_and_heads_over_devices():
     case = random_case(b=4, n=300, h=4, d=64, e=64)
 
     def loss(implementation, *arguments):
-        return jnp.sum(jnp.sin(retention(*arguments, implementation=implementation)))
+        return jnp.sum(jnp.sin(retention(*arguments, implementation=implementation)[0]))
 
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     tokens, heads = P("data", None, "tensor"), P("tensor")
@@ -214,7 +212,7 @@ def compiled(name, devices, dtype, b, n, h, d, e, transform=lambda op, mesh: op)
     """Output, final state and all gradients but the decay's, the batch over the devices."""
 
     def op(q, k, v, log_decay, state):
-        return retention(q, k, v, log_decay, initial_state=state, return_state=True, implementation=name)
+        return retention(q, k, v, log_decay, initial_state=state, implementation=name)
 
     def gradients(arguments, cotangents):
         results, pull_back = jax.vjp(transform(op, mesh), *arguments)

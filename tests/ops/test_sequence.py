@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, assert_transforms_agree, random_case
-from vir_jax.ops import MODES, decay_mask, retention, retention_step
+from tests.ops.cases import assert_close, assert_transforms_agree, in_mode, random_case
+from vir_jax.ops import MODES, decay_mask, retention
 from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
 from vir_jax.ops.sequence import PARALLEL_UP_TO
@@ -25,7 +25,7 @@ CHUNKS = {1: 4, 2: 1, 63: 64, 64: 16, 65: 16, 196: 64, 197: 49, 577: 50}
 
 def _options(form, chunk_size):
     """What asks `retention` for a mode, or for a kernel, which has chunks of its own."""
-    return {"mode": form, "chunk_size": chunk_size} if form in MODES else {"implementation": form}
+    return in_mode(form, chunk_size=chunk_size) if form in MODES else {"implementation": form}
 
 
 @partial(jax.jit, static_argnames=("mode", "chunk_size", "implementation"))
@@ -33,7 +33,7 @@ def _run(arguments, cotangents, **options):
     """Output and final state, and the gradients of everything differentiable."""
 
     def op(q, k, v, log_decay, initial_state):
-        return retention(q, k, v, log_decay, initial_state=initial_state, return_state=True, **options)
+        return retention(q, k, v, log_decay, initial_state=initial_state, **options)
 
     results, pull_back = jax.vjp(op, *arguments)
     return results, pull_back(cotangents)
@@ -44,7 +44,7 @@ def test_modes_agree_with_the_reference_and_each_other(n):
     case = random_case(n=n)
     expected = naive_retention(*map(np.asarray, case.arguments))
     gradients = naive_retention_gradients(*map(np.asarray, case))
-    results = {m: _run(case.arguments, case.cotangents, mode=m, chunk_size=CHUNKS[n]) for m in MODES}
+    results = {m: _run(case.arguments, case.cotangents, **_options(m, CHUNKS[n])) for m in MODES}
     for mode in MODES:
         assert_close(results[mode], (expected, gradients), FP32)
         assert_close(results[mode], results["parallel"], FP32)
@@ -53,7 +53,7 @@ def test_modes_agree_with_the_reference_and_each_other(n):
 @pytest.mark.parametrize("mode", MODES)
 def test_decays_at_the_ends_of_their_range(mode):
     case = random_case(n=65)._replace(log_decay=jnp.array([0.0, -1e-7, -120.0]))
-    results = _run(case.arguments, case.cotangents, mode=mode, chunk_size=16)
+    results = _run(case.arguments, case.cotangents, **_options(mode, 16))
     arrays = list(map(np.asarray, case))
     assert_close(results, (naive_retention(*arrays[:5]), naive_retention_gradients(*arrays)), FP32)
 
@@ -65,7 +65,7 @@ def test_decays_at_the_ends_of_their_range(mode):
 def test_scale_and_state_of_kernels(name, with_state, scale):
     case = random_case(2, 40, 3, 8, 5)
     state = case.initial_state if with_state else None
-    op = partial(retention, implementation=name, return_state=True, scale=scale)
+    op = partial(retention, implementation=name, scale=scale)
     result = jax.jit(op)(*case.tokens, case.log_decay, initial_state=state)
     arrays = map(np.asarray, (*case.tokens, case.log_decay))
     given = {"initial_state": state if state is None else np.asarray(state), "scale": scale}
@@ -87,7 +87,7 @@ def test_scale_and_state_of_kernels(name, with_state, scale):
 def test_any_shape(b, n, h, d, e, chunk_size, mode, with_state, scale):
     case = random_case(b, n, h, d, e)
     state = case.initial_state if with_state else None
-    op = partial(retention, mode=mode, chunk_size=chunk_size, return_state=True, scale=scale)
+    op = partial(retention, **in_mode(mode, chunk_size=chunk_size), scale=scale)
     result = jax.jit(op)(*case.tokens, case.log_decay, initial_state=state)
     arrays = map(np.asarray, (*case.tokens, case.log_decay))
     expected = naive_retention(
@@ -101,7 +101,7 @@ def test_any_shape(b, n, h, d, e, chunk_size, mode, with_state, scale):
 @pytest.mark.parametrize("cut", [1, 30])
 def test_a_sequence_cut_in_two_is_the_whole(form, cut):
     case = random_case()
-    op = jax.jit(partial(retention, **_options(form, 16), return_state=True))
+    op = jax.jit(partial(retention, **_options(form, 16)))
     whole, final = op(*case.tokens, case.log_decay, initial_state=case.initial_state)
     first, state = op(*(x[:, :cut] for x in case.tokens), case.log_decay, initial_state=case.initial_state)
     second, last = op(*(x[:, cut:] for x in case.tokens), case.log_decay, initial_state=state)
@@ -110,12 +110,12 @@ def test_a_sequence_cut_in_two_is_the_whole(form, cut):
 
 def test_steps_of_one_token_or_a_chunk_are_the_whole():
     case = random_case(n=21)
-    whole, final = retention(*case.tokens, case.log_decay, return_state=True)
+    whole, final = retention(*case.tokens, case.log_decay)
     for size in (1, 7):
         state, outs = jnp.zeros_like(case.initial_state), []
         for start in range(0, 21, size):
             tokens = (x[:, start : start + size] for x in case.tokens)
-            out, state = retention_step(*tokens, case.log_decay, state)
+            out, state = retention(*tokens, case.log_decay, initial_state=state)
             outs.append(out)
         assert_close((jnp.concatenate(outs, axis=1), state), (whole, final), FP32)
 
@@ -125,10 +125,10 @@ def test_steps_of_one_token_or_a_chunk_are_the_whole():
 def test_the_future_never_changes_the_past(form):
     case, other = random_case(), random_case(seed=1)
     op = jax.jit(partial(retention, **_options(form, 16)))
-    past = np.asarray(op(*case.tokens, case.log_decay))
+    past = np.asarray(op(*case.tokens, case.log_decay)[0])
     for now in (1, 15, 16, 40, 64):
         tokens = (x.at[:, now:].set(y[:, now:]) for x, y in zip(case.tokens, other.tokens, strict=True))
-        changed = np.asarray(op(*tokens, case.log_decay))
+        changed = np.asarray(op(*tokens, case.log_decay)[0])
         np.testing.assert_array_equal(changed[:, :now], past[:, :now])
         assert (changed[:, now:] != past[:, now:]).any(axis=(0, 2, 3)).all()
 
@@ -178,20 +178,31 @@ def test_auto_is_parallel_for_few_tokens_and_chunkwise_for_many():
     for n, mode in ((PARALLEL_UP_TO, "parallel"), (PARALLEL_UP_TO + 1, "chunkwise")):
         case = random_case(n=n)
         auto = retention(*case.tokens, case.log_decay)
-        np.testing.assert_array_equal(auto, retention(*case.tokens, case.log_decay, mode=mode))
+        named = retention(*case.tokens, case.log_decay, mode=mode)
+        jax.tree.map(np.testing.assert_array_equal, auto, named)
+
+
+def test_a_chunk_size_makes_auto_chunkwise():
+    case = random_case(n=20)
+    auto, chunkwise, whole = (
+        retention(*case.tokens, case.log_decay, **options)
+        for options in ({"chunk_size": 7}, {"mode": "chunkwise", "chunk_size": 7}, {})
+    )
+    jax.tree.map(np.testing.assert_array_equal, auto, chunkwise)
+    assert (auto[0] != whole[0]).any()
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_vmap_jit_and_remat(mode):
-    assert_transforms_agree(partial(retention, mode=mode, chunk_size=8), random_case(b=4, n=20), FP32)
+    assert_transforms_agree(partial(retention, **_options(mode, 8)), random_case(b=4, n=20), FP32)
 
 
 def test_vmap_over_decays():
     case = random_case(n=20)
     decays = jnp.stack([case.log_decay, 2 * case.log_decay])
     both = jax.vmap(lambda a: retention(*case.tokens, a, mode="chunkwise", chunk_size=8))(decays)
-    for out, log_decay in zip(both, decays, strict=True):
-        assert_close(out, retention(*case.tokens, log_decay), FP32)
+    for *ours, log_decay in zip(*both, decays, strict=True):
+        assert_close(ours, retention(*case.tokens, log_decay), FP32)
 
 
 @pytest.mark.usefixtures("kernels_run")
@@ -210,7 +221,7 @@ def test_gradient_of_gradient(form):
         return scale * out, final
 
     def named(q, k, v, log_decay, state):
-        return retention(q, k, v, log_decay, **_options(form, 4), initial_state=state, return_state=True)
+        return retention(q, k, v, log_decay, **_options(form, 4), initial_state=state)
 
     def second_order(op):
         def loss(*arguments):

@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.ops.cases import assert_close, random_case
+from tests.ops.cases import assert_close, in_mode, random_case
 from vir_jax.ops import retention, retention_2d
 
 TOKENS, HEADS = P("data", None, "tensor"), P("tensor")
 OPS = {
-    "sequence": partial(retention, chunk_size=8),
-    "grid": partial(retention_2d, grid=(5, 4), chunk_rows=2),
+    "sequence": lambda mode: partial(retention, **in_mode(mode, chunk_size=8)),
+    "grid": lambda mode: partial(retention_2d, grid=(5, 4), **in_mode(mode, chunk_rows=2)),
 }
 CASE = random_case(b=4, n=21, h=4)
 
@@ -43,8 +43,7 @@ def test_nothing_is_gathered(op, mode):
     arguments = _placed(_mesh(AxisType.Auto))
 
     def loss(q, k, v, log_decay):
-        out, state = OPS[op](q, k, v, log_decay, mode=mode, return_state=True)
-        return out, state
+        return OPS[op](mode)(q, k, v, log_decay)
 
     forward = jax.jit(loss).lower(*arguments).compile()
     assert _collectives(forward) == set()
@@ -60,19 +59,21 @@ def test_nothing_is_gathered(op, mode):
     assert_close(backward(*arguments), expected, 3e-6)
 
 
+@pytest.mark.parametrize("result", [0, 1], ids=["output", "state"])
 @pytest.mark.parametrize("op", OPS)
-def test_shard_map_and_explicit_sharding(op):
+def test_shard_map_and_explicit_sharding(op, result):
     def loss(q, k, v, log_decay):
-        return jnp.sum(jnp.sin(OPS[op](q, k, v, log_decay, mode="chunkwise")))
+        return jnp.sum(jnp.sin(OPS[op]("chunkwise")(q, k, v, log_decay)[result]))
 
-    expected = jax.jit(jax.grad(loss, range(4)))(*CASE.arguments[:4])
+    by = range(result, 4)  # A state does not depend on q.
+    expected = jax.jit(jax.grad(loss, by))(*CASE.arguments[:4])
 
     mesh = _mesh(AxisType.Auto)
     specs = {"in_specs": (TOKENS, TOKENS, TOKENS, HEADS), "out_specs": P()}
     total = jax.shard_map(lambda *x: jax.lax.psum(loss(*x), ("data", "tensor")), mesh=mesh, **specs)
-    assert_close(jax.jit(jax.grad(total, range(4)))(*CASE.arguments[:4]), expected, 3e-6)
+    assert_close(jax.jit(jax.grad(total, by))(*CASE.arguments[:4]), expected, 3e-6)
 
     mesh = _mesh(AxisType.Explicit)
     with jax.set_mesh(mesh):
-        explicit = jax.jit(jax.grad(loss, range(4)))(*_placed(mesh))
+        explicit = jax.jit(jax.grad(loss, by))(*_placed(mesh))
         assert_close(jax.tree.map(np.asarray, explicit), expected, 3e-6)

@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from tests.test_configs import PARAMETERS, load
+from tests.test_configs import RECIPES, load
 from vir_jax.parallel.mesh import AXES
 from vir_jax.parallel.sharding import dotted, state_shardings
 from vir_jax.runs.model import model_functions
@@ -23,18 +23,18 @@ def table(name):
     config, _ = load(name)
     model = model_functions(config.model, 1000 if config.data.dataset == "imagenet2012" else 10)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    shardings = jax.tree.leaves(state_shardings(params, MESH))
+    shardings = jax.tree.leaves(state_shardings(params, MESH, model.axes))
     lines = []
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_flatten_with_path(params)[0], shardings, strict=True
     ):
         axes = ", ".join(axis or "-" for axis in (*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))))
         shape = sharding.shard_shape(leaf.shape)
-        lines.append(f"{dotted(path):<32}{leaf.shape!s:<24}({axes:<26}) {shape}\n")
+        lines.append(f"{dotted(path):<40}{leaf.shape!s:<24}({axes:<26}) {shape}\n")
     return "".join(lines)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_shardings(name, request):
     path = FOLDER / f"{name}.txt"
     if request.config.getoption("--update-golden"):

@@ -29,7 +29,7 @@ class Run:
         self.batches = train_loader(
             self.source,
             batch_size=config.batch_size,
-            image_size=self.program.size,
+            image_size=self.program.image_size,
             augment=AugmentConfig(**config.augment, mean=config.data.mean, std=config.data.std),
             seed=config.seed,
             rows=local_rows(self.mesh, config.batch_size),
@@ -101,6 +101,6 @@ def test_a_checkpoint_goes_on_on_another_mesh(tmp_path, digits_config, runs, wri
     chex.assert_trees_all_equal(
         jax.tree.map(np.asarray, reader.state), jax.tree.map(np.asarray, writer.state)
     )
-    assert reader.state.params["blocks"]["mlp"]["up"]["kernel"].sharding.mesh == reader.mesh
+    assert reader.state.params["stage"]["blocks"]["mlp"]["up"]["kernel"].sharding.mesh == reader.mesh
     np.testing.assert_allclose(reader.losses(1), writer.losses(1), rtol=1e-5)
     assert relative_rms(reader.state.params, writer.state.params) < 1e-5

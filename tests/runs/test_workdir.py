@@ -21,8 +21,8 @@ def test_another_model_is_refused_and_logging_is_free(tmp_path, caplog):
     with caplog.at_level("INFO"):
         check_config(tmp_path, config)
     assert "log_every changed on resume: 100 -> 7" in caplog.text
-    assert "epochs changed on resume: 310.0 -> 400.0" in caplog.text
-    config.model.name = "vir_s16"
+    assert "epochs changed on resume: 10.0 -> 400.0" in caplog.text
+    config.model.name = "vir_b16"
     config.seed = 1
-    with pytest.raises(ValueError, match=r"(?s)model.name: 'vir_b16' -> 'vir_s16'.*seed: 0 -> 1"):
+    with pytest.raises(ValueError, match=r"(?s)model.name: 'vir_s16' -> 'vir_b16'.*seed: 0 -> 1"):
         check_config(tmp_path, config)

@@ -77,7 +77,7 @@ def test_metrics_of_a_run(tmp_path, digits_config):
     digits_config.eval_every, digits_config.model.name = 10, "vir_x4"
     with pytest.raises(ValueError, match="no model is called 'vir_x4'"):
         train(digits_config, tmp_path)
-    digits_config.model.name = "vir_mu4"  # A mistake does not claim the workdir.
+    digits_config.model.name = "vir_pico4"  # A mistake does not claim the workdir.
     train(digits_config, tmp_path)
     lines = read_metrics(tmp_path)
     train_steps = [line["step"] for line in lines if "train/loss" in line]

@@ -35,16 +35,15 @@ def make_batch(size=8, seed=0):
     }
 
 
-def make_model(name="vir_mu4", drop_path=0.0):
+def make_model(name="vir_pico4", drop_path=0.0):
     config = default_config()
     config.model.name, config.model.image_size = name, (8, 8)
-    config.model.drop_path, config.model.dtype = drop_path, "float32"
+    config.model.layer_scale, config.model.drop_path_rate = 1e-5, drop_path
     return model_functions(config.model, CLASSES)
 
 
 def make_step(model, config=PLAIN, learning_rate=1e-3):
-    schedule = optax.constant_schedule(learning_rate)
-    optimizer = optax.adamw(schedule)
+    schedule, optimizer = optax.constant_schedule(learning_rate), optax.adamw(1.0)
     state = create_train_state(model.init(jax.random.key(0)), optimizer, ema=True)
     return state, jax.jit(make_train_step(model.apply, optimizer, schedule, config))
 
@@ -100,6 +99,32 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
     assert not bool(metrics["finite"])
     assert int(stepped.step) == int(state.step) + 1
     chex.assert_trees_all_equal(dataclasses.replace(stepped, step=state.step), state)
+
+
+def test_the_learning_rate_is_that_of_the_step_whatever_was_skipped():
+    """What is logged is what is applied, and the schedule ends with the run."""
+    schedule, optimizer = optax.linear_schedule(1.0, 0.0, 10), optax.sgd(1.0)
+    params = {"kernel": jnp.ones((3, CLASSES))}
+
+    def apply(params, images, key):
+        pixels = images.mean((1, 2)) @ params["kernel"]
+        return jnp.where(jnp.any(images != images[0, 0, 0, 0]), pixels, jnp.nan)
+
+    step = jax.jit(make_train_step(apply, optimizer, schedule, PLAIN))
+    state = create_train_state(params, optimizer, ema=False)
+    good = make_batch()
+    bad = {**good, "image": jnp.zeros_like(good["image"])}
+    for number, batch in enumerate([good, bad, bad, good, bad, good]):
+        before = state.params
+        state, metrics = step(state, batch)
+        assert int(state.step) == number + 1
+        assert float(metrics["learning_rate"]) == pytest.approx(schedule(number))
+        assert bool(metrics["finite"]) == (batch is good)
+        if batch is good:
+            moved = optax.tree.norm(optax.tree.sub(state.params, before))
+            expected = schedule(number) * metrics["gradient_norm"]
+            np.testing.assert_allclose(moved, expected, rtol=1e-3)
+            np.testing.assert_allclose(metrics["update_norm"], expected, rtol=1e-5)
 
 
 def test_norms_and_ema():

@@ -1,18 +1,20 @@
 """Images on the host: sources, decoding, augmentation and batching, in NumPy and without TensorFlow."""
 
 from vir_jax.data.augment import AugmentConfig, augment_image
-from vir_jax.data.decode import CorruptImageError, decode_image
+from vir_jax.data.corrupt import check_examples
+from vir_jax.data.decode import decode_image
+from vir_jax.data.errors import CorruptExampleError, CorruptImageError, TooManyCorruptError
 from vir_jax.data.loader import (
     EvalBatch,
     EvalLoader,
-    TooManyCorruptError,
     TrainBatch,
     TrainLoader,
     eval_loader,
     train_loader,
 )
 from vir_jax.data.resize import eval_transform
-from vir_jax.data.source import CorruptExampleError, Example, Source, open_source
+from vir_jax.data.source import Example, Source
+from vir_jax.data.sources import open_source
 
 __all__ = [
     "AugmentConfig",
@@ -26,6 +28,7 @@ __all__ = [
     "TrainBatch",
     "TrainLoader",
     "augment_image",
+    "check_examples",
     "decode_image",
     "eval_loader",
     "eval_transform",

@@ -7,6 +7,7 @@ loader mixes ahead of erasing; here a mixed image can show the erased parts of b
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import cv2
@@ -30,11 +31,11 @@ _ERASE_LOG_RATIO = (math.log(0.3), math.log(1 / 0.3))
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image; the defaults are the recipe of PAPER.md section 4."""
+    """What happens to a training image; by default nothing but the central crop of evaluation."""
 
     # "resized": a random box, resized. "pad": the whole image with a border, a random window of it (for
     # small images). "none": the central crop of evaluation, with fraction 1.
-    crop: Literal["resized", "pad", "none"] = "resized"
+    crop: Literal["resized", "pad", "none"] = "none"
     # Area of the random box, as a fraction of the image's. Only for crop "resized".
     crop_scale: tuple[float, float] = (0.08, 1.0)
     # Width over height of the random box, drawn on a logarithmic scale. Only for crop "resized".
@@ -44,23 +45,23 @@ class AugmentConfig:
     # How pixels are interpolated, in enlarging and in RandAugment's geometry; "random" chooses each time.
     interpolation: Literal["bilinear", "bicubic", "random"] = "random"
     # Probability of a horizontal flip; 0 switches it off.
-    hflip: float = 0.5
+    hflip: float = 0.0
     # RandAugment: operations per image; 0 switches it off.
-    randaugment_ops: int = 2
+    randaugment_ops: int = 0
     # RandAugment: mean strength of an operation, 0 to 10.
     randaugment_magnitude: float = 9.0
     # RandAugment: standard deviation of the strength.
     randaugment_std: float = 0.5
     # Colour jitter: brightness, contrast and saturation each change by a factor in 1 -+ this; 0 switches it
     # off. It acts only where RandAugment is off: timm's loader drops colour jitter as soon as RandAugment is
-    # set, so that in the recipe, which names both, this value has no effect.
-    color_jitter: float = 0.4
+    # set, and a run's config may not name both.
+    color_jitter: float = 0.0
     # Probability that a rectangle is replaced by noise, each pixel drawn on its own; 0 switches it off.
-    erase: float = 0.25
+    erase: float = 0.0
     # Mean and standard deviation per channel, on a scale of 0 to 1, that the model's input is normalised
     # with. The mean fills what geometric operations leave empty; erased pixels are drawn from both.
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         for field, known in (("crop", ("resized", "pad", "none")), ("interpolation", tuple(_INTERPOLATIONS))):
@@ -87,6 +88,8 @@ def augment_image(
     image_size: int | tuple[int, int],
     config: AugmentConfig,
     rng: np.random.Generator,
+    *,
+    decode: Callable[..., UInt8[np.ndarray, "y x 3"]] = decode_image,
 ) -> UInt8[np.ndarray, "_y _x 3"]:
     """One random view of an image.
 
@@ -95,15 +98,16 @@ def augment_image(
       image_size: side, or (height, width), of the result.
       config: what is done.
       rng: source of all randomness.
+      decode: `decode_image`, with or without arguments of its own.
 
     Raises:
       CorruptImageError: `image` cannot be decoded.
     """
     size = size_pair(image_size)
     if config.crop == "resized":
-        view = random_resized_crop(image, size, config, rng)
+        view = random_resized_crop(image, size, config, rng, decode=decode)
     else:
-        pixels = decode_image(image) if isinstance(image, bytes) else image
+        pixels = decode(image) if isinstance(image, bytes) else image
         view = eval_transform(pixels, size, crop_fraction=1.0)
         if config.crop == "pad":
             view = random_pad_crop(view, config.crop_padding, rng)
@@ -150,6 +154,8 @@ def random_resized_crop(
     size: tuple[int, int],
     config: AugmentConfig,
     rng: np.random.Generator,
+    *,
+    decode: Callable[..., UInt8[np.ndarray, "y x 3"]] = decode_image,
 ) -> UInt8[np.ndarray, "_y _x 3"]:
     """A random box of the image, resized to `size`.
 
@@ -157,7 +163,7 @@ def random_resized_crop(
     is decoded at a half, quarter or eighth (see `decode_image`).
     """
     if isinstance(image, bytes):
-        height, width = jpeg_size(image) or (image := decode_image(image)).shape[:2]
+        height, width = jpeg_size(image) or (image := decode(image)).shape[:2]
     else:
         height, width = image.shape[:2]
     top, left, h, w = random_box(height, width, config.crop_scale, config.crop_ratio, rng)
@@ -165,7 +171,7 @@ def random_resized_crop(
     interpolation = interpolations[rng.integers(len(interpolations))]
     if isinstance(image, bytes):
         enough = math.ceil(height * size[0] / h), math.ceil(width * size[1] / w)
-        image = decode_image(image, min_size=enough)
+        image = decode(image, min_size=enough)
         shrunk = round(height / image.shape[0])  # by 1, 2, 4 or 8 exactly; the last row may stand for fewer
         top, left, h, w = top // shrunk, left // shrunk, max(1, h // shrunk), max(1, w // shrunk)
     return resize(image[top : top + h, left : left + w], size, interpolation)

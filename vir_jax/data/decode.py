@@ -1,50 +1,56 @@
 """From the bytes of an image file to RGB pixels.
 
-JPEGs go through libjpeg-turbo (simplejpeg); whatever that does not take (CMYK, a PNG named .jpg, files with
-harmless errors) goes through Pillow. Both release Python's global lock while they work.
+JPEGs go through libjpeg-turbo (simplejpeg), TIFFs through tifffile; whatever these do not take (CMYK, a PNG named
+.jpg, files with harmless errors) goes through Pillow. All release Python's global lock while they work.
 """
 
 import contextlib
+import functools
 import io
 from typing import Any
 
 import numpy as np
 import simplejpeg
+from absl import logging
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vir_jax.data.source import CorruptExampleError
+from vir_jax.data.errors import CorruptImageError
+from vir_jax.data.image_file import MAX_PIXELS, NPY_MAGIC, ImageFile, Opener, check_pixels, open_npy
+from vir_jax.data.pillow_formats import decode_with_pillow
+from vir_jax.data.pixels import WHITE, Colour, Warn, oriented
+from vir_jax.data.tiff import TIFF_MAGICS, open_tiff
 
-# Larger images count as decompression bombs: 89 million pixels, 268 MB decoded. It is Pillow's own limit, so
-# that both decoders refuse the same files.
-MAX_PIXELS = 1024**3 // 4 // 3
-
-# Raster formats that Pillow decodes by itself. Naming them keeps out those that start other programs (EPS).
-_PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+__all__ = ["MAX_PIXELS", "decode_image", "jpeg_size", "open_in_strips"]
 
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _EXIF_MAGIC = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
 
 
-class CorruptImageError(CorruptExampleError):
-    """The bytes are not an image that can be decoded; the message says why."""
+def decode_image(
+    data: bytes,
+    *,
+    min_size: tuple[int, int] | None = None,
+    background: Colour = WHITE,
+    warn: Warn = logging.warning,
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Decode a JPEG, PNG, GIF, BMP, WebP, AVIF, TIFF, PPM or .npy file to RGB with its EXIF orientation applied.
 
-
-def decode_image(data: bytes, *, min_size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "y x 3"]:
-    """Decode a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file to RGB with its EXIF orientation applied.
-
-    Gray, palette and CMYK images are converted; 16-bit gray keeps its upper 8 bits; transparency is dropped;
-    of an animation the first frame is taken.
+    Gray, palette and CMYK images are converted; 16 bits keep their upper 8; transparent pixels are laid over
+    `background`; of an animation the first frame is taken, of a TIFF the first page that is no thumbnail.
 
     Args:
       data: the whole file.
       min_size: (height, width), after orientation, that suffices. A JPEG at least twice as large in both
         directions is then decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster and
         averages the pixels.
+      background: RGB, 0 to 255, that shows where the image is transparent.
+      warn: told what is doubtful in an image that is decoded all the same.
 
     Raises:
-      CorruptImageError: empty or truncated data, no known format, or more than `MAX_PIXELS` pixels.
+      CorruptImageError: empty or truncated data, no known format, pixels of unknown meaning, or more than
+        `MAX_PIXELS` of them.
     """
     header = _jpeg_header(data)
     if header is not None:
@@ -57,8 +63,31 @@ def decode_image(data: bytes, *, min_size: tuple[int, int] | None = None) -> UIn
                 scaling = {"min_height": min_height, "min_width": min_width, "min_factor": 2}
         # An error here may be harmless: Pillow, below, tells surplus bytes from missing ones.
         with contextlib.suppress(Exception):
-            return _oriented(simplejpeg.decode_jpeg(data, **scaling), orientation)
-    return _decode_with_pillow(data)
+            return oriented(simplejpeg.decode_jpeg(data, **scaling), orientation)
+    image = open_in_strips(functools.partial(io.BytesIO, data), data[:6], background, warn)
+    if image is None:
+        return decode_with_pillow(data, background, warn)
+    check_pixels(image.height, image.width)
+    return np.concatenate(list(image.strips()))
+
+
+def open_in_strips(open_file: Opener, magic: bytes, background: Colour, warn: Warn) -> ImageFile | None:
+    """Open a file of a format of which parts can be read, .npy or TIFF; None for any other.
+
+    Args:
+      open_file: opens the file; called each time that its pixels are read.
+      magic: its first 6 bytes.
+      background: as for `decode_image`.
+      warn: as for `decode_image`.
+
+    Raises:
+      CorruptImageError: as for `decode_image`; an image of any size is opened.
+    """
+    if magic == NPY_MAGIC:
+        return open_npy(open_file, background, warn)
+    if magic[:4] in TIFF_MAGICS:
+        return open_tiff(open_file, background, warn)
+    return None
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -84,13 +113,8 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
         return None
     if colorspace not in ("YCbCr", "RGB", "Gray"):
         return None
-    _check_pixels(height, width)
+    check_pixels(height, width)
     return height, width, _exif_orientation(data)
-
-
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise CorruptImageError(f"{width} x {height} pixels: more than the {MAX_PIXELS:,} that are decoded")
 
 
 def _exif_orientation(data: bytes) -> int:
@@ -107,39 +131,3 @@ def _exif_orientation(data: bytes) -> int:
             return 1
         position = end
     return 1
-
-
-def _oriented(image: UInt8[np.ndarray, "y x 3"], orientation: int) -> UInt8[np.ndarray, "_y _x 3"]:
-    """Turn stored pixels upright: EXIF orientations 5 to 8 swap rows and columns, and all but 1 mirror."""
-    if orientation == 1:
-        return image
-    if orientation >= 5:
-        image = image.transpose(1, 0, 2)
-    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
-    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
-    return np.ascontiguousarray(image[rows, columns])
-
-
-def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "y x 3"]:
-    try:
-        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
-            _check_pixels(image.height, image.width)
-            image.load()
-            with contextlib.suppress(Exception):  # damaged metadata are no reason to lose the image
-                ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
-    except CorruptImageError:
-        raise
-    except Exception as error:  # a decoder fed with arbitrary bytes raises nearly anything
-        raise CorruptImageError(f"{type(error).__name__}: {error}") from error
-
-
-def _rgb(image: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
-    if image.mode.startswith("I;16"):  # convert() would clip at 255
-        gray = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=-1)
-    if image.mode in ("I", "F"):
-        raise CorruptImageError(f"pixels of mode {image.mode!r} have no known range: expected 8 or 16 bits")
-    if "transparency" in image.info:  # convert() wants the alpha channel resolved before it is dropped
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))

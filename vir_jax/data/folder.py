@@ -1,46 +1,44 @@
 """A folder of images per class: `data_dir/split/class name/image.jpg`."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
-from vir_jax.data.source import Example
+from absl import logging
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from vir_jax.data.source import Example
+from vir_jax.data.walk import EXTENSIONS, describe, find_folders, find_images, find_loose_files
 
 
 class FolderSource:
-    """The images below `data_dir/split`, sorted by class and file name.
+    """The images in and below the class folders of `data_dir/split`, sorted by class and name.
 
-    The classes are the folders of `data_dir/train` where that exists, else those of the split itself, so that
-    a class without test images does not shift the labels of the others. Files with other extensions than
-    `EXTENSIONS` are left out; hidden folders too.
+    The classes are the folders of the split itself that hold images: another split may have others, and labels of two
+    splits are compared by name alone (`match_classes`). What counts as an image is said in `vir_jax.data.walk`; what
+    else is there is counted and logged.
     """
 
     def __init__(self, data_dir: str | os.PathLike[str], split: str):
         root = Path(data_dir).expanduser()
         folder = root / split
         if not folder.is_dir():
-            found = ", ".join(_subfolders(root)) if root.is_dir() else "no such folder"
+            found = ", ".join(find_folders(root)) if root.is_dir() else "no such folder"
             raise FileNotFoundError(
                 f"no split {split!r} in {root} (there: {found}). Expected images as "
                 f"{folder}/<class name>/<name>.jpg"
             )
-        reference = root / "train" if (root / "train").is_dir() else folder
-        self.class_names = _subfolders(reference)
-        if not self.class_names:
+        images, left_out = _images_by_class(folder)
+        if left_out:
+            logging.warning("left out in %s: %s", folder, describe(left_out))
+        self.class_names = tuple(images)
+        if not find_folders(folder):
             raise FileNotFoundError(
-                f"no class folders in {reference}: expected {reference}/<class name>/<name>.jpg"
+                f"no class folders in {folder}: expected {folder}/<class name>/<name>.jpg"
             )
-        unknown = sorted(set(_subfolders(folder)) - set(self.class_names))
-        if unknown:
-            raise ValueError(f"{folder} has classes that {reference} lacks: {', '.join(unknown)}")
-        self._examples: list[tuple[str, int]] = []
-        for label, name in enumerate(self.class_names):
-            if (folder / name).is_dir():
-                files = (e.path for e in os.scandir(folder / name) if e.name.lower().endswith(EXTENSIONS))
-                self._examples += [(file, label) for file in sorted(files)]
-        if not self._examples:
+        if not images:
             raise FileNotFoundError(f"no images in {folder}/*/: looked for {', '.join(EXTENSIONS)}")
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        self._examples = [(file, labels[name]) for name, files in images.items() for file in files]
 
     @property
     def num_classes(self) -> int:
@@ -59,5 +57,9 @@ class FolderSource:
         return self._examples[index][0]
 
 
-def _subfolders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
+def _images_by_class(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
+    """Return the images of each class folder that has any, and what was left out, by kind."""
+    left_out = find_loose_files(folder)
+    images = {name: list(find_images(folder / name, left_out)) for name in find_folders(folder)}
+    left_out["folder without images"] += sum(not files for files in images.values())
+    return {name: files for name, files in images.items() if files}, +left_out

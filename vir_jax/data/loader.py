@@ -9,9 +9,8 @@ however many processes share it, and the state of a loader is no more than a pos
 import dataclasses
 import functools
 import json
-import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
 import grain
@@ -20,17 +19,19 @@ from absl import logging
 from jaxtyping import Bool, Int32, UInt8
 
 from vir_jax.data.augment import AugmentConfig, augment_image
+from vir_jax.data.corrupt import MAX_CORRUPT_FRACTION, check_corrupt, read_example
 from vir_jax.data.decode import decode_image
+from vir_jax.data.errors import CorruptExampleError, TooManyCorruptError
+from vir_jax.data.pixels import WHITE, Colour
 from vir_jax.data.resize import eval_transform, size_pair
-from vir_jax.data.source import CorruptExampleError, Example, Source
+from vir_jax.data.source import Source
 
-# The share of corrupt examples is judged against at least this many in training: one bad image in the first
-# batch is no trend.
-MIN_EXAMPLES_FOR_FRACTION = 1000
 # Examples tried for one place in a batch before giving up.
 MAX_ATTEMPTS = 20
 # Examples that a thread prepares at a time, at most.
 MAX_CHUNK_SIZE = 8
+# Doubtful images that are named in the log; of a folder full of them the first ones say enough.
+MAX_WARNINGS = 20
 
 
 class TrainBatch(TypedDict):
@@ -48,10 +49,6 @@ class EvalBatch(TypedDict):
     mask: Bool[np.ndarray, " b"]
 
 
-class TooManyCorruptError(RuntimeError):
-    """More corrupt examples than allowed: the data need looking at, not skipping."""
-
-
 # --- Training ---
 
 
@@ -65,7 +62,8 @@ def train_loader(
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
     prefetch: int = 2,
-    max_corrupt_fraction: float = 0.01,
+    max_corrupt_fraction: float = MAX_CORRUPT_FRACTION,
+    background: Colour = WHITE,
 ) -> "TrainLoader":
     """Endless batches of shuffled and augmented examples, or some rows of each.
 
@@ -78,8 +76,9 @@ def train_loader(
       rows: of each batch, those to load here, ascending; None: all.
       num_threads: threads that read and decode; None: one per core. The batches do not depend on it.
       prefetch: batches prepared ahead.
-      max_corrupt_fraction: share of corrupt examples (of those read, at least 1,000) above which
-        `TooManyCorruptError` is raised.
+      max_corrupt_fraction: share of corrupt examples above which `TooManyCorruptError` is raised; see
+        `vir_jax.data.corrupt`. Those loaded here are counted.
+      background: RGB, 0 to 255, that shows where an image is transparent.
 
     Raises:
       ValueError: an empty source, or arguments out of range.
@@ -88,7 +87,9 @@ def train_loader(
     _check_arguments(source, num_threads, prefetch)
     # Grain adds the epoch to the seed of its shuffle; hashing keeps the orders of neighbouring seeds apart.
     shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    load = functools.partial(_load_augmented, source=source, size=size_pair(image_size), config=augment)
+    load = functools.partial(
+        _load_augmented, source=source, size=size_pair(image_size), config=augment, background=background
+    )
     examples = (
         grain.MapDataset.range(len(source))
         .random_map(load, seed=augment_seed)  # ahead of the shuffle: random by epoch and example
@@ -128,7 +129,7 @@ class TrainLoader(Iterator[TrainBatch]):
         self._identity = identity  # what a saved state must agree with
         self._position = 0  # in the global order, of the next batch's first example
         self._batches: grain.DatasetIterator | None = None
-        self._loaded = 0
+        self._corrupt: set[int] = set()
         self.skipped = 0
 
     def __next__(self) -> TrainBatch:
@@ -138,11 +139,11 @@ class TrainLoader(Iterator[TrainBatch]):
             self._batches = self._batching.iterate(own)
         batch = next(self._batches)
         self._position += self._places.batch_size
-        self.skipped += int(batch.pop("skipped").sum())
-        self._loaded += len(self._places.rows)
-        read = self._loaded + self.skipped
-        allowed = self._max_corrupt_fraction * max(read, MIN_EXAMPLES_FOR_FRACTION)
-        _check_corrupt(self.skipped, read, allowed)
+        corrupt = batch.pop("corrupt")
+        corrupt = corrupt[corrupt >= 0]
+        self.skipped += corrupt.size
+        self._corrupt.update(corrupt.tolist())
+        check_corrupt(len(self._corrupt), self._identity["examples"], self._max_corrupt_fraction)
         return batch
 
     def get_state(self) -> bytes:
@@ -178,18 +179,27 @@ def _load_place(examples: grain.MapDataset, places: "_Places", start: int, index
 
 
 def _load_augmented(
-    index: int, rng: np.random.Generator, *, source: Source, size: tuple[int, int], config: AugmentConfig
+    index: int,
+    rng: np.random.Generator,
+    *,
+    source: Source,
+    size: tuple[int, int],
+    config: AugmentConfig,
+    background: Colour,
 ) -> dict[str, Any]:
     """A random view of example `index`, or of one drawn at random where that is corrupt."""
-    for skipped in range(MAX_ATTEMPTS):
+    corrupt = np.full(MAX_ATTEMPTS, -1)  # numbers of those tried in vain
+    for attempt in range(MAX_ATTEMPTS):
         try:
-            example = _read(source, index)
-            image = augment_image(example["image"], size, config, rng)
+            example = read_example(source, index)
+            decode = _decoder(source, index, background)
+            image = augment_image(example["image"], size, config, rng, decode=decode)
         except CorruptExampleError as error:
             logging.warning("skipped corrupt example %s: %s", source.name(index), error)
+            corrupt[attempt] = index
             index = int(rng.integers(len(source)))
         else:
-            return {"image": image, "label": np.int32(example["label"]), "skipped": skipped}
+            return {"image": image, "label": np.int32(example["label"]), "corrupt": corrupt}
     raise TooManyCorruptError(f"{MAX_ATTEMPTS} examples drawn in a row were corrupt; the log names them")
 
 
@@ -205,7 +215,8 @@ def eval_loader(
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
     prefetch: int = 2,
-    max_corrupt_fraction: float = 0.01,
+    max_corrupt_fraction: float = MAX_CORRUPT_FRACTION,
+    background: Colour = WHITE,
 ) -> "EvalLoader":
     """One pass over a source: every example exactly once over all processes, and as many batches in each.
 
@@ -217,8 +228,8 @@ def eval_loader(
       rows: of each batch, those to load here, ascending; None: all.
       num_threads: threads that read and decode; None: one per core.
       prefetch: batches prepared ahead.
-      max_corrupt_fraction: share of corrupt examples, of those loaded here, above which `TooManyCorruptError`
-        is raised.
+      max_corrupt_fraction: as for `train_loader`.
+      background: as for `train_loader`.
 
     Raises:
       ValueError: an empty source, or arguments out of range.
@@ -229,13 +240,16 @@ def eval_loader(
         raise ValueError(f"crop_fraction is {crop_fraction}: expected 0 < crop_fraction <= 1")
     num_batches = -(-len(source) // batch_size)
     load = functools.partial(
-        _load_centered, source=source, size=size_pair(image_size), crop_fraction=crop_fraction
+        _load_centered,
+        source=source,
+        size=size_pair(image_size),
+        crop_fraction=crop_fraction,
+        background=background,
     )
     own = grain.MapDataset.range(num_batches * len(places.rows)).map(places.position)
-    last_rows = len(source) - (num_batches - 1) * batch_size
     return EvalLoader(
         own.map(load),
-        num_examples=(num_batches - 1) * len(places.rows) + sum(row < last_rows for row in places.rows),
+        num_examples=len(source),
         batching=_Batching(len(places.rows), num_threads or _num_cores(), prefetch),
         max_corrupt_fraction=max_corrupt_fraction,
     )
@@ -271,24 +285,23 @@ class EvalLoader:
         try:
             for batch in batches:
                 self.skipped += int(batch.pop("skipped").sum())
-                allowed = self._max_corrupt_fraction * self._num_examples
-                _check_corrupt(self.skipped, self._num_examples, allowed)
+                check_corrupt(self.skipped, self._num_examples, self._max_corrupt_fraction)
                 yield batch
         finally:
             batches.close()
 
 
 def _load_centered(
-    index: int, *, source: Source, size: tuple[int, int], crop_fraction: float
+    index: int, *, source: Source, size: tuple[int, int], crop_fraction: float, background: Colour
 ) -> dict[str, Any]:
     """The central crop of example `index`, or a masked blank where that is padding or corrupt."""
     blank = {"image": np.zeros((*size, 3), np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
     if index >= len(source):
         return {**blank, "skipped": 0}
     try:
-        example = _read(source, index)
+        example = read_example(source, index)
         image = example["image"]
-        pixels = decode_image(image) if isinstance(image, bytes) else image
+        pixels = _decoder(source, index, background)(image) if isinstance(image, bytes) else image
     except CorruptExampleError as error:
         logging.warning("skipped corrupt example %s: %s", source.name(index), error)
         return {**blank, "skipped": 1}
@@ -303,31 +316,13 @@ def _load_centered(
 # --- Both ---
 
 
-def _read(source: Source, index: int) -> Example:
-    """`source[index]`, with failures to read, impossible labels and pixels as `CorruptExampleError`."""
-    try:
-        example = source[index]
-        image, label = example["image"], operator.index(example["label"])
-    except Exception as error:  # whatever the storage raises: the example is lost, the run need not be
-        raise CorruptExampleError(f"unreadable: {type(error).__name__}: {error}") from error
-    if not 0 <= label < source.num_classes:
-        raise CorruptExampleError(f"label {label} is not one of {source.num_classes} classes")
-    if not isinstance(image, bytes):
-        described = (
-            f"{getattr(image, 'shape', type(image).__name__)} of {getattr(image, 'dtype', 'no dtype')}"
-        )
-        rgb = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)
-        if not (rgb and image.size):
-            raise CorruptExampleError(f"pixels {described}: expected uint8 [height, width, 3]")
-    return example
+def _decoder(source: Source, index: int, background: Colour) -> Callable[..., UInt8[np.ndarray, "y x 3"]]:
+    """`decode_image` for one example, which is named where it is doubtful."""
 
+    def warn(doubt: str) -> None:
+        logging.log_first_n(logging.WARNING, "%s: %s", MAX_WARNINGS, source.name(index), doubt)
 
-def _check_corrupt(skipped: int, read: int, allowed: float) -> None:
-    if skipped > allowed:
-        raise TooManyCorruptError(
-            f"{skipped} of {read:,} examples were corrupt, more than max_corrupt_fraction allows "
-            f"({allowed:.6g}); the log names them"
-        )
+    return functools.partial(decode_image, background=background, warn=warn)
 
 
 @dataclasses.dataclass(frozen=True)

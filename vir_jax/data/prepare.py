@@ -27,10 +27,10 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from vir_jax.data.corrupt import spread
 from vir_jax.data.decode import decode_image
 from vir_jax.data.tfds_source import ARRAY_RECORD, TfdsSource, open_prepared
 from vir_jax.paths import check_path
@@ -168,7 +168,7 @@ def check(dataset: str, data_dir: str | None, *, allow_partial: bool) -> dict[st
         counts[split] = stored
         source = TfdsSource(dataset, split, data_dir=data_dir)
         has_labels = not (is_imagenet and split == "test")  # those were never published
-        for index in _spread(stored, CHECKED_PER_SPLIT):
+        for index in spread(stored, CHECKED_PER_SPLIT):
             try:
                 _check_example(source, index, has_labels=has_labels, is_imagenet=is_imagenet)
             except ValueError as error:
@@ -257,11 +257,6 @@ def _check_names(archive: Path, names: Sequence[str], expected: Sequence[str]) -
         f"{archive} has {len(names):,} entries, expected {len(expected):,}: {'; '.join(found)}. Labels would "
         "be wrong. Use the archive as published (--allow_partial accepts the first images without gaps)"
     )
-
-
-def _spread(count: int, checked: int) -> list[int]:
-    """At most `checked` numbers from 0 to count - 1, evenly spread, ends included."""
-    return np.linspace(0, count - 1, min(count, checked)).round().astype(int).tolist()
 
 
 if __name__ == "__main__":

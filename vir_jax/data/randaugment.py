@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2019) on uint8 RGB images.
 
-Operations and ranges are timm's "increasing" set, which the recipe's "m9 mstd0.5 inc1" names (PAPER.md
+Operations and ranges are timm's "increasing" set, which the recipe's "m9 mstd0.5 inc1" names (docs/method.md,
 section 4): a higher magnitude always changes the image more. As there, the magnitude is drawn anew for every
 operation, and a chosen operation acts with probability 1/2. What the operations compute is what Pillow's
 ImageOps and ImageEnhance compute, as look-up tables where a pixel's result depends on that pixel alone.

@@ -21,7 +21,10 @@ class TfdsSource:
             raise FileNotFoundError(_wrong_format_message(dataset, data_dir, builder))
         image_key, label_key = _image_and_label_keys(builder)
         decoders = {image_key: tfds.decode.SkipDecoding()}
-        self._records = builder.as_data_source(split=split, decoders=decoders)
+        try:
+            self._records = builder.as_data_source(split=split, decoders=decoders)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{dataset}: {error}") from error
         self._dataset, self._split = dataset, split
         self._image_key, self._label_key = image_key, label_key
         self.class_names = tuple(builder.info.features[label_key].names)

@@ -1,6 +1,8 @@
 """Images that arrive over time: rows of pixels in, a prediction at any moment."""
 
+import json
 import os
+import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
@@ -17,12 +19,12 @@ from vir_jax.inference.recurrent import (
     Normalization,
     StreamState,
     check_pixels,
-    check_streamable,
     initial_state,
     read_out,
     read_rows,
 )
-from vir_jax.models import VisionBackbone
+from vir_jax.models import VisionModel
+from vir_jax.models.model import StreamModel
 
 
 class ImageStream:
@@ -54,7 +56,7 @@ class ImageStream:
 
     def __init__(
         self,
-        model: VisionBackbone,
+        model: VisionModel,
         *,
         width: int,
         height: int | None = None,
@@ -62,20 +64,22 @@ class ImageStream:
         chunk_size: int = CHUNK_SIZE,
         normalization: Normalization | None = None,
     ) -> None:
-        check_streamable(model)
+        apart = model.apart()
         self._patch = model.patch
         for name, pixels in (("width", width), ("height", height)):
             if pixels is not None and (pixels < self._patch or pixels % self._patch):
                 raise ValueError(
                     f"{name} is {pixels} pixels; expected a positive multiple of the patch, {self._patch}"
                 )
-        if height is None and model.position == "learned":
+        if height is None and model.stem.position.needs_height:
             raise ValueError(
                 "learned position embeddings are resampled to the whole image's grid: give its height, or use a model "
                 "made with position='sincos'"
             )
         self.width, self.height, self.batch = width, height, batch
-        self._graph, self._params = nnx.split(model)
+        self._normalization, self._model = normalization, model.options
+        # Once, so that reading a row copies no weights.
+        self._graph, self._variables = nnx.split(apart)
         self._read = partial(_read, self._graph, chunk_size, normalization)
         self._rows = None if height is None else np.int32(height // self._patch)
         dtype = np.float32 if normalization is None else np.uint8
@@ -83,7 +87,7 @@ class ImageStream:
         # The pixels of a row of patches that is not yet whole.
         self._strip = np.zeros((batch, self._patch, width, 3), dtype)
         self._received = 0
-        self._state: StreamState = initial_state(model, batch, width)
+        self._state: StreamState = initial_state(apart, batch, width)
 
     @property
     def received(self) -> int:
@@ -116,10 +120,15 @@ class ImageStream:
                 # device may read the pixels after the call has returned: they are never written to again.
                 jax.block_until_ready(self._state)
                 strip, self._strip = self._strip, np.zeros_like(self._strip)
-                self._state = self._read(self._params, self._state, strip, self._rows)
+                self._state = self._read(self._variables, self._state, strip, self._rows)
 
     def predict(self) -> Float[Array, "b classes"]:
-        """Logits of what the model has read so far, as if the image ended there. More rows may follow.
+        """Return the logits of what the model has read so far; more rows may follow.
+
+        The class token is read as if the image ended here. With sine-cosine positions these are the logits of the image
+        cut off here. With learned positions they are not quite: the patches carry the positions that they have in the
+        whole image, while `model`, given the rows read so far, would stretch its embeddings over these alone. At the
+        last row both are the same.
 
         Raises:
             ValueError: there is no whole row of patches yet.
@@ -128,42 +137,53 @@ class ImageStream:
             raise ValueError(
                 f"{self._received} rows of pixels have arrived; a prediction needs a row of patches, {self._patch}"
             )
-        return _predict(self._graph, self._params, self._state)
+        return _predict(self._graph, self.width // self._patch, self._variables, self._state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a NumPy .npz file, from which `restore` goes on. An older file is replaced at once."""
         temporary = Path(path).with_name(Path(path).name + ".tmp")
         with temporary.open("wb") as file:
-            np.savez(file, **(self._identity() | self._variables()))
+            identity = np.asarray(json.dumps(self._identity()))
+            np.savez(file, allow_pickle=False, identity=identity, **self._contents())
         temporary.replace(path)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a saved state, bit for bit, in a stream made with the same arguments.
 
         Raises:
-            ValueError: the state is of another model, width, height or batch.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no saved stream, is damaged, or belongs to another model, image size, batch or
+                normalization; what differs is named. The stream is left as it was.
         """
-        with np.load(path, allow_pickle=False) as file:
-            for name, value in self._identity().items():
-                found = int(file[name])
-                if found != value:
-                    raise ValueError(f"{path}: {name} is {found}, of this stream it is {value}")
-            self._received = int(file["received"])
-            self._strip = file["strip"]
-            leaves = [file[name] for name in self._variables() if name.startswith("state")]
-        self._state = jax.tree.unflatten(jax.tree.structure(self._state), map(jnp.array, leaves))
+        found, contents = _load(path)
+        for name, value in self._identity().items():
+            if found.get(name) != value:
+                raise ValueError(f"{path}: {name} is {found.get(name)!r}, of this stream it is {value!r}")
+        wanted = self._contents()
+        if {k: v.shape for k, v in contents.items()} != {k: v.shape for k, v in wanted.items()}:
+            raise ValueError(f"{path} is damaged: its arrays are not those of such a stream")
+        self._received, self._strip = int(contents["received"]), contents["strip"]
+        leaves = [jnp.array(contents[name]) for name in wanted if name.startswith("state")]
+        self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same where a state is restored."""
+        """All that a state means nothing without; equal where a state may be restored. JSON data."""
         weights = 0
-        for leaf in jax.tree.leaves(self._params):
+        for leaf in jax.tree.leaves(self._variables):
             weights = zlib.crc32(np.asarray(leaf).tobytes(), weights)
-        height = self.height or 0
-        return {"width": self.width, "height": height, "batch": self.batch, "checksum_of_weights": weights}
+        return {
+            "width": self.width,
+            "height": self.height,
+            "batch": self.batch,
+            "normalization": self._normalization
+            and [[float(x) for x in colours] for colours in self._normalization],
+            "model": self._model,
+            "checksum_of_weights": weights,
+        }
 
-    def _variables(self) -> dict[str, Any]:
+    def _contents(self) -> dict[str, np.ndarray]:
         state = {f"state{i:03}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self._state))}
-        return {"received": self._received, "strip": self._strip, **state}
+        return {"received": np.asarray(self._received), "strip": self._strip, **state}
 
     def _checked(self, rows: Num[np.ndarray, "*b n width 3"]) -> Num[np.ndarray, "b n width 3"]:
         shape, dtype = rows.shape, rows.dtype
@@ -185,20 +205,38 @@ class ImageStream:
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _read(
-    graph: nnx.GraphDef[VisionBackbone],
+    graph: nnx.GraphDef[StreamModel],
     chunk_size: int,
     normalization: Normalization | None,
-    params: Any,
+    variables: Any,
     state: StreamState,
     strip: Num[Array, "b y x 3"],
     rows: Int[Array, ""] | None,
 ) -> StreamState:
-    model = nnx.merge(graph, params)
+    model = nnx.merge(graph, variables)
     return read_rows(model, state, strip, rows=rows, chunk_size=chunk_size, normalization=normalization)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _predict(
-    graph: nnx.GraphDef[VisionBackbone], params: Any, state: StreamState
+    graph: nnx.GraphDef[StreamModel], cols: int, variables: Any, state: StreamState
 ) -> Float[Array, "b classes"]:
-    return read_out(nnx.merge(graph, params), state)
+    return read_out(nnx.merge(graph, variables), state, cols=cols)
+
+
+def _load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read what a stream saved: its identity and its arrays.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no saved stream, or damaged.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as contents:
+            arrays = dict(contents)
+        return json.loads(str(arrays.pop("identity"))), arrays
+    except FileNotFoundError:
+        raise
+    # What NumPy and zipfile raise of a file that is something else, or cut off; NumPy would advise to unpickle it.
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no state that ImageStream.save wrote, or it is damaged") from error

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,24 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from flax import nnx
 from jaxtyping import Float, UInt8
 
 from vir_jax.data import CorruptImageError, eval_transform
 from vir_jax.data.decode import MAX_PIXELS
-from vir_jax.data.folder import EXTENSIONS
+from vir_jax.data.pixels import Colour
+from vir_jax.data.walk import EXTENSIONS, describe
+from vir_jax.data.walk import find_images as find_images_below
 from vir_jax.inference.files import ImageFile, open_image
 from vir_jax.inference.image_stream import ImageStream
-from vir_jax.inference.recurrent import check_streamable
-from vir_jax.models import VisionBackbone
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.models import VisionModel
+from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
-from vir_jax.runs.model import image_size, make_predict, model_functions
+from vir_jax.runs.model import image_size, make_predict
 
 # Images classified together, at most.
 BATCH_SIZE = 16
 
+FilePath = str | os.PathLike[str]
 Logits = Float[np.ndarray, "classes"]
 
 
@@ -45,7 +47,7 @@ class Prediction:
 
 def predict_files(
     workdir: str | os.PathLike[str],
-    paths: Sequence[str | os.PathLike[str]],
+    paths: FilePath | Sequence[FilePath],
     *,
     checkpoint: str = "last",
     weights: str | None = None,
@@ -56,7 +58,7 @@ def predict_files(
 
     Args:
       workdir: folder of the run.
-      paths: files, and folders whose images are taken, those of folders below them too.
+      paths: a file or folder, or several. Of a folder the images are taken, those of folders below it too.
       checkpoint: "last", "best" or the number of a step.
       weights: "raw" or "ema"; None takes the average where the run kept one.
       top: classes named for each file.
@@ -68,28 +70,26 @@ def predict_files(
       ValueError: no such checkpoint or weights; a model that cannot be streamed.
     """
     quiet_libraries()
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
-        config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
-        params = checkpoints.restore_params(step, weights=weights)
-    logging.info("predicting with the %s weights of step %d in %s", weights, step, workdir)
-    names, data = metadata["class_names"], config.data
-    functions = model_functions(config.model, len(names))
-    model = nnx.merge(functions.graph, params)
+    run = load_run(workdir, checkpoint, weights=weights)
+    model, names, config, data = run.model, run.class_names, run.config, run.config.data
+    background = tuple(data.background)
 
     files = list(find_images(paths))
     if streamed:
-        check_streamable(model)
+        model.check_streamable()
         normalization = (tuple(data.mean), tuple(data.std))
-        logits_of = functools.partial(_stream_files, model, normalization)
+        logits_of = functools.partial(_stream_files, model, normalization, background)
         batch = 1
     else:
         forward = functools.partial(
-            make_predict(functions, mean=data.mean, std=data.std), params, mode="auto"
+            make_predict(run.functions, mean=data.mean, std=data.std), run.params, mode="auto"
         )
         transform = functools.partial(
-            _whole_image, patch=model.patch, size=image_size(config.model), crop_fraction=data.crop_fraction
+            _whole_image,
+            patch=model.patch,
+            size=image_size(config.model),
+            crop_fraction=data.crop_fraction,
+            background=background,
         )
         batch = max(min(BATCH_SIZE, len(files)), 1)
         logits_of = functools.partial(_classify_files, forward, transform, batch)
@@ -99,21 +99,26 @@ def predict_files(
             yield _prediction(file, result, names, top)
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """The files, and in place of a folder the images in and below it, sorted. What is missing stays in the list."""
-    for path in map(Path, paths):
+def find_images(paths: FilePath | Iterable[FilePath]) -> Iterator[Path]:
+    """Yield the files, and in place of a folder the images in and below it, sorted.
+
+    What is missing, and a folder without images, stays in the list. What was left out of a folder is counted and
+    logged.
+    """
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
         if not path.is_dir():
             yield path
             continue
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in (*EXTENSIONS, ".npy"))
+        left_out: Counter[str] = Counter()
+        found = [Path(file) for file in find_images_below(path, left_out)]
+        if left_out:
+            logging.warning("left out in %s: %s", path, describe(left_out))
         yield from found or [path]
 
 
 def _prediction(file: Path, result: Logits | Exception, names: Sequence[str], top: int) -> Prediction:
     if isinstance(result, IsADirectoryError):
-        return Prediction(
-            str(file), (), f"no images in this folder; looked for {', '.join(EXTENSIONS)}, .npy"
-        )
+        return Prediction(str(file), (), f"no images in this folder; looked for {', '.join(EXTENSIONS)}")
     if isinstance(result, Exception):
         return Prediction(str(file), (), getattr(result, "strerror", None) or str(result))
     probabilities = np.asarray(jax.nn.softmax(result))
@@ -138,9 +143,11 @@ def _classify_files(
 
 
 def _stream_files(
-    model: VisionBackbone, normalization: Any, files: Sequence[Path]
+    model: VisionModel, normalization: Any, background: Colour, files: Sequence[Path]
 ) -> list[Logits | Exception]:
-    return [_attempt(functools.partial(_stream_file, model, normalization), file) for file in files]
+    return [
+        _attempt(functools.partial(_stream_file, model, normalization, background), file) for file in files
+    ]
 
 
 def _attempt(function: Callable[[Path], Any], file: Path) -> Any:
@@ -151,9 +158,9 @@ def _attempt(function: Callable[[Path], Any], file: Path) -> Any:
 
 
 def _whole_image(
-    file: Path, *, patch: int, size: tuple[int, int], crop_fraction: float
+    file: Path, *, patch: int, size: tuple[int, int], crop_fraction: float, background: Colour
 ) -> UInt8[np.ndarray, "y x 3"]:
-    image = open_image(file)
+    image = open_image(file, background=background)
     _check_large_enough(image, patch)
     if image.height * image.width > MAX_PIXELS:
         raise CorruptImageError(
@@ -162,8 +169,8 @@ def _whole_image(
     return eval_transform(np.concatenate(list(image.strips())), size, crop_fraction)
 
 
-def _stream_file(model: VisionBackbone, normalization: Any, file: Path) -> Logits:
-    image = open_image(file)
+def _stream_file(model: VisionModel, normalization: Any, background: Colour, file: Path) -> Logits:
+    image = open_image(file, background=background)
     _check_large_enough(image, model.patch)
     height, width = (side // model.patch * model.patch for side in (image.height, image.width))
     top, left = (image.height - height) // 2, (image.width - width) // 2

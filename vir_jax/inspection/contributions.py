@@ -24,15 +24,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from vir_jax.inspection.model import (
-    add_to_residual,
     check_class_token,
     class_token_decay,
     exact_einsum,
-    grid_of,
+    layout_of,
     retention_scale,
 )
-from vir_jax.models import VisionBackbone
-from vir_jax.models.mixers import Mixer
+from vir_jax.models import VisionModel
+from vir_jax.models.mixers.heads import HeadsMixer
 
 
 class LayerContributions(NamedTuple):
@@ -75,7 +74,7 @@ class LogitContributions(NamedTuple):
 
 
 def layer_contributions(
-    model: VisionBackbone, images: Float[Array, "b H W 3"], layers: Sequence[int]
+    model: VisionModel, images: Float[Array, "b H W 3"], layers: Sequence[int]
 ) -> dict[int, LayerContributions]:
     """What each token, through each head, adds to the class token in each of some layers.
 
@@ -106,14 +105,14 @@ def _layer_contributions(
     for layer in layers:
         mixer = model.block(layer).mixer
         q, k, v = (found[f"blocks.{layer}.mixer.{name}"] for name in "qkv")
-        weights = _class_token_weights(mixer, q, k, grid_of(model, images))
+        weights = _class_token_weights(mixer, q, k, layout_of(model, images).grid)
         terms = exact_einsum("bhn,bnhd,hdc->bhnc", weights, v, mixer.out.kernel[...])
         contributions[layer] = LayerContributions(terms, mixer.out.bias[...])
     return contributions
 
 
 def logit_contributions(
-    model: VisionBackbone, images: Float[Array, "b H W 3"], classes: Int[Array, "b"]
+    model: VisionModel, images: Float[Array, "b H W 3"], classes: Int[Array, "b"]
 ) -> LogitContributions:
     """The terms that one logit of each image is the sum of.
 
@@ -134,12 +133,12 @@ def logit_contributions(
 @partial(jax.jit, static_argnums=0)
 def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array) -> LogitContributions:
     model = nnx.merge(graph, params)
-    grid = grid_of(model, images)
+    grid = layout_of(model, images).grid
     kept = ("mixer.q", "mixer.k", "mixer.v", "mixer.heads")
     names = ["tokens", *(f"blocks.{layer}.{name}" for layer in range(model.depth) for name in kept)]
     found = model.intermediates(images, [*names, f"blocks.{model.depth - 1}.tokens"])
 
-    norm, head = model.final_norm, model.head
+    norm, head = model.readout.norm, model.readout.head
     read = found[f"blocks.{model.depth - 1}.tokens"][:, -1]
     gain = norm.scale[...] * head.kernel[...].T[classes]
     gain -= gain.mean(axis=-1, keepdims=True)
@@ -158,8 +157,8 @@ def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array)
         retention.append(weights * values)
         retention_bias.append(exact_einsum("c,bc->b", mixer.out.bias[...], scaled))
 
-        x = add_to_residual(x, mixer.out(heads[:, -1:]), block.layer_scale1)
-        after = add_to_residual(x, block.mlp(block.norm2(x)), block.layer_scale2)
+        x = block.add_mixed(x, mixer.out(heads[:, -1:]))
+        after = block.add_mlp(x)
         mlp.append(exact_einsum("bc,bc->b", (after - x)[:, 0], direction))
         x = after
     return LogitContributions(
@@ -172,7 +171,7 @@ def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array)
 
 
 def _class_token_weights(
-    mixer: Mixer, q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], grid: tuple[int, int]
+    mixer: HeadsMixer, q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], grid: tuple[int, int]
 ) -> Float32[Array, "b h n"]:
     """a[h,m] = d^-1/2 (q_cls . k_m) D_h[cls,m]."""
     scores = mixer.head_dim**-0.5 * exact_einsum("bhd,bnhd->bhn", q[:, -1], k)

@@ -1,7 +1,8 @@
 """What the decays make of an image: rows of the decay mask, folded back on the grid of patches, and half-lives.
 
 Everywhere in this package `grid` is the (rows, columns) of patches, and a token's index counts in raster order. The
-class token comes after all patches; in 2-D it stands one row below them, in the last column (PAPER section 2).
+class token comes after all patches; in 2-D it stands one row below them, in the last column (docs/method.md,
+section 2).
 """
 
 import math
@@ -48,7 +49,7 @@ def decay_row(
         )
     at = query % n
     if _is_1d(kind):
-        time = jnp.arange(n)
+        time = jnp.arange(n, dtype=jnp.int32)
         return decay_between(log_decay, time[at : at + 1], time)[:, 0]
     y, x = grid_positions(grid, trailing=1)
     return decay_between_2d(log_decay, (y[at : at + 1], x[at : at + 1]), (y, x))[:, 0]
@@ -84,7 +85,8 @@ def decay_at_arrival(
     model reads each twice). In 2-D it is the state in the last column of the row that is being read, what is
     unread being absent. In both the class token, were it to come next, would read gamma times this state.
     """
-    read, patch = jnp.arange(patches + 1)[:, None], jnp.arange(patches)[None, :]
+    read = jnp.arange(patches + 1, dtype=jnp.int32)[:, None]
+    patch = jnp.arange(patches, dtype=jnp.int32)[None, :]
     if _is_1d(kind):
         age: Int[Array, "t m"] = read - 1 - patch
     else:

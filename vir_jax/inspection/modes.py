@@ -4,18 +4,19 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float64
 
 from vir_jax.inspection.decay import RetentionKind
-from vir_jax.inspection.model import retention_kind
-from vir_jax.models import VisionBackbone
+from vir_jax.inspection.model import mixer_of, retention_kind
+from vir_jax.models import VisionModel
 from vir_jax.ops import MODES, retention, retention_2d, vir_log_decay
 
 MEMORY_LIMIT = 2 * 2**30
@@ -30,15 +31,13 @@ class Cost(NamedTuple):
     ms: float | None  # Median; None where it was not run, for the memory it takes.
 
 
-def tokens_by_mode(
-    model: VisionBackbone, images: Float[Array, "b H W 3"]
-) -> dict[str, Float[Array, "b n c"]]:
+def tokens_by_mode(model: VisionModel, images: Float[Array, "b H W 3"]) -> dict[str, Float[Array, "b n c"]]:
     """Tokens after the final norm, in every mode.
 
     Raises:
         ValueError: the model mixes tokens by another operator than retention, and has one mode alone.
     """
-    retention_kind(model.blocks.mixer)
+    retention_kind(mixer_of(model))
     graph, params = nnx.split(model)
 
     def features(params: Any, images: Array, mode: str) -> Array:
@@ -93,10 +92,11 @@ def retention_costs(
     log_decay = vir_log_decay(heads)
     costs = []
     for grid in grids:
-        tokens = jax.random.normal(jax.random.key(0), (3, 1, math.prod(grid) + 1, heads, width))
+        shape = (3, 1, math.prod(grid) + 1, heads, width)
+        tokens = jax.random.normal(jax.random.key(0), shape, jnp.float32)
         operator = retention if kind == "1d" else partial(retention_2d, grid=grid)
         for mode in MODES:
-            run = jax.jit(partial(operator, log_decay=log_decay, mode=mode)).lower(*tokens).compile()
+            run = _compiled(partial(operator, log_decay=log_decay, mode=mode), tokens)
             temp_bytes = _temp_bytes(run)
             seconds: list[float] = []
             while temp_bytes <= MEMORY_LIMIT and len(seconds) <= rounds and sum(seconds) < budget_s:
@@ -107,6 +107,11 @@ def retention_costs(
             ms = 1e3 * statistics.median(seconds[1:] or seconds) if seconds else None
             costs.append(Cost(mode, grid, temp_bytes, ms))
     return costs
+
+
+def _compiled(operator: Callable[..., tuple[Array, Array]], tokens: Float[Array, "3 b n h d"]) -> Any:
+    """Compile what gives the operator's output, without what is computed for its state alone."""
+    return jax.jit(lambda q, k, v: operator(q, k, v)[0]).lower(*tokens).compile()
 
 
 def _temp_bytes(compiled: Any) -> int:

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from vir_jax.inspection.model import add_to_residual, arrival_decay, check_class_token, exact_einsum, grid_of
-from vir_jax.models import VisionBackbone
-from vir_jax.ops import vir_log_decay
+from vir_jax.inspection.model import arrival_decay, check_class_token, exact_einsum, layout_of
+from vir_jax.models import VisionModel
 
 
-def logits_as_read(model: VisionBackbone, images: Float[Array, "b H W 3"]) -> Float32[Array, "b t classes"]:
+def logits_as_read(model: VisionModel, images: Float[Array, "b H W 3"]) -> Float32[Array, "b t classes"]:
     """Logits of a class token that comes after the first t patches, for every t = 0 .. patches.
 
     No patch sees one that comes later, so the patches' keys and values are those of the whole image, and the class
@@ -36,12 +35,12 @@ def logits_as_read(model: VisionBackbone, images: Float[Array, "b H W 3"]) -> Fl
 @partial(jax.jit, static_argnums=0)
 def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
     model = nnx.merge(graph, params)
-    grid = grid_of(model, images)
+    grid = layout_of(model, images).grid
     names = [f"blocks.{layer}.mixer.{name}" for layer in range(model.depth) for name in "kv"]
     found = model.intermediates(images, names)
     b, n = found[names[0]].shape[:2]
 
-    x = jnp.broadcast_to(model.class_token[...], (b, n, model.dim))  # One class token for each t.
+    x = jnp.broadcast_to(model.stem.class_tokens(b), (b, n, model.dim))  # One class token for each t.
     for layer in range(model.depth):
         block = model.block(layer)
         mixer = block.mixer
@@ -49,9 +48,8 @@ def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
         qkv = mixer.qkv(block.norm1(x)).astype(jnp.float32)
         q, own_k, own_v = mixer.head_dim**-0.5 * qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
-        decay = jnp.exp(vir_log_decay(mixer.heads))[:, None, None] * arrival_decay(mixer, n, grid)
+        decay = jnp.exp(mixer.log_decay)[:, None, None] * arrival_decay(mixer, n, grid)
         heads = exact_einsum("bhtm,bmhd->bthd", exact_einsum("bthd,bmhd->bhtm", q, k) * decay, v)
         heads += jnp.sum(q * own_k, axis=-1, keepdims=True) * own_v
-        x = add_to_residual(x, mixer.out(heads), block.layer_scale1)
-        x = add_to_residual(x, block.mlp(block.norm2(x)), block.layer_scale2)
-    return model.head(model.final_norm(x))
+        x = block.add_mlp(block.add_mixed(x, mixer.out(heads)))
+    return model.readout.logits(x)

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from vir_jax.inspection import figures
 from vir_jax.inspection.contributions import layer_contributions, logit_contributions
-from vir_jax.inspection.figures.style import spread
-from vir_jax.inspection.model import grid_of, retention_kind
+from vir_jax.inspection.figures.style import evenly_spaced
+from vir_jax.inspection.model import layout_of, mixer_of, retention_kind
 from vir_jax.inspection.modes import errors_by_token, retention_costs, tokens_by_mode
 from vir_jax.inspection.reading import logits_as_read
 from vir_jax.inspection.state import state_bytes, states_as_read
 from vir_jax.inspection.workdir import TrainedModel, read_curves
-from vir_jax.ops import vir_log_decay
 
 LAYERS = 4  # Whose contributions are shown, at most.
 SIDE = 12  # Patches along a side of the image on which modes are compared, at least.
@@ -26,16 +26,27 @@ MOST_PATCHES = 4096  # In the largest image whose cost is measured.
 def draw_report(
     trained: TrainedModel, image: UInt8[np.ndarray, "H W 3"], workdirs: Sequence[str | Path]
 ) -> Iterator[tuple[str, Figure]]:
-    """Every figure by name, one after the other.
+    """Draw every figure that the model allows, by name, one after the other.
 
     Args:
         trained: the model.
         image: of `load_image`.
         workdirs: whose training curves are drawn together, the model's own first.
     """
+    if mixer_of(trained.model).retention is None:
+        logging.warning(
+            "%s mixes tokens by no retention: masks, contributions, states and modes are left out",
+            trained.config.model.name,
+        )
+    else:
+        yield from _of_retention(trained, image)
+    yield "curves", figures.draw_curves({Path(workdir).name: read_curves(workdir) for workdir in workdirs})
+
+
+def _of_retention(trained: TrainedModel, image: UInt8[np.ndarray, "H W 3"]) -> Iterator[tuple[str, Figure]]:
     model, images = trained.model, trained.normalize(image[None])
-    mixer, grid = model.blocks.mixer, grid_of(model, images)
-    log_decay, kind = vir_log_decay(mixer.heads), retention_kind(mixer)
+    mixer, grid = mixer_of(model), layout_of(model, images).grid
+    log_decay, kind = mixer.log_decay, retention_kind(mixer)
 
     yield "masks", figures.draw_masks(log_decay, grid)
     yield "seen_from_patch", figures.draw_seen_from(log_decay, grid, (grid[0] // 2, grid[1] // 2))
@@ -44,13 +55,13 @@ def draw_report(
     yield "widths", figures.draw_widths(log_decay, widths)
     yield "half_lives", figures.draw_half_lives(log_decay, widths)
 
-    layers = spread(model.depth, LAYERS)
+    layers = evenly_spaced(model.depth, LAYERS)
     contributions = layer_contributions(model, images, layers)
     shares = {layer: contributions[layer].shares()[0] for layer in layers}
     yield "layer_contributions", figures.draw_layer_shares(shares, image, grid)
     read = logits_as_read(model, images)
     winner = int(jnp.argmax(read[0, -1]))
-    terms = logit_contributions(model, images, jnp.array([winner]))
+    terms = logit_contributions(model, images, jnp.array([winner], jnp.int32))
     yield (
         "logit_contributions",
         figures.draw_logit(terms, image, grid, class_name=trained.class_names[winner]),
@@ -73,5 +84,3 @@ def draw_report(
     costs = retention_costs(mixer.heads, mixer.head_dim, grids, kind)
     what = f"{mixer.heads} heads of {mixer.head_dim}, float32"
     yield "mode_costs", figures.draw_mode_costs(costs, patch=model.patch, what=what)
-
-    yield "curves", figures.draw_curves({Path(workdir).name: read_curves(workdir) for workdir in workdirs})

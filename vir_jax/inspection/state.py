@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from vir_jax.inspection.model import arrival_decay, exact_einsum, grid_of, retention_kind
-from vir_jax.models import VisionBackbone
+from vir_jax.inspection.model import arrival_decay, exact_einsum, layout_of, mixer_of, retention_kind
+from vir_jax.models import VisionModel
+from vir_jax.models.layout import Layout
 
 
 class StateSummary(NamedTuple):
@@ -71,13 +72,13 @@ def summarize_states(
     return StateSummary(*(jnp.moveaxis(x, 0, -1) for x in over_time))
 
 
-def states_as_read(model: VisionBackbone, images: Float[Array, "b H W 3"]) -> StateSummary:
+def states_as_read(model: VisionModel, images: Float[Array, "b H W 3"]) -> StateSummary:
     """`summarize_states` of every layer, shape [b, l, h, t] each.
 
     Raises:
         ValueError: the model has no state: it mixes tokens by another operator than retention.
     """
-    retention_kind(model.blocks.mixer)
+    retention_kind(mixer_of(model))
     return _states_as_read(*nnx.split(model), images)
 
 
@@ -86,14 +87,14 @@ def _states_as_read(graph: Any, params: Any, images: Array) -> StateSummary:
     model = nnx.merge(graph, params)
     names = [[f"blocks.{layer}.mixer.{name}" for name in "kv"] for layer in range(model.depth)]
     found = model.intermediates(images, [name for pair in names for name in pair])
-    mixer = model.blocks.mixer  # The decays are the same in every layer.
-    decay = arrival_decay(mixer, found[names[0][0]].shape[1], grid_of(model, images))
+    mixer = mixer_of(model)  # The decays are the same in every layer.
+    decay = arrival_decay(mixer, found[names[0][0]].shape[1], layout_of(model, images).grid)
     layers = [summarize_states(found[k][:, :-1], found[v][:, :-1], decay) for k, v in names]
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *layers)
 
 
-def state_bytes(model: VisionBackbone, grid: tuple[int, int]) -> int:
-    """Bytes of all layers' states while an image is read: a d x d matrix per head, in 2-D one for each column."""
-    mixer = model.blocks.mixer
-    columns = grid[1] if retention_kind(mixer) == "2d" else 1
-    return 4 * model.depth * mixer.heads * columns * mixer.head_dim**2
+def state_bytes(model: VisionModel, grid: tuple[int, int]) -> int:
+    """Return the bytes of all layers' states while an image is read: a matrix per head, in 2-D one for each column."""
+    layout = Layout(cols=grid[1], patches=0, class_token=None)
+    state = jax.eval_shape(lambda: mixer_of(model).initial_state(1, layout))
+    return model.depth * state.size * state.dtype.itemsize

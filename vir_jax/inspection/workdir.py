@@ -1,6 +1,7 @@
 """What a run left in its workdir: the trained model, images as it saw them, and the metrics."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -12,20 +13,21 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vir_jax.data import decode_image, eval_transform, open_source
+from vir_jax.data.pixels import WHITE
 from vir_jax.inspection.curves import Curve, metric_curves
-from vir_jax.models import VisionBackbone
+from vir_jax.models import VisionModel
 from vir_jax.models.pixels import normalize
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import read_metrics
-from vir_jax.runs.model import image_size, model_functions
+from vir_jax.runs.model import image_size
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
     """A model with trained parameters, and what its run says of them."""
 
-    model: VisionBackbone
+    model: VisionModel
     config: ml_collections.ConfigDict
     class_names: tuple[str, ...]
     step: int
@@ -60,14 +62,8 @@ def load_model(
         ValueError: no such checkpoint or weights.
     """
     quiet_libraries()
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
-        config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
-        params = checkpoints.restore_params(step, weights=weights)
-    class_names = tuple(metadata["class_names"])
-    graph = model_functions(config.model, len(class_names)).graph
-    return TrainedModel(nnx.merge(graph, params), config, class_names, step)
+    run = load_run(workdir, checkpoint, weights=weights)
+    return TrainedModel(run.model, run.config, run.class_names, run.step)
 
 
 def read_curves(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
@@ -93,11 +89,12 @@ def load_image(trained: TrainedModel, image: str) -> UInt8[np.ndarray, "H W 3"]:
         FileNotFoundError: no such file.
         ValueError: no such example, or no image that can be decoded.
     """
-    if not image.isdigit():
-        return trained.prepare(decode_image(Path(image).read_bytes()))
     data = trained.config.data
+    decode = functools.partial(decode_image, background=data.get("background", WHITE))
+    if not image.isdigit():
+        return trained.prepare(decode(Path(image).read_bytes()))
     source = open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
     if int(image) >= len(source):
         raise ValueError(f"image {image}: the run's evaluation data has examples 0 to {len(source) - 1}")
     stored = source[int(image)]["image"]
-    return trained.prepare(decode_image(stored) if isinstance(stored, bytes) else stored)
+    return trained.prepare(decode(stored) if isinstance(stored, bytes) else stored)

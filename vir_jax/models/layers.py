@@ -12,7 +12,7 @@ from vir_jax.models.sharding import constrain
 LAYER_NORM_EPSILON = 1e-6
 
 # Standard deviation of a standard normal cut at +-2: `truncated_normal` does not correct for the cut, so
-# dividing by it gives weights whose standard deviation is the 0.02 of PAPER.md section 3.
+# dividing by it gives weights whose standard deviation is the 0.02 of docs/method.md, section 3.
 _STD_OF_TRUNCATED_NORMAL = 0.87962566103423978
 linear_init = nnx.initializers.truncated_normal(0.02 / _STD_OF_TRUNCATED_NORMAL, lower=-2.0, upper=2.0)
 
@@ -25,8 +25,23 @@ class MLP(nnx.Module):
     """Two linear layers with the exact (erf) GELU between them; the hidden width is 4 times the channels."""
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.up = nnx.Linear(dim, 4 * dim, dtype=dtype, kernel_init=linear_init, rngs=rngs)
-        self.down = nnx.Linear(4 * dim, dim, dtype=dtype, kernel_init=linear_init, rngs=rngs)
+        self.up = nnx.Linear(
+            dim,
+            4 * dim,
+            dtype=dtype,
+            kernel_init=linear_init,
+            kernel_metadata={"axes": ("embed", "hidden")},
+            bias_metadata={"axes": ("hidden",)},
+            rngs=rngs,
+        )
+        self.down = nnx.Linear(
+            4 * dim,
+            dim,
+            dtype=dtype,
+            kernel_init=linear_init,
+            kernel_metadata={"axes": ("hidden", "embed")},
+            rngs=rngs,
+        )
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Apply the MLP to each token."""
@@ -35,7 +50,7 @@ class MLP(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """A learned factor per channel on what a residual branch adds (PAPER.md section 3: init 1e-5)."""
+    """A learned factor per channel on what a residual branch adds (docs/method.md, section 3: init 1e-5)."""
 
     def __init__(self, dim: int, init: float) -> None:
         self.scale = nnx.Param(jnp.full((dim,), init, jnp.float32))
@@ -60,5 +75,6 @@ def drop_path(
     """
     if key is None:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1))
-    return x * (keep / (1.0 - rate))
+    kept = jnp.asarray(1.0 - rate, jnp.float32)
+    factor = jax.random.bernoulli(key, kept, (x.shape[0], 1, 1)) / kept
+    return (x * factor).astype(x.dtype)

@@ -1,8 +1,96 @@
 """Position embeddings: learned ones on an explicit grid and their resampling to other grids, and sine-cosine ones."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
+
+Lookup = Callable[[Int[Array, " n"], Int[Array, " n"]], Float[Array, "n c"]]
+"""The embeddings of patches in given rows and columns of a piece of an image."""
+
+
+class LearnedPosition(nnx.Module):
+    """A vector for each patch of a grid, `embedding [1, rows, cols, c]`, resampled to the grids of other images."""
+
+    needs_height = True
+
+    def __init__(self, grid: tuple[int, int], dim: int, *, rngs: nnx.Rngs) -> None:
+        normal = nnx.initializers.normal(0.02)
+        self.embedding = nnx.Param(
+            normal(rngs.params(), (1, *grid, dim), jnp.float32), axes=(None, None, None, "embed")
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches that the embeddings were made for."""
+        _, rows, cols, _ = self.embedding.shape
+        return rows, cols
+
+    def of_grid(self, grid: tuple[int, int]) -> Float[Array, "1 rows cols c"]:
+        """Return the embeddings of a whole image's patches."""
+        return resample_position_embedding(self.embedding[...], grid)
+
+    def lookup(
+        self, first_row: Int[Array, ""], grid: tuple[int, int], rows: int | Int[Array, ""] | None
+    ) -> Lookup:
+        """Return a function of the rows and columns of `grid`, which begins in row `first_row` of the image.
+
+        Args:
+            first_row: row of the image.
+            grid: (rows, columns) of the piece.
+            rows: of patches in the whole image.
+
+        Raises:
+            ValueError: the image's height is not known.
+        """
+        if rows is None:
+            raise ValueError(
+                "learned position embeddings are resampled to the whole image's grid, so its height must be known "
+                "before the first row is read. Give it, or use a model made with position='sincos'."
+            )
+        (arriving, cols), (own_rows, own_cols) = grid, self.grid
+        by_row = resampling_weights(own_rows, rows, start=first_row, count=arriving)
+        by_col = resampling_weights(own_cols, cols, count=cols)
+        embedding = self.embedding[...][0]
+
+        def resampled(y: Int[Array, " n"], x: Int[Array, " n"]) -> Float[Array, "n c"]:
+            return jnp.einsum(
+                "ni,nj,ijc->nc", by_row[y], by_col[x], embedding, precision=jax.lax.Precision.HIGHEST
+            )
+
+        return resampled
+
+
+class SincosPosition(nnx.Module):
+    """Fixed embeddings of rows and columns: no parameter, any grid, and no need to know an image's height."""
+
+    needs_height = False
+
+    def __init__(self, grid: tuple[int, int], dim: int, *, rngs: nnx.Rngs) -> None:
+        if dim % 4:
+            raise ValueError(f"position='sincos' needs a width divisible by 4; got {dim}")
+        self.dim = dim
+
+    def of_grid(self, grid: tuple[int, int]) -> Float[Array, "1 rows cols c"]:
+        """Return the embeddings of a whole image's patches."""
+        rows, cols = grid
+        y, x = jnp.divmod(jnp.arange(rows * cols, dtype=jnp.int32), cols)
+        return sincos_position_embedding(y, x, self.dim).reshape(1, rows, cols, self.dim)
+
+    def lookup(
+        self, first_row: Int[Array, ""], grid: tuple[int, int], rows: int | Int[Array, ""] | None
+    ) -> Lookup:
+        """Return a function of the rows and columns of a piece that begins in row `first_row` of the image."""
+        return lambda y, x: sincos_position_embedding(first_row + y, x, self.dim)
+
+
+POSITIONS: dict[str, type[LearnedPosition] | type[SincosPosition]] = {
+    "learned": LearnedPosition,
+    "sincos": SincosPosition,
+}
 
 
 def resample_position_embedding(
@@ -19,7 +107,18 @@ def resample_position_embedding(
     """
     if embedding.shape[1:3] == grid:
         return embedding
-    return jax.image.resize(embedding, (1, *grid, embedding.shape[3]), method="bicubic", antialias=True)
+    # As `jax.image.resize`, which would compute the weights in float64 where that is on.
+    return jax.image.scale_and_translate(
+        embedding,
+        (1, *grid, embedding.shape[3]),
+        spatial_dims=(1, 2),
+        scale=jnp.asarray(
+            [new / old for new, old in zip(grid, embedding.shape[1:3], strict=True)], jnp.float32
+        ),
+        translation=jnp.zeros(2, jnp.float32),
+        method="bicubic",
+        antialias=True,
+    )
 
 
 def resampling_weights(
@@ -48,11 +147,11 @@ def resampling_weights(
 
 
 def sincos_position_embedding(y: Int[Array, "n"], x: Int[Array, "n"], dim: int) -> Float[Array, "n dim"]:
-    """Fixed embeddings of the patches in rows y and columns x (as in MoCo v3, arXiv 2104.02057), of any grid.
+    """Compute fixed embeddings of the patches in rows y and columns x (as in MoCo v3, arXiv 2104.02057), of any grid.
 
     A quarter of the channels each for sin(w y), cos(w y), sin(w x), cos(w x), with w = 10000^(-4 i / dim) for
     i = 0 .. dim / 4 - 1. Dim is divisible by 4.
     """
-    frequency = 10_000.0 ** (-4 * jnp.arange(dim // 4) / dim)
+    frequency = jnp.asarray(10_000.0 ** (-4 * np.arange(dim // 4) / dim), jnp.float32)
     angles = (position[:, None] * frequency for position in (y, x))
     return jnp.concatenate([f(angle) for angle in angles for f in (jnp.sin, jnp.cos)], axis=-1)

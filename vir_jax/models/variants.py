@@ -2,18 +2,24 @@
 
 import dataclasses
 import difflib
+import inspect
+import math
 import re
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vir_jax.models.backbone import Place, Position, Readout, VisionBackbone
-from vir_jax.models.mixers import Retention, Retention2D, SoftmaxAttention
-from vir_jax.ops.kernels import PLATFORMS as KERNELS
+from vir_jax.models.layout import ClassTokenPlace, Layout
+from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
+from vir_jax.models.model import VisionModel
+from vir_jax.models.position import POSITIONS
+from vir_jax.models.readout import READOUTS, Readout, Reads
+from vir_jax.models.stage import REMAT, Block, Stage
+from vir_jax.models.stem import Stem, patch_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +31,9 @@ class Size:
     heads: int
 
 
-# s, b and l are those of PAPER.md section 3; ti is by analogy with DeiT, mu for tests and small data.
+# s, b and l are those of docs/method.md, section 3; ti is by analogy with DeiT, pico for tests and small data.
 SIZES = {
-    "mu": Size(dim=64, depth=4, heads=4),
+    "pico": Size(dim=64, depth=4, heads=4),
     "ti": Size(dim=192, depth=12, heads=3),
     "s": Size(dim=384, depth=12, heads=6),
     "b": Size(dim=768, depth=12, heads=12),
@@ -35,13 +41,13 @@ SIZES = {
 }
 
 MODEL_NAMES = (
-    "vir_mu1",
+    "vir_pico1",
     "vir_ti16",
     "vir_s16",
     "vir_b16",
     "vir_l16",
     "vir_l14",
-    "vit_mu1",
+    "vit_pico1",
     "vit_ti16",
     "vit_s16",
     "vit_b16",
@@ -50,18 +56,29 @@ MODEL_NAMES = (
 """The variants whose parameter counts are asserted. Any `{vir|vit}_{size}{patch}` can be made."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a family of models is when nothing else is said."""
+
+    mixer: str
+    layer_scale: float | None
+
+
+FAMILIES = {"vir": Family("retention", layer_scale=1e-5), "vit": Family("softmax", layer_scale=None)}
+
+
 def parse_name(name: str) -> tuple[str, Size, int]:
-    """Split a model's name: (family, size, patch) of `{vir|vit}_{mu|ti|s|b|l}{patch in pixels}`.
+    """Split a model's name: (family, size, patch) of `{vir|vit}_{pico|ti|s|b|l}{patch in pixels}`.
 
     Raises:
         ValueError: on any other name, naming the nearest known ones.
     """
-    match = re.fullmatch(rf"(vir|vit)_({'|'.join(SIZES)})([1-9]\d*)", name)
+    families, sizes = "|".join(FAMILIES), "|".join(SIZES)
+    match = re.fullmatch(rf"({families})_({sizes})([1-9]\d*)", str(name))
     if match is None:
-        near = ", ".join(difflib.get_close_matches(name, MODEL_NAMES, n=3, cutoff=0.0))
+        near = ", ".join(difflib.get_close_matches(str(name), MODEL_NAMES, n=3, cutoff=0.0))
         raise ValueError(
-            f"no model is called {name!r}; expected {{vir|vit}}_{{{'|'.join(SIZES)}}}{{patch}}, such as the "
-            f"nearest: {near}."
+            f"no model is called {name!r}; expected {{{families}}}_{{{sizes}}}{{patch}}, such as the nearest: {near}."
         )
     family, size, patch = match.groups()
     return family, SIZES[size], int(patch)
@@ -72,117 +89,171 @@ def create_model(
     *,
     num_classes: int,
     rngs: nnx.Rngs,
-    image_size: int | tuple[int, int] = 224,
-    retention: Literal["1d", "2d"] | None = None,
-    readout: Readout | None = None,
-    position: Position = "learned",
+    image_size: int | Sequence[int] = 224,
+    mixer: str | None = None,
+    readout: str | None = None,
+    position: str = "learned",
     bidirectional: bool = False,
-    layer_scale: float | Literal["default"] | None = "default",
-    drop_path_rate: float = 0.0,
-    remat: bool | Callable[..., bool] = False,
-    dtype: DTypeLike = jnp.float32,
-    chunk_size: int | None = None,
-    implementation: str | None = None,
-) -> VisionBackbone:
-    """Make a named ViR or ViT with fresh parameters (PAPER.md section 3).
+    layer_scale: int | float | Literal["default"] | None = "default",
+    drop_path_rate: int | float = 0.0,
+    remat: str = "elementwise",
+    dtype: DTypeLike = "float32",
+    mode: str = "auto",
+    **mixer_options: Any,
+) -> VisionModel:
+    """Make a named ViR or ViT with fresh parameters (docs/method.md, section 3).
 
     Args:
-        name: `{vir|vit}_{mu|ti|s|b|l}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
+        name: `{vir|vit}_{pico|ti|s|b|l}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
         num_classes: width of the head.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
             model takes images of other sizes and resamples the embeddings.
-        retention: ViR's mixer: "1d" (raster order) or "2d". `None`: "1d" for ViR; ViT has none.
-        readout: what the head reads: the "last" token, the "first", or the "average" of the patch tokens (of
-            both passes where bidirectional). `None`: the class token, which is ViR's last and ViT's first. (ViR is
-            causal: its first token, a patch, has seen itself alone.)
+        mixer: name of the token mixer (`vir_jax.models.mixers`); None: "retention" for vir_*, "softmax" for vit_*.
+        readout: what the head reads: the "class_token" or the "average" of the patch tokens (of both passes where
+            bidirectional). None: the class token.
         position: position embeddings of the patches: "learned" for a grid and resampled to others, or "sincos": fixed,
             of rows and columns, so that an image of unknown height can be read as it arrives.
-        bidirectional: let ViR read the patches forwards, then backwards: [p1..pN, pN..p1, class token].
-        layer_scale: initial LayerScale; `None`: the model has none; "default": 1e-5 for ViR, none for ViT.
+        bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
+        layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, none for vit_*.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
-        remat: what of each block to compute anew in the backward pass: `False`: norms, GELU, attention's scores and
-            what else costs little, while the outputs of linear layers and mixers are kept; `True`: everything; or one
-            of `jax.checkpoint_policies`, of which `everything_saveable` keeps all.
+        remat: what of a block to compute anew in the backward pass: "none", "elementwise" or "full"
+            (`vir_jax.models.stage.REMAT`).
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
-        chunk_size: tokens per chunk in 1-D chunkwise retention; `None`: the operator's choice.
-        implementation: "xla", or a kernel for 1-D retention in the modes "auto" and "chunkwise"; `None`: see
-            `vir_jax.ops.retention`. A kernel runs on each device of the mesh in context (`jax.set_mesh`), batch and
-            heads split as everywhere.
+        mode: form of the mixer where a call names none: "auto", or one of the mixer's.
+        **mixer_options: of the mixer, None for its default; of retention: `retention`, `chunk_size`,
+            `implementation`.
 
     Raises:
         ValueError: on an unknown name or option, or options that make no sense together.
     """
     family, size, patch = parse_name(name)
-    _check("num_classes", num_classes, num_classes >= 1, "at least 1")
-    _check("drop_path_rate", drop_path_rate, 0 <= drop_path_rate < 1, "a probability in [0, 1)")
-    _check("retention", retention, retention in (None, "1d", "2d"), "'1d', '2d' or None")
-    readouts = (None, "last", "average", "first")
-    _check("readout", readout, readout in readouts, "'last', 'average', 'first' or None")
-    _check("position", position, position in ("learned", "sincos"), "'learned' or 'sincos'")
-    names = (None, "xla", *KERNELS)
-    _check("implementation", implementation, implementation in names, f"one of {names}")
-    if family == "vit":
-        given = {
-            "retention": retention,
-            "bidirectional": bidirectional or None,
-            "chunk_size": chunk_size,
-            "implementation": implementation,
-        }
-        for option, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"{option}={value!r} makes no sense for {name}: it is an option of retention, and ViT "
-                    "mixes tokens by softmax attention. Leave it out, or use a vir_* model."
-                )
-    if retention == "2d" and bidirectional:
-        raise ValueError(
-            "bidirectional=True makes no sense with retention='2d': the flipped patches continue a sequence, "
-            "and the 2-D mask is defined on one grid of patches. Choose one of the two."
-        )
-    if retention == "2d" and chunk_size is not None:
-        raise ValueError(
-            f"chunk_size={chunk_size} makes no sense with retention='2d': its chunks are whole rows of the "
-            "grid. Leave it out."
-        )
-    if retention == "2d" and implementation in KERNELS:
-        raise ValueError(
-            f"implementation={implementation!r} makes no sense with retention='2d': there are kernels for 1-D "
-            "retention alone. Leave it out."
-        )
-    if chunk_size is not None and implementation in KERNELS:
-        raise ValueError(
-            f"chunk_size={chunk_size} makes no sense with implementation={implementation!r}, which computes in chunks "
-            "of its own. Leave it out."
-        )
-
-    mixer: Callable[..., Retention | Retention2D | SoftmaxAttention]
-    if family == "vit":
-        mixer = SoftmaxAttention
-    elif retention == "2d":
-        mixer = Retention2D
-    else:
-        mixer = partial(Retention, chunk_size=chunk_size, implementation=implementation)
-    if layer_scale == "default":
-        layer_scale = 1e-5 if family == "vir" else None
-    class_token: Place = "last" if family == "vir" else "first"
-    return VisionBackbone(
-        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
-        patch=patch,
-        dim=size.dim,
-        depth=size.depth,
-        num_classes=num_classes,
-        make_mixer=lambda rngs: mixer(size.dim, size.heads, dtype=dtype, rngs=rngs),
-        class_token=class_token,
-        readout=class_token if readout is None else readout,
-        position=position,
-        bidirectional=bidirectional,
-        layer_scale=layer_scale,
-        drop_path_rate=drop_path_rate,
-        remat=remat,
-        dtype=dtype,
-        rngs=rngs,
+    height, width = _image_size(image_size)
+    _check(
+        "num_classes", num_classes, _is_integer(num_classes) and num_classes >= 1, "an integer of at least 1"
     )
+    _check("rngs", rngs, isinstance(rngs, nnx.Rngs), "flax.nnx.Rngs, such as nnx.Rngs(0)")
+    _check("readout", readout, readout in (None, *READOUTS), f"one of {READOUTS}, or None")
+    _check("position", position, position in POSITIONS, f"one of {tuple(POSITIONS)}")
+    _check("bidirectional", bidirectional, isinstance(bidirectional, bool | np.bool_), "True or False")
+    _check(
+        "drop_path_rate",
+        drop_path_rate,
+        _is_number(drop_path_rate) and 0 <= drop_path_rate < 1,
+        "a probability in [0, 1)",
+    )
+    if layer_scale == "default":
+        layer_scale = FAMILIES[family].layer_scale
+    positive = layer_scale is None or (_is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
+    _check("layer_scale", layer_scale, positive, "a positive number, None for none, or 'default'")
+    scale = None if layer_scale is None else float(layer_scale)
+    _check("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {tuple(REMAT)}")
+    _check("dtype", dtype, _is_float(dtype), "'float32', 'bfloat16' or 'float16'")
+
+    mixer = mixer or FAMILIES[family].mixer
+    kind = mixer_type(mixer)
+    given = {option: value for option, value in mixer_options.items() if value is not None}
+    _check_options(name, mixer, given)
+    class_token: ClassTokenPlace = "last" if kind.causal else "first"
+    if bidirectional and not kind.causal:
+        raise ValueError(
+            f"bidirectional=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
+            "one pass. Leave it out, or use a causal mixer, as vir_* models have."
+        )
+    rows, cols = patch_grid((height, width), patch)
+    layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
+
+    def make_block(rngs: nnx.Rngs) -> Block:
+        made = kind(size.dim, size.heads, layout, dtype=dtype, rngs=rngs, **given)
+        return Block(size.dim, made, layer_scale=scale, dtype=dtype, rngs=rngs)
+
+    model = VisionModel(
+        options={
+            "name": name,
+            "mixer": mixer,
+            "readout": readout or "class_token",
+            "position": position,
+            "bidirectional": bidirectional,
+            "dtype": jnp.dtype(dtype).name,
+            **given,
+        },
+        stem=Stem(
+            image_size=(height, width),
+            patch=patch,
+            dim=size.dim,
+            position=position,
+            class_token=class_token,
+            passes=layout.passes,
+            dtype=dtype,
+            rngs=rngs,
+        ),
+        stage=Stage(
+            make_block,
+            drop_path_rates=np.linspace(0.0, drop_path_rate, size.depth).tolist(),
+            remat=remat,
+            rngs=rngs,
+        ),
+        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), rngs=rngs),
+        mode=mode,
+    )
+    known = ("auto", *model.modes)
+    _check("mode", mode, mode in known, f"one of {known}, which {mixer} has")
+    model.eval()
+    return model
+
+
+def model_options() -> dict[str, Any]:
+    """Return every keyword of `create_model` that describes a model, the options of all mixers too, with its default.
+
+    Mixers' options are None here: not given.
+    """
+    parameters = inspect.signature(create_model).parameters.values()
+    given = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is not p.empty}
+    return given | {option: None for name in mixer_names() for option in mixer_options(name)}
+
+
+def _check_options(name: str, mixer: str, options: Mapping[str, Any]) -> None:
+    """Check that the mixer has these options."""
+    for option, value in options.items():
+        if option in mixer_options(mixer):
+            continue
+        owners = [repr(name) for name in mixer_names() if option in mixer_options(name)]
+        if owners:
+            raise ValueError(
+                f"{option}={value!r} makes no sense for {name} with the mixer {mixer!r}: it is an option of "
+                f"{', '.join(owners)}. Leave it out, or use such a mixer (vir_* models have 'retention')."
+            )
+        known = ("name", "num_classes", "rngs", *model_options())
+        near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+        raise ValueError(f"create_model has no option {option!r}; did you mean {near[0]!r}?")
+
+
+def _image_size(image_size: Any) -> tuple[int, int]:
+    sides = (
+        tuple(image_size)
+        if isinstance(image_size, Sequence) and not isinstance(image_size, str)
+        else (image_size,)
+    )
+    if len(sides) not in (1, 2) or not all(_is_integer(side) and side >= 1 for side in sides):
+        raise ValueError(
+            f"image_size={image_size!r}; expected pixels: (height, width), or one number for a square"
+        )
+    return int(sides[0]), int(sides[-1])
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _is_float(dtype: Any) -> bool:
+    try:
+        return jnp.dtype(dtype).name in ("float32", "bfloat16", "float16")
+    except TypeError:
+        return False
 
 
 def _check(option: str, value: object, valid: bool, expected: str) -> None:

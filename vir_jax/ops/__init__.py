@@ -2,8 +2,8 @@
 
 from vir_jax.ops.checks import MODES
 from vir_jax.ops.decay import decay_mask, decay_mask_2d, retnet_log_decay, vir_log_decay
-from vir_jax.ops.grid import retention_2d, retention_2d_step
-from vir_jax.ops.sequence import retention, retention_step
+from vir_jax.ops.grid import retention_2d
+from vir_jax.ops.sequence import retention
 
 __all__ = [
     "MODES",
@@ -11,8 +11,6 @@ __all__ = [
     "decay_mask_2d",
     "retention",
     "retention_2d",
-    "retention_2d_step",
-    "retention_step",
     "retnet_log_decay",
     "vir_log_decay",
 ]

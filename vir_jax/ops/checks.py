@@ -12,19 +12,25 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_mode(mode: str) -> None:
-    """`mode` is one of MODES, or "auto"."""
+    """Check that `mode` is one of MODES, or "auto"."""
     if mode not in (*MODES, "auto"):
         raise ValueError(f"unknown mode {mode!r}; expected one of {', '.join(map(repr, MODES))} or 'auto'")
 
 
-def check_chunk(name: str, size: int | None) -> None:
-    """The size of a chunk is a positive integer, or None."""
-    if size is not None and not (isinstance(size, Integral) and size >= 1):
+def check_chunk(name: str, size: int | None, mode: str) -> None:
+    """Check that the size of a chunk is a positive integer, for a mode that has chunks; or None."""
+    if size is None:
+        return
+    if not (isinstance(size, Integral) and size >= 1):
         raise ValueError(f"{name} is {size!r}; expected a positive integer, or None for the default")
+    if mode not in ("chunkwise", "auto"):
+        raise ValueError(
+            f"{name} is {size} and the mode {mode!r}, which has no chunks; leave {name} out, or use mode='chunkwise'"
+        )
 
 
 def check_scale(scale: float | None) -> None:
-    """`scale` is a number, or None."""
+    """Check that `scale` is a number, or None."""
     if scale is not None and not isinstance(scale, Real):
         raise ValueError(
             f"scale is {scale!r}; expected a Python number, or None for d^-1/2: to trace it, multiply q"
@@ -32,7 +38,7 @@ def check_scale(scale: float | None) -> None:
 
 
 def check_tokens(q: Float[Array, "..."], k: Float[Array, "..."], v: Float[Array, "..."]) -> None:
-    """q and k are [b, n, h, d], v is [b, n, h, e], nowhere empty, in one of DTYPES each."""
+    """Check that q and k are [b, n, h, d], v is [b, n, h, e], nowhere empty, in one of DTYPES each."""
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k and v must have rank 4, [batch, tokens, heads, width]; got {shapes}")
@@ -50,7 +56,7 @@ def check_tokens(q: Float[Array, "..."], k: Float[Array, "..."], v: Float[Array,
 
 
 def check_log_decay(log_decay: Float[Array, "..."], heads: int) -> None:
-    """log_decay is [heads] fp32, and 0 < gamma <= 1 wherever its values are known.
+    """Check that log_decay is [heads] fp32, and 0 < gamma <= 1 wherever its values are known.
 
     They are known in eager code and where a trace closes over a constant. Of an argument of `jit`, `grad` or `vmap`
     they are not, nor of an array spread over several processes; then shape and dtype alone are checked.
@@ -72,7 +78,7 @@ def check_log_decay(log_decay: Float[Array, "..."], heads: int) -> None:
 
 
 def check_state(state: Float32[Array, "..."] | None, shape: tuple[int, ...]) -> None:
-    """The state that comes in has this shape and is fp32, or is None."""
+    """Check that the state which comes in has this shape and is fp32, or is None."""
     if state is None:
         return
     if state.shape != shape:
@@ -82,7 +88,7 @@ def check_state(state: Float32[Array, "..."] | None, shape: tuple[int, ...]) -> 
 
 
 def check_grid(grid: tuple[int, int], tokens: int) -> None:
-    """`grid` is (rows, cols) and there are at least rows * cols tokens; no rows at all leaves trailing ones."""
+    """Check that `grid` is (rows, cols) of at most so many tokens; no rows at all leaves trailing ones."""
     if len(grid) != 2 or not all(isinstance(side, Integral) for side in grid):
         raise ValueError(f"grid is {grid!r}; expected (rows, cols), two integers")
     rows, cols = grid

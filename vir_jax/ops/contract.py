@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Float32
 
 
 def matmul_precision(*inputs: Float[Array, "..."]) -> jax.lax.Precision:
-    """The precision that makes products as exact as the inputs are.
+    """Return the precision that makes products as exact as the inputs are.
 
     With an fp32 input products are fp32: HIGHEST, for an accelerator's default would round fp32 operands to bf16
     (TPU) or TF32 (GPU). With 16-bit inputs alone that default is as fine as they are. In both cases scores and states
@@ -19,10 +19,10 @@ def matmul_precision(*inputs: Float[Array, "..."]) -> jax.lax.Precision:
 def contract(
     equation: str, x: Float[Array, "..."], y: Float[Array, "..."], precision: jax.lax.Precision
 ) -> Float32[Array, "..."]:
-    """einsum(equation, x, y), summed in fp32."""
+    """Compute einsum(equation, x, y), summed in fp32."""
     return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=jnp.float32)
 
 
 def empty_state(k: Float[Array, "b n h d"], v: Float[Array, "b n h e"]) -> Float32[Array, "b h d e"]:
-    """The state after no token at all: zero, and laid out over devices as k and v are."""
+    """Return the state after no token at all: zero, and laid out over devices as k and v are."""
     return contract("bnhd,bnhe->bhde", k[:, :0], v[:, :0], jax.lax.Precision.DEFAULT)

@@ -13,9 +13,12 @@ Position = tuple[Int[Array, "_"], Int[Array, "_"]]  # y and x of some tokens
 
 
 def vir_log_decay(num_heads: int) -> Float32[Array, "h"]:
-    """ViR's decays, the same in every layer: gamma = 1 - exp(linspace(log 1/32, log 1/512, num_heads)).
+    """Return ViR's decays, the same in every layer: gamma = 1 - exp(linspace(log 1/32, log 1/512, num_heads)).
 
-    Returns log(gamma), shape [num_heads], fp32 (PAPER section 1). Raises ValueError if num_heads is not positive.
+    Returns log(gamma), shape [num_heads], fp32 (docs/method.md, section 1).
+
+    Raises:
+        ValueError: num_heads is not positive.
     """
     _check_heads(num_heads)
     return jnp.asarray(
@@ -24,9 +27,12 @@ def vir_log_decay(num_heads: int) -> Float32[Array, "h"]:
 
 
 def retnet_log_decay(num_heads: int) -> Float32[Array, "h"]:
-    """RetNet's decays: gamma = 1 - 2^(-5 - i) for head i = 0 .. num_heads - 1 (arXiv 2307.08621).
+    """Return RetNet's decays: gamma = 1 - 2^(-5 - i) for head i = 0 .. num_heads - 1 (arXiv 2307.08621).
 
-    Returns log(gamma), shape [num_heads], fp32. Raises ValueError if num_heads is not positive.
+    Returns log(gamma), shape [num_heads], fp32.
+
+    Raises:
+        ValueError: num_heads is not positive.
     """
     _check_heads(num_heads)
     return jnp.asarray(np.log1p(-np.exp2(-5.0 - np.arange(num_heads))), jnp.float32)
@@ -38,7 +44,7 @@ def _check_heads(num_heads: int) -> None:
 
 
 def decay_power(log_decay: Float32[Array, "h"], exponent: Int[Array, "*t"]) -> Float32[Array, "h *t"]:
-    """gamma^exponent per head; an exponent below zero counts as zero."""
+    """Compute gamma^exponent per head; an exponent below zero counts as zero."""
     per_head = jnp.expand_dims(log_decay, tuple(range(1, exponent.ndim + 1)))
     return jnp.exp(per_head * jnp.maximum(exponent, 0))
 
@@ -52,7 +58,7 @@ def _masked_power(
 def decay_between(
     log_decay: Float32[Array, "h"], query_time: Int[Array, "n"], key_time: Int[Array, "m"]
 ) -> Float32[Array, "h n m"]:
-    """gamma^(query_time - key_time) where the key is not later than the query, else 0."""
+    """Compute gamma^(query_time - key_time) where the key is not later than the query, else 0."""
     elapsed = query_time[:, None] - key_time[None, :]
     return _masked_power(log_decay, elapsed, elapsed >= 0)
 
@@ -60,24 +66,24 @@ def decay_between(
 def decay_between_2d(
     log_decay: Float32[Array, "h"], query_position: Position, key_position: Position
 ) -> Float32[Array, "h n m"]:
-    """gamma^(dy + dx) where dy >= 0 and dx >= 0, else 0; a position is every token's (y, x)."""
+    """Compute gamma^(dy + dx) where dy >= 0 and dx >= 0, else 0; a position is every token's (y, x)."""
     dy, dx = (q[:, None] - k[None, :] for q, k in zip(query_position, key_position, strict=True))
     return _masked_power(log_decay, dy + dx, (dy >= 0) & (dx >= 0))
 
 
 def decay_mask(n: int, log_decay: Float32[Array, "h"]) -> Float32[Array, "h n n"]:
-    """The 1-D decay mask D[n, m] = gamma^(n - m) for n >= m, else 0 (PAPER section 1), one per head."""
-    time = jnp.arange(n)
+    """Compute the 1-D decay mask D[n, m] = gamma^(n - m) for n >= m, else 0, per head (docs/method.md, section 1)."""
+    time = jnp.arange(n, dtype=jnp.int32)
     return decay_between(log_decay, time, time)
 
 
 def grid_positions(grid: tuple[int, int], trailing: int = 0) -> Position:
-    """Row y and column x of every token: the grid in row-major order, then the trailing tokens.
+    """Return row y and column x of every token: the grid in row-major order, then the trailing tokens.
 
     Trailing token j stands at (y = rows + j, x = cols - 1): alone, in the last column of a further row.
     """
     rows, cols = grid
-    patch, extra = jnp.arange(rows * cols), jnp.arange(trailing)
+    patch, extra = (jnp.arange(count, dtype=jnp.int32) for count in (rows * cols, trailing))
     y = jnp.concatenate([patch // cols, rows + extra])
     x = jnp.concatenate([patch % cols, jnp.full_like(extra, cols - 1)])
     return y, x
@@ -86,7 +92,7 @@ def grid_positions(grid: tuple[int, int], trailing: int = 0) -> Position:
 def decay_mask_2d(
     grid: tuple[int, int], log_decay: Float32[Array, "h"], trailing: int = 0
 ) -> Float32[Array, "h n n"]:
-    """The 2-D decay mask gamma^(dx + dy) for dx >= 0 and dy >= 0, else 0 (PAPER section 2), one per head.
+    """Compute the 2-D decay mask gamma^(dx + dy) for dx >= 0 and dy >= 0, else 0, per head (docs/method.md, section 2).
 
     n = rows * cols + trailing; `grid_positions` says where each token stands.
     """

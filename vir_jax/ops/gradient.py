@@ -31,6 +31,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Float, Float32
 
 Result = tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"] | None]
@@ -42,6 +43,7 @@ Arguments = tuple[
     Float32[Array, "h"],
     Float32[Array, "b h *x d e"] | None,
 ]
+Cotangents = tuple[Float[Array, "b n h e"] | SymbolicZero, Float32[Array, "b h *x d e"] | SymbolicZero | None]
 
 
 def differentiable(
@@ -51,12 +53,11 @@ def differentiable(
     v: Float[Array, "b n h e"],
     log_decay: Float32[Array, "h"],
     arriving: Float32[Array, "b h *x d e"] | None,
-    *,
-    with_final: bool,
-) -> Result:
-    """form(q, k, v, log_decay, arriving), to be differentiated in reverse any number of times.
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"]]:
+    """Return form(q, k, v, log_decay, arriving), to be differentiated in reverse any number of times.
 
-    q and k have one dtype. Returns (out, final); final is None unless asked for.
+    q and k have one dtype. A final state that nobody uses costs nothing under `jit`: the compiler drops what is
+    computed for it alone, and its cotangent is a symbolic zero. (A kernel writes it all the same.)
     """
     # Under `jax.shard_map` the decay is shared by devices whose tokens differ, and its gradient must be summed over
     # them. Adding a sum over no token changes no value, but makes the decay vary as the tokens do.
@@ -64,7 +65,9 @@ def differentiable(
         log_decay = log_decay + jnp.sum(
             jax.lax.stop_gradient(tokens[:, :0]), axis=(0, 1, 3), dtype=jnp.float32
         )
-    return _retention(form, 0, False, with_final, q, k, v, log_decay, arriving)
+    out, final = _retention(form, 0, False, True, q, k, v, log_decay, arriving)
+    assert final is not None
+    return out, final
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -73,16 +76,18 @@ def _retention(form: Form, order: int, reverse: bool, with_final: bool, *argumen
 
 
 def _forward(
-    form: Form, order: int, reverse: bool, with_final: bool, *arguments: Any
+    form: Form, order: int, reverse: bool, with_final: bool, *primals: Any
 ) -> tuple[Result, Arguments]:
+    arguments = custom_vjp_primal_tree_values(primals)
     return _retention(form, order, reverse, with_final, *arguments), arguments
 
 
 def _backward(
-    form: Form, order: int, reverse: bool, with_final: bool, arguments: Arguments, cotangents: Result
+    form: Form, order: int, reverse: bool, with_final: bool, arguments: Arguments, cotangents: Cotangents
 ) -> Arguments:
     q, k, v, log_decay, arriving = arguments
-    do, d_final = cotangents
+    do, d_final = (None if isinstance(x, SymbolicZero) else x for x in cotangents)
+    do = jnp.zeros_like(v) if do is None else do
     onward = partial(_retention, form, order, reverse)
     backward = partial(_retention, form, order, not reverse)
 
@@ -99,7 +104,7 @@ def _backward(
     return dq, dk, dv, d_log_decay, d_arriving
 
 
-_retention.defvjp(_forward, _backward)
+_retention.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _transposed(state: Float32[Array, "b h *x d e"] | None) -> Float32[Array, "b h *x e d"] | None:
@@ -107,7 +112,7 @@ def _transposed(state: Float32[Array, "b h *x d e"] | None) -> Float32[Array, "b
 
 
 def _by_decay(form: Form, order: int) -> Form:
-    """The order-th derivative of form by log_decay: the same sums with the mask (n - m)^order D[n,m]."""
+    """Return the order-th derivative of form by log_decay: the same sums with the mask (n - m)^order D[n,m]."""
     if order == 0:
         return form
 

@@ -1,7 +1,6 @@
 """Retention over a grid of patches: one function for every mode."""
 
 from functools import partial
-from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from vir_jax.ops.checks import (
     check_state,
     check_tokens,
 )
-from vir_jax.ops.gradient import Form, Result, differentiable
+from vir_jax.ops.gradient import Form, differentiable
 from vir_jax.ops.grid_state import between_columns, empty_grid_state
 from vir_jax.ops.sequence import choose_form, scaled
 
@@ -25,38 +24,6 @@ from vir_jax.ops.sequence import choose_form, scaled
 # one masked einsum is the faster on a 24 x 24 grid, bands of about BAND_TOKENS tokens on 32 x 32 and above.
 PARALLEL_UP_TO = 768
 BAND_TOKENS = 512
-
-
-@overload
-def retention_2d(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    *,
-    grid: tuple[int, int],
-    mode: str = ...,
-    chunk_rows: int | None = ...,
-    initial_state: Array | None = ...,
-    return_state: Literal[False] = ...,
-    scale: float | None = ...,
-) -> Array: ...
-
-
-@overload
-def retention_2d(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    *,
-    grid: tuple[int, int],
-    mode: str = ...,
-    chunk_rows: int | None = ...,
-    initial_state: Array | None = ...,
-    return_state: Literal[True],
-    scale: float | None = ...,
-) -> tuple[Array, Array]: ...
 
 
 def retention_2d(
@@ -69,10 +36,11 @@ def retention_2d(
     mode: str = "auto",
     chunk_rows: int | None = None,
     initial_state: Float32[Array, "b h x d e"] | None = None,
-    return_state: bool = False,
     scale: float | None = None,
-) -> Float[Array, "b n h e"] | tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """Retention over a grid (PAPER section 2): a token sees those above and to the left, by gamma^(dx + dy).
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
+    """Compute retention over a grid (docs/method.md, section 2), which decays by gamma^(dx + dy).
+
+    A token sees those above it and to the left:
 
         S[y,x] = gamma S[y,x-1] + gamma S[y-1,x] - gamma^2 S[y-1,x-1] + k^T v,    o[y,x] = scale q S[y,x]
 
@@ -82,48 +50,39 @@ def retention_2d(
 
     Modes, all one function: "parallel" (masked einsum), "recurrent" (the recurrence above), "chunkwise" (parallel
     inside bands of `chunk_rows` rows, recurrent from band to band; by default a band has about BAND_TOKENS tokens);
-    "auto" is parallel up to PARALLEL_UP_TO tokens, else chunkwise.
+    "auto" is parallel up to PARALLEL_UP_TO tokens; chunkwise beyond, and wherever `chunk_rows` is given.
 
-    The state is the last row's, S[y, :], one [d, e] matrix per column: [b, h, cols, d, e] fp32. Given back as
-    `initial_state` it continues the image below, trailing rows counted, so rows may come in any number at a time; grid
-    may be (0, cols) where trailing tokens come alone.
+    Args:
+        q: Queries [b, n, h, d]; dtypes are those of `retention`.
+        k: Keys [b, n, h, d].
+        v: Values [b, n, h, e].
+        log_decay: log(gamma) per head, [h] fp32, at most 0: of a step to the right and of a step down.
+        grid: (rows, cols) of these tokens; (0, cols) where trailing tokens come alone.
+        mode: One of MODES, or "auto".
+        chunk_rows: Rows in a band, in the modes "chunkwise" and "auto"; None is the default.
+        initial_state: The state after the rows above, as a call with those returned it, trailing rows counted; None is
+            zero. So rows may come in any number at a time.
+        scale: What multiplies q. None is d^-1/2.
 
-    Other arguments, dtypes, gradients and errors are those of `retention`; a grid that does not fit the tokens is a
-    ValueError, too.
+    Returns:
+        The output [b, n, h, e] in v's dtype, and the state, which is the last row's, S[y, :], one [d, e] matrix per
+        column: [b, h, cols, d, e] fp32. Dtypes, cost and gradients are as in `retention`.
+
+    Raises:
+        ValueError: as in `retention`; a grid that does not fit the tokens.
     """
     check_mode(mode)
-    check_chunk("chunk_rows", chunk_rows)
+    check_chunk("chunk_rows", chunk_rows, mode)
     check_scale(scale)
     check_tokens(q, k, v)
     b, n, h, d = q.shape
     check_grid(grid, n)
     check_log_decay(log_decay, h)
     check_state(initial_state, (b, h, grid[1], d, v.shape[-1]))
-    out, state = _retention_2d(
-        q, k, v, log_decay, initial_state, mode, chunk_rows, tuple(grid), return_state, scale
-    )
-    return (out, state) if return_state else out
+    return _retention_2d(q, k, v, log_decay, initial_state, mode, chunk_rows, tuple(grid), scale)
 
 
-def retention_2d_step(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b n h d"],
-    v: Float[Array, "b n h e"],
-    log_decay: Float32[Array, "h"],
-    state: Float32[Array, "b h x d e"],
-    *,
-    grid: tuple[int, int],
-    scale: float | None = None,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """The next rows of an image, given the state of the row above them: (output, next state).
-
-    grid is (rows that arrive, cols); trailing tokens may follow, or come alone with grid (0, cols). Begin with a
-    state of zeros, [b, h, cols, d, e] fp32. Arguments, results and errors are those of `retention_2d`.
-    """
-    return retention_2d(q, k, v, log_decay, grid=grid, initial_state=state, return_state=True, scale=scale)
-
-
-@partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
+@partial(jax.jit, static_argnums=(5, 6, 7, 8))
 def _retention_2d(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
@@ -133,23 +92,22 @@ def _retention_2d(
     mode: str,
     chunk_rows: int | None,
     grid: tuple[int, int],
-    return_state: bool,
     scale: float | None,
-) -> Result:
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     q, k = scaled(q, k, scale)
     if mode == "auto":
-        mode = "parallel" if q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if chunk_rows is None and q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
     if mode != "parallel":
-        return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, chunk_rows, grid, return_state)
+        return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, chunk_rows, grid)
     form = partial(grid_parallel.parallel, grid=grid)
     arriving = _arriving(initial_state, log_decay)
-    return differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
+    return differentiable(form, q, k, v, log_decay, arriving)
 
 
 def _arriving(
     state: Float32[Array, "b h x d e"] | None, log_decay: Float32[Array, "h"]
 ) -> Float32[Array, "b h x d e"] | None:
-    """From the state of the row above to what the forms take: decayed by one row, and each column's own."""
+    """Turn the state of the row above into what the forms take: decayed by one row, and each column's own."""
     gamma = jnp.exp(log_decay)[:, None, None, None]
     return None if state is None else gamma * between_columns(state, log_decay)
 
@@ -163,8 +121,7 @@ def _grid_then_trailing(
     mode: str,
     chunk_rows: int | None,
     grid: tuple[int, int],
-    return_state: bool,
-) -> Result:
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     rows, cols = grid
     trailing = q.shape[1] - rows * cols
     (q, q_below), (k, k_below), (v, v_below) = (jnp.split(t, [rows * cols], axis=1) for t in (q, k, v))
@@ -173,19 +130,17 @@ def _grid_then_trailing(
     if rows:
         form = _grid_form(mode, chunk_rows, grid)
         arriving = _arriving(state, log_decay)
-        with_final = return_state or trailing > 0
-        out, state = differentiable(form, q, k, v, log_decay, arriving, with_final=with_final)
+        out, state = differentiable(form, q, k, v, log_decay, arriving)
+    elif state is None:
+        state = empty_grid_state(k, v, cols)
     if not trailing:
         return out, state
 
     # Below the grid there is one token a row: a sequence that continues the last column.
-    state = empty_grid_state(k_below, v_below, cols) if state is None else state
     arriving = jnp.exp(log_decay)[:, None, None] * state[:, :, -1]
     form = choose_form(mode, trailing)
-    more, last = differentiable(form, q_below, k_below, v_below, log_decay, arriving, with_final=return_state)
+    more, last = differentiable(form, q_below, k_below, v_below, log_decay, arriving)
     out = jnp.concatenate([out, more], axis=1)
-    if last is None:
-        return out, None
     others = jnp.exp(trailing * log_decay)[:, None, None, None] * state[:, :, :-1]
     return out, jnp.concatenate([others, last[:, :, None]], axis=2)
 

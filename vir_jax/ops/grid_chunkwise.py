@@ -3,7 +3,7 @@
     O_Y = (Q_Y K_Y^T .* D) V_Y + gamma^(y+1) q C[x],    C[x] = sum over x' <= x of gamma^(x-x') own[x'],
 
 for band Y with its rows y = 0, 1, ..., `own` being each column's decayed sum of k^T v over the rows above. A band
-of one row is PAPER section 2's form by rows.
+of one row is the form by rows of docs/method.md, section 2.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ def chunkwise(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
-    """A scan over bands of `chunk_rows` rows. See `gradient` and `grid_parallel` for the signature."""
+    """Scan over bands of `chunk_rows` rows. See `gradient` and `grid_parallel` for the signature."""
     rows, cols = grid
     if rows <= chunk_rows:
         return parallel(q, k, v, log_decay, arriving, grid=grid, reverse=reverse, with_final=with_final)
@@ -47,7 +47,7 @@ def chunkwise(
         return (gamma * own, out), None
 
     own = empty_grid_state(k, v, cols) if arriving is None else arriving
-    first_rows = (rest if reverse else 0) + chunk_rows * jnp.arange(bands)
+    first_rows = (rest if reverse else 0) + chunk_rows * jnp.arange(bands, dtype=jnp.int32)
     # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
     (own, out), _ = jax.lax.scan(step, (own, v), first_rows, reverse=reverse)
     own, out = one_band(own, out, 0 if reverse else rows - rest, rest)

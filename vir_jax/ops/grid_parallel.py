@@ -19,7 +19,7 @@ def parallel(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
-    """The masked einsum over the grid and its trailing tokens. See `gradient` for the signature of every form.
+    """Compute the masked einsum over the grid and its trailing tokens. See `gradient` for the signature of every form.
 
     Over a grid the arriving state is each column's own: it counts into k^T v of the first row's tokens. The final one
     is summed along the columns. That makes reverse retention the transpose of retention, states included.
@@ -38,7 +38,7 @@ def band(
     grid: tuple[int, int],
     reverse: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """As `parallel`, but the final state is left each column's own."""
+    """Compute what `parallel` does, but the final state is left each column's own."""
     (rows, cols), n = grid, q.shape[1]
     trailing = n - rows * cols
     last_row = rows + trailing - 1
@@ -58,7 +58,7 @@ def band(
         above = along_columns(arriving, log_decay, reverse=reverse)
         met = contract("bhyxd,bhxde->bhyxe", _as_rows(q, grid), above, precision)
         out += decay_power(log_decay, y)[..., None] * _as_tokens(met, grid, trailing)
-        own += decay_power(log_decay, jnp.array(last_row))[:, None, None, None] * arriving
+        own += decay_power(log_decay, jnp.int32(last_row))[:, None, None, None] * arriving
     return jnp.swapaxes(out.astype(v.dtype), 1, 2), own
 
 

@@ -26,7 +26,7 @@ def recurrent(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
-    """A scan over rows of a scan over columns. See `gradient` and `grid_parallel` for the signature."""
+    """Scan over rows, and in each over columns. See `gradient` and `grid_parallel` for the signature."""
     (rows, cols), (b, n, h, _), e = grid, q.shape, v.shape[-1]
     precision = matmul_precision(q, k, v)
     gamma = jnp.exp(log_decay)[:, None, None]

@@ -16,17 +16,17 @@ BLOCK = 32
 def empty_grid_state(
     k: Float[Array, "b n h d"], v: Float[Array, "b n h e"], cols: int
 ) -> Float32[Array, "b h x d e"]:
-    """The state above the first row: zero, and laid out over devices as k and v are."""
+    """Return the state above the first row: zero, and laid out over devices as k and v are."""
     return jnp.repeat(empty_state(k, v)[:, :, None], cols, axis=2)
 
 
 def along_columns(
     own: Float32[Array, "b h x d e"], log_decay: Float32[Array, "h"], *, reverse: bool = False
 ) -> Float32[Array, "b h x d e"]:
-    """From each column's own sums to the states: S[x] = sum over x' <= x of gamma^(x - x') own[x']."""
+    """Turn each column's own sums into the states: S[x] = sum over x' <= x of gamma^(x - x') own[x']."""
     if own.shape[2] > BLOCK:
         return _along_blocks(own, log_decay, reverse=reverse)
-    x = jnp.arange(own.shape[2])
+    x = jnp.arange(own.shape[2], dtype=jnp.int32)
     x = x[::-1] if reverse else x
     # One mask for each of the batch, laid out over devices as the state is, moves no axis of the far larger state.
     nothing = jnp.sum(own[:, :, :0], axis=(2, 3, 4))
@@ -37,7 +37,7 @@ def along_columns(
 def _along_blocks(
     own: Float32[Array, "b h x d e"], log_decay: Float32[Array, "h"], *, reverse: bool
 ) -> Float32[Array, "b h x d e"]:
-    """Sums inside blocks of columns, and to each what arrives from the blocks before: sums of their sums."""
+    """Sum inside blocks of columns, and add to each what arrives from the blocks before: sums of their sums."""
     if reverse:
         return jnp.flip(_along_blocks(jnp.flip(own, axis=2), log_decay, reverse=False), axis=2)
     b, h, cols, d, e = own.shape
@@ -48,13 +48,13 @@ def _along_blocks(
     )
     sums = along_columns(inside[:, :, :, -1], BLOCK * log_decay)
     arriving = jnp.pad(sums[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
-    decay = decay_power(log_decay, 1 + jnp.arange(BLOCK))[:, None, :, None, None]
+    decay = decay_power(log_decay, 1 + jnp.arange(BLOCK, dtype=jnp.int32))[:, None, :, None, None]
     return (inside + decay * arriving[:, :, :, None]).reshape(b, h, -1, d, e)[:, :, :cols]
 
 
 def between_columns(
     state: Float32[Array, "b h x d e"], log_decay: Float32[Array, "h"]
 ) -> Float32[Array, "b h x d e"]:
-    """The inverse of `along_columns`: own[x] = S[x] - gamma S[x - 1]."""
+    """Invert `along_columns`: own[x] = S[x] - gamma S[x - 1]."""
     left = jnp.pad(state[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
     return state - jnp.exp(log_decay)[:, None, None, None] * left

@@ -13,7 +13,7 @@ FloatArray = Float[ndarray, "..."]
 
 
 class Gradients(NamedTuple):
-    """The gradients of <do, o> + <dS, S> by every argument, float64."""
+    """Hold the gradients of <do, o> + <dS, S> by every argument, float64."""
 
     q: FloatArray
     k: FloatArray
@@ -30,7 +30,7 @@ def naive_retention(
     initial_state: FloatArray | None = None,
     scale: float | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """S_n = gamma S_{n-1} + k_n^T v_n, o_n = scale q_n S_n (PAPER section 1).
+    """Compute S_n = gamma S_{n-1} + k_n^T v_n, o_n = scale q_n S_n (docs/method.md, section 1).
 
     q, k [b, n, h, d], v [b, n, h, e], log_decay [h]. Returns o [b, n, h, e] and the last S [b, h, d, e].
     """
@@ -56,7 +56,7 @@ def naive_retention_gradients(
     d_final: FloatArray,
     scale: float | None = None,
 ) -> Gradients:
-    """Back through the recurrence: G_n = dL/dS_n = scale q_n^T do_n + gamma G_{n+1}, every S_n being kept.
+    """Go back through the recurrence: G_n = dL/dS_n = scale q_n^T do_n + gamma G_{n+1}, every S_n being kept.
 
     dq_n = scale S_n do_n, dk_n = G_n v_n, dv_n = k_n G_n, dL/d log gamma = sum_n <G_n, gamma S_{n-1}>.
     """
@@ -90,10 +90,10 @@ def naive_retention_2d(
     initial_state: FloatArray | None = None,
     scale: float | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """S[y,x] = g S[y,x-1] + g S[y-1,x] - g^2 S[y-1,x-1] + k^T v, o[y,x] = scale q S[y,x] (PAPER section 2).
+    """Compute S[y,x] = g S[y,x-1] + g S[y-1,x] - g^2 S[y-1,x-1] + k^T v, o[y,x] = scale q S[y,x].
 
-    Trailing tokens stand each in the last column of a further row that is empty but for them. Returns o [b, n, h, e]
-    and the states of the last row, [b, h, cols, d, e].
+    The recurrence of docs/method.md, section 2. Trailing tokens stand each in the last column of a further row that is
+    empty but for them. Returns o [b, n, h, e] and the states of the last row, [b, h, cols, d, e].
     """
     q, k, v, gamma, scale = _prepare(q, k, v, log_decay, scale)
     (b, n, h, d), e, cols = q.shape, v.shape[-1], grid[1]
@@ -118,7 +118,7 @@ def naive_retention_2d_gradients(
     d_final: FloatArray,
     scale: float | None = None,
 ) -> Gradients:
-    """Back through the 2-D recurrence, every S[y,x] being kept.
+    """Go back through the 2-D recurrence, every S[y,x] being kept.
 
     G[y,x] = scale q^T do + g G[y,x+1] + g G[y+1,x] - g^2 G[y+1,x+1] is dL/dS[y,x]; d_final adds to the last row's.
     """
@@ -166,7 +166,7 @@ def _positions(n: int, grid: tuple[int, int]) -> list[tuple[int, int]]:
 def _grid_states(
     k: FloatArray, v: FloatArray, g: float, grid: tuple[int, int], above: FloatArray | None
 ) -> FloatArray:
-    """S[y,x] at [y + 1, x + 1]; row 0 is the state above the first row, column 0 is zero."""
+    """Return S[y,x] at [y + 1, x + 1]; row 0 is the state above the first row, column 0 is zero."""
     positions = _positions(len(k), grid)
     token_at = {position: t for t, position in enumerate(positions)}
     states = np.zeros([positions[-1][0] + 2, grid[1] + 1, k.shape[-1], v.shape[-1]])

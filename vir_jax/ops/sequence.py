@@ -1,7 +1,6 @@
 """Retention over a sequence: one function for every mode."""
 
 from functools import partial
-from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from vir_jax.ops.checks import (
     check_state,
     check_tokens,
 )
-from vir_jax.ops.gradient import Form, Result, differentiable
+from vir_jax.ops.gradient import Form, differentiable
 from vir_jax.ops.kernels import PLATFORMS, kernel_form
 from vir_jax.ops.sequence_chunkwise import chunkwise
 from vir_jax.ops.sequence_parallel import parallel
@@ -30,38 +29,6 @@ CHUNK_SIZE_ON_CPU = 32
 CHUNK_SIZE = 64
 
 
-@overload
-def retention(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    *,
-    mode: str = ...,
-    chunk_size: int | None = ...,
-    initial_state: Array | None = ...,
-    return_state: Literal[False] = ...,
-    scale: float | None = ...,
-    implementation: str | None = ...,
-) -> Array: ...
-
-
-@overload
-def retention(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    *,
-    mode: str = ...,
-    chunk_size: int | None = ...,
-    initial_state: Array | None = ...,
-    return_state: Literal[True],
-    scale: float | None = ...,
-    implementation: str | None = ...,
-) -> tuple[Array, Array]: ...
-
-
 def retention(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
@@ -71,18 +38,17 @@ def retention(
     mode: str = "auto",
     chunk_size: int | None = None,
     initial_state: Float32[Array, "b h d e"] | None = None,
-    return_state: bool = False,
     scale: float | None = None,
     implementation: str | None = None,
-) -> Float[Array, "b n h e"] | tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """Retention (PAPER section 1): o_n = scale q_n S_n with S_n = gamma S_{n-1} + k_n^T v_n.
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
+    """Compute retention, o_n = scale q_n S_n with S_n = gamma S_{n-1} + k_n^T v_n (docs/method.md, section 1).
 
     Every mode computes this one function, its gradients and its state:
 
     - "parallel": (Q K^T .* D) V with all n^2 scores at once;
     - "recurrent": one token after another, in the least memory;
     - "chunkwise": parallel inside chunks of `chunk_size` tokens (the last one ragged), recurrent between them;
-    - "auto": parallel up to PARALLEL_UP_TO tokens, chunkwise beyond.
+    - "auto": parallel up to PARALLEL_UP_TO tokens; chunkwise beyond, and wherever a chunk size or a kernel is given.
 
     Args:
         q: Queries [b, n, h, d]; fp32, bf16 or fp16, as k and v.
@@ -90,27 +56,29 @@ def retention(
         v: Values [b, n, h, e].
         log_decay: log(gamma) per head, [h] fp32, at most 0. Values are checked where they are known when tracing.
         mode: One of MODES, or "auto".
-        chunk_size: Tokens in a chunk, for chunkwise alone. None is the default for this backend.
-        initial_state: The state S after the tokens before these, [b, h, d, e] fp32; None is zero.
-        return_state: Whether to return the state after the last token, too.
+        chunk_size: Tokens in a chunk, in the modes "chunkwise" and "auto". None is the default for this backend.
+        initial_state: The state S after the tokens before these, [b, h, d, e] fp32, as a call with those returned it;
+            None is zero. So tokens may come in any number at a time, one by one too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
         implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs, "mosaic_gpu" on NVIDIA
             Hopper GPUs. None is "xla", as no kernel has been measured yet. Where a mesh of several devices is
             set, a kernel wants `jax.shard_map` around it; models see to that.
 
     Returns:
-        The output [b, n, h, e] in v's dtype; with `return_state`, (output, state [b, h, d, e] fp32). Decays, scores,
-        states and sums are fp32 whatever the inputs are, and products as exact as the inputs (see `contract`).
+        The output [b, n, h, e] in v's dtype, and the state after the last token, [b, h, d, e] fp32, which costs
+        nothing under `jit` where it is not used. Decays, scores, states and sums are fp32 whatever the inputs are,
+        and products as exact as the inputs (see `contract`).
 
     The gradient (see `gradient`) runs in the same mode, stores nothing but the arguments, and can be differentiated
     again in reverse. Forward differentiation (`jax.jvp`) is not defined.
 
     Raises:
-        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a known decay outside (0, 1]; a kernel that
-            does not exist, is not for this mode or platform, or would compute everything on every device.
+        ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a chunk size for a mode without chunks; a
+            known decay outside (0, 1]; a kernel that does not exist, is not for this mode or platform, or would
+            compute everything on every device.
     """
     check_mode(mode)
-    check_chunk("chunk_size", chunk_size)
+    check_chunk("chunk_size", chunk_size, mode)
     _check_implementation(implementation, mode, chunk_size)
     check_scale(scale)
     check_tokens(q, k, v)
@@ -118,27 +86,10 @@ def retention(
     check_log_decay(log_decay, h)
     check_state(initial_state, (b, h, d, v.shape[-1]))
     kernel = None if implementation == "xla" else implementation
-    out, state = _retention(q, k, v, log_decay, initial_state, mode, chunk_size, return_state, scale, kernel)
-    return (out, state) if return_state else out
+    return _retention(q, k, v, log_decay, initial_state, mode, chunk_size, scale, kernel)
 
 
-def retention_step(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b n h d"],
-    v: Float[Array, "b n h e"],
-    log_decay: Float32[Array, "h"],
-    state: Float32[Array, "b h d e"],
-    *,
-    scale: float | None = None,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
-    """The next token (n = 1) or the next chunk of n tokens, given the state after all before: (output, next state).
-
-    Begin with a state of zeros, [b, h, d, e] fp32. Arguments, results and errors are those of `retention`.
-    """
-    return retention(q, k, v, log_decay, initial_state=state, return_state=True, scale=scale)
-
-
-@partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
+@partial(jax.jit, static_argnums=(5, 6, 7, 8))
 def _retention(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
@@ -147,14 +98,13 @@ def _retention(
     initial_state: Float32[Array, "b h d e"] | None,
     mode: str,
     chunk_size: int | None,
-    return_state: bool,
     scale: float | None,
     kernel: str | None,
-) -> Result:
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
     q, k = scaled(q, k, scale)
     arriving = None if initial_state is None else jnp.exp(log_decay)[:, None, None] * initial_state
     form = kernel_form(kernel) if kernel else choose_form(mode, q.shape[1], chunk_size)
-    return differentiable(form, q, k, v, log_decay, arriving, with_final=return_state)
+    return differentiable(form, q, k, v, log_decay, arriving)
 
 
 def _check_implementation(implementation: str | None, mode: str, chunk_size: int | None) -> None:
@@ -188,16 +138,16 @@ def _check_implementation(implementation: str | None, mode: str, chunk_size: int
 def scaled(
     q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], scale: float | None
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b n h d"]]:
-    """scale * q (d^-1/2 unless told otherwise) and k, in one dtype."""
+    """Return scale * q (d^-1/2 unless told otherwise) and k, in one dtype."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = jnp.promote_types(q.dtype, k.dtype)
     return (float(scale) * q.astype(jnp.float32)).astype(dtype), k.astype(dtype)
 
 
 def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
-    """The form that `mode` names; the one that "auto" takes for n tokens."""
+    """Return the form that `mode` names; for "auto" the one that suits n tokens, or is asked for by a chunk size."""
     if mode == "auto":
-        mode = "parallel" if n <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if chunk_size is None and n <= PARALLEL_UP_TO else "chunkwise"
     if mode == "chunkwise":
         default = CHUNK_SIZE_ON_CPU if platform() == "cpu" else CHUNK_SIZE
         return partial(chunkwise, chunk_size=chunk_size or default)
@@ -205,7 +155,7 @@ def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
 
 
 def platform() -> str:
-    """What is compiled for: "cpu", "tpu" or "gpu".
+    """Return what is compiled for: "cpu", "tpu" or "gpu".
 
     That of the mesh in context, whose devices need not be on this machine, or else of JAX's default device.
     """

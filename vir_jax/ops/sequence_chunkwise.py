@@ -21,7 +21,7 @@ def chunkwise(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
-    """A scan over chunks of `chunk_size` tokens. See `gradient` for the signature of every form."""
+    """Scan over chunks of `chunk_size` tokens. See `gradient` for the signature of every form."""
     n = q.shape[1]
     if n <= chunk_size:
         return parallel(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)
@@ -44,7 +44,7 @@ def chunkwise(
         return (gamma * state, out), None
 
     arriving = empty_state(k, v) if arriving is None else arriving
-    starts = (rest if reverse else 0) + chunk_size * jnp.arange(chunks)
+    starts = (rest if reverse else 0) + chunk_size * jnp.arange(chunks, dtype=jnp.int32)
     # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
     (passed, out), _ = jax.lax.scan(step, (arriving, v), starts, reverse=reverse)
     final, out = chunk(passed, out, 0 if reverse else n - rest, rest, with_final=with_final)

@@ -17,10 +17,11 @@ def parallel(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
-    """The masked einsum: n^2 scores, all at once. See `gradient` for the signature of every form."""
+    """Compute the masked einsum: n^2 scores, all at once. See `gradient` for the signature of every form."""
     n = q.shape[1]
     precision = matmul_precision(q, k, v)
-    time = jnp.arange(n)[::-1] if reverse else jnp.arange(n)
+    time = jnp.arange(n, dtype=jnp.int32)
+    time = time[::-1] if reverse else time
     # The order in which a CPU multiplies fastest: both products with k find it transposed.
     q, k, v = jnp.swapaxes(q, 1, 2), jnp.transpose(k, (0, 2, 3, 1)), jnp.swapaxes(v, 1, 2)
 
@@ -35,5 +36,5 @@ def parallel(
     to_end = decay_power(log_decay, n - 1 - time)[:, None]
     final = contract("bhdn,bhne->bhde", k * to_end, v, precision)
     if arriving is not None:
-        final += decay_power(log_decay, jnp.array(n - 1))[:, None, None] * arriving
+        final += decay_power(log_decay, jnp.int32(n - 1))[:, None, None] * arriving
     return out, final

@@ -17,7 +17,7 @@ def recurrent(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
-    """A scan over tokens with one [d, e] state per head. See `gradient` for the signature of every form."""
+    """Scan over tokens with one [d, e] state per head. See `gradient` for the signature of every form."""
     precision = matmul_precision(q, k, v)
     # What arrives was decayed on its way, so the first token meets it with a decay of one.
     decay = jnp.ones([q.shape[1], 1], jnp.float32) * jnp.exp(log_decay)

@@ -25,6 +25,8 @@ from jax.experimental import multihost_utils
 
 from vir_jax.runs.bucket import BucketError
 from vir_jax.runs.manifest import DamagedCheckpointError, verify, write_manifest, written_items
+from vir_jax.runs.migrations import migrate
+from vir_jax.runs.parameter_names import as_stored, from_stored
 from vir_jax.runs.preemption import PreemptedError
 from vir_jax.runs.state import Params, TrainState
 from vir_jax.runs.storage import RunPath, open_workdir, storage_of
@@ -38,6 +40,10 @@ _DAMAGED = ".damaged"
 
 class SaveError(RuntimeError):
     """The first or the last checkpoint of a run could not be written."""
+
+
+class NotEvaluatedError(ValueError):
+    """The best checkpoint was asked for, and none was evaluated."""
 
 
 class Checkpoints:
@@ -249,6 +255,7 @@ class Checkpoints:
         """The step that "last", "best" or a number stands for.
 
         Raises:
+          NotEvaluatedError: "best", where there are checkpoints but none was evaluated.
           ValueError: there is no such checkpoint; the ones there are, are named.
         """
         steps = self.steps()
@@ -256,6 +263,11 @@ class Checkpoints:
             step = self.latest_step()
         elif which == "best":
             step = self._best()
+            if steps and step is None:
+                raise NotEvaluatedError(
+                    f"no checkpoint in {self._folder} is the best: none was evaluated; choose 'last' or one of the"
+                    f" steps there: {steps}"
+                )
         elif which.isdigit():
             step = int(which) if int(which) in steps else None
         else:
@@ -295,34 +307,47 @@ class Checkpoints:
           target: shapes, dtypes and shardings to restore to (`jax.ShapeDtypeStruct` leaves).
           step: which one.
         """
-        items: dict[str, ocp.args.CheckpointArgs] = {
-            "params": ocp.args.StandardRestore(target.params),
-            "optimizer": ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
-            "progress": ocp.args.JsonRestore(),
+        wanted = {
+            "params": target.params,
+            "optimizer": {"step": target.step, "opt_state": target.opt_state},
         }
         if target.ema is not None:
-            items["ema"] = ocp.args.StandardRestore(target.ema)
-        restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
+            wanted["ema"] = target.ema
+        arrays = self._restore_arrays(step, wanted)
+        progress = ocp.args.Composite(progress=ocp.args.JsonRestore())
         state = TrainState(
-            step=restored.optimizer["step"],
-            params=restored.params,
-            opt_state=restored.optimizer["opt_state"],
-            ema=restored.ema if target.ema is not None else None,
+            step=arrays["optimizer"]["step"],
+            params=arrays["params"],
+            opt_state=arrays["optimizer"]["opt_state"],
+            ema=arrays.get("ema"),
         )
-        return state, restored.progress
+        return state, self._checkpointer.restore(self._path(step), args=progress).progress
+
+    def _restore_arrays(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Items of arrays, by name, in the structure, shapes and shardings that are wanted of each."""
+        stored = {name: self._stored(step, name) for name in wanted}
+        targets = {name: as_stored(wanted[name], stored[name]) for name in wanted}
+        items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
+        return {name: from_stored(restored[name], wanted[name]) for name in wanted}
+
+    def _stored(self, step: int, item: str) -> Any:
+        """Shapes and dtypes of a checkpoint's item, nested as it was stored."""
+        return ocp.StandardCheckpointHandler().metadata(self._path(step) / item).tree
 
     def restore_config(self, step: int) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
-        """The config that a checkpoint was trained with, and the metadata saved with it.
+        """Return the config that a checkpoint was trained with, in today's fields, and the metadata saved with it.
 
         model.implementation is None in it: a kernel suits the machine that was trained on, not every one that reads.
 
         Raises:
           DamagedCheckpointError: these are not what was written.
+          ValueError: the config has a field that this version does not know.
         """
         items = {"config": ocp.args.JsonRestore(), "metadata": ocp.args.JsonRestore()}
         self._verify(step, items)
         restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
-        config = ml_collections.ConfigDict(restored.config)
+        config = migrate(restored.config, where=f"the checkpoint {self._path(step)}")
         config.model.implementation = None
         return config, restored.metadata
 
@@ -345,15 +370,12 @@ class Checkpoints:
             raise ValueError(f"the checkpoint of step {step} holds no EMA: the run had ema_decay = 0")
         self._verify(step, (item,))
         if target is None:
-            stored = ocp.StandardCheckpointHandler().metadata(self._path(step) / item)
             one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), stored.tree
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+                self._stored(step, item),
             )
-        restored = self._checkpointer.restore(
-            self._path(step), args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
-        )
-        return restored[item]
+        return self._restore_arrays(step, {item: target})[item]
 
     def has_ema(self, step: int) -> bool:
         """Whether a checkpoint holds a moving average.
@@ -400,6 +422,12 @@ class Checkpoints:
                 f"the last checkpoint could not be written: {self._failure}\nThe newest one is of step"
                 f" {self._newest}; the same command goes on from there once there is room"
             ) from self._failure
+
+
+def has_checkpoints(workdir: RunPath) -> bool:
+    """Return whether a workdir holds checkpoints, intact or not. Nothing is written."""
+    folder = workdir / FOLDER
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 @contextlib.contextmanager

@@ -1,89 +1,125 @@
-"""The configuration of a run: every field, its default and its meaning, in one place.
+"""The configuration of a run: every field, its default, its meaning and what it may hold, in one place.
 
-A recipe in `configs/` starts from `default_config()` and changes what differs. The configuration is
-locked, so a misspelt field is an error that names the nearest one.
+A recipe in `configs/` starts from `default_config()` and sets what differs. The configuration is locked, so a misspelt
+field is an error that names the nearest one; `validate` checks all of it before anything is opened or compiled.
 """
 
 import ast
 import difflib
+import importlib.util
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
+from flax import nnx
 from ml_collections import config_dict
+
+from vir_jax.models import create_model, model_options
+from vir_jax.runs.fields import either, integer, interval, number, one_of, optional, sequence, text, truth
+
+
+class Config(ml_collections.ConfigDict):
+    """A ConfigDict that answers any unknown field with the nearest one it has, however far off."""
+
+    def _generate_did_you_mean_message(self, request: str, message: str = "") -> str:
+        # ml_collections asks this for every lookup that fails; its own version gives up early, and prints all values.
+        return f'no field "{request}". Did you mean "{nearest(request, [*self.keys(), *flatten(self)])}"?'
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The recipe of `configs/vir_b.py`: ViR-B on ImageNet (PAPER.md section 4)."""
-    config = ml_collections.ConfigDict()
+    """Return a config in which whatever can be switched off is off: no augmentation, mixing, smoothing or average."""
+
+    def may_be_none(value: Any = None) -> config_dict.FieldReference:
+        # Typed by `validate` alone, so that None can be given on the command line.
+        return config_dict.FieldReference(value, field_type=object)
+
+    config = Config()
     config.seed = 0  # Parameters, shuffling, augmentation and drop path all derive from (seed, step).
-    config.epochs = 310.0  # Passes over the training data, warm-up included, cool-down not.
-    config.batch_size = 4096  # Examples per optimiser step, over all devices and processes.
+    config.epochs = 10.0  # Passes over the training data, warm-up included, cool-down not.
+    config.batch_size = 128  # Examples per optimiser step, over all devices and processes.
     config.accumulation_steps = 1  # Slices a batch is computed in, one after another; divides batch_size.
-    config.label_smoothing = 0.1  # Probability mass spread evenly over all classes.
-    config.ema_decay = 0.9998  # Of the moving average of the parameters; 0 keeps none.
+    config.label_smoothing = 0.0  # Probability mass spread evenly over all classes.
+    config.ema_decay = 0.0  # Of the moving average of the parameters; 0 keeps none.
     config.init_from = ""  # Workdir of a finished run whose weights this one starts from (fine-tuning).
 
-    config.model = model = ml_collections.ConfigDict()
-    model.name = "vir_b16"  # {vir|vit}_{size}{patch}; vir_jax.models lists the sizes.
-    model.image_size = (224, 224)  # Pixels, (height, width); one number for a square.
-    model.retention = config_dict.placeholder(str)  # "1d" (raster order) or "2d"; None: "1d". ViR only.
-    model.readout = config_dict.placeholder(str)  # "last", "average", "first"; None: the family's own.
+    config.model = model = Config()  # The keywords of `vir_jax.models.create_model`, which explains them.
+    model.name = "vir_s16"  # {vir|vit}_{size}{patch}; vir_jax.models lists the sizes.
+    model.image_size = may_be_none(224)  # Pixels, a square's side or (height, width). Never None.
+    model.mixer = may_be_none()  # Token mixer by name; None: retention for vir_*, softmax for vit_*.
+    model.retention = may_be_none()  # "1d" (raster order) or "2d"; None: "1d". ViR only.
+    model.chunk_size = may_be_none()  # Tokens per chunk of 1-D retention; None: what was measured to be best.
+    model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
+    model.readout = may_be_none()  # What the head reads; None: the class token.
     model.position = "learned"  # Position embeddings: "learned" or "sincos".
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
-    model.drop_path = 0.2  # Stochastic depth of the last block; rises linearly over the blocks.
-    model.remat = False  # Keep a block's input alone for the backward pass: less memory, a third more work.
-    model.dtype = "bfloat16"  # Of the computation. Parameters, decays and states are float32 always.
-    model.mode = "auto"  # Form of retention in training: auto, parallel, recurrent or chunkwise.
-    model.implementation = config_dict.placeholder(str)  # Of retention: "xla", "mosaic_gpu", "pallas_tpu".
+    model.layer_scale = may_be_none()  # Initial LayerScale, 1e-5 in the ViR recipes; None: no LayerScale.
+    model.drop_path_rate = 0.0  # Stochastic depth of the last block; rises linearly over the blocks.
+    model.remat = "elementwise"  # What to compute anew in the backward pass: "none", "elementwise" or "full".
+    model.dtype = "float32"  # Of the computation, or "bfloat16"; parameters and states are float32 always.
+    model.mode = "auto"  # Form of the mixer in training: auto, parallel, recurrent or chunkwise.
+    for option in model_options().keys() - model.keys():
+        model[option] = may_be_none()  # Of one mixer, which explains it; None: its default.
 
-    config.data = data = ml_collections.ConfigDict()
+    config.data = data = Config()
     data.dataset = "imagenet2012"  # A TFDS name, "folder" (one folder per class) or "digits".
-    data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default directory.
+    data.data_dir = may_be_none()  # None: TFDS's own default directory. Required by "folder".
     data.train_split = "train"
     data.eval_split = "validation"
     data.threads = 16  # Decoding threads of each process.
-    data.mean = (0.485, 0.456, 0.406)  # Of the colours in [0, 1]; taken away on the device.
-    data.std = (0.229, 0.224, 0.225)
-    data.crop_fraction = 0.875  # Part of the resized image's short side that evaluation crops.
+    data.mean = (0.5, 0.5, 0.5)  # Of the colours in [0, 1]; taken away on the device.
+    data.std = (0.5, 0.5, 0.5)
+    data.crop_fraction = 1.0  # Part of the resized image's short side that evaluation crops.
+    data.background = (255, 255, 255)  # RGB that shows where an image is transparent: white.
+    # Of the examples of a split, each counted once, this fraction may be corrupt, in training and in evaluation; of
+    # fewer than 1,000 as many as of 1,000 (here 10), and with 0 none. Looked at before step 1, of a larger split in a
+    # sample of 1,000, and again as it is read.
+    data.max_corrupt_fraction = 0.01
 
-    config.augment = augment = ml_collections.ConfigDict()  # vir_jax.data.AugmentConfig explains the fields.
-    augment.crop = "resized"  # A random box, resized; "pad": a random window of the padded image; "none".
+    config.augment = augment = Config()  # vir_jax.data.AugmentConfig explains the fields.
+    augment.crop = (
+        "none"  # "resized": a random box, resized; "pad": a random window of the padded image; "none".
+    )
     augment.crop_scale = (0.08, 1.0)  # Area of the random box, as a fraction of the image's.
     augment.crop_ratio = (3 / 4, 4 / 3)  # Width over height of the random box.
     augment.crop_padding = 4  # Pixels of black border, for crop "pad".
-    augment.interpolation = "random"  # "bilinear", "bicubic", or one of them each time.
-    augment.hflip = 0.5  # Probability of a horizontal flip.
-    augment.randaugment_ops = 2  # Operations per image; 0 switches RandAugment off.
+    augment.interpolation = (
+        "random"  # Of crop "resized" and RandAugment: "bilinear", "bicubic", or one each time.
+    )
+    augment.hflip = 0.0  # Probability of a horizontal flip.
+    augment.randaugment_ops = 0  # Operations per image; 0 switches RandAugment off.
     augment.randaugment_magnitude = 9.0  # Mean strength, 0 to 10.
     augment.randaugment_std = 0.5  # Standard deviation of the strength.
-    augment.color_jitter = 0.4  # Acts only where RandAugment is off.
-    augment.erase = 0.25  # Probability that a rectangle is replaced by noise.
+    augment.color_jitter = 0.0  # Strength; 0 switches it off. RandAugment takes its place.
+    augment.erase = 0.0  # Probability that a rectangle is replaced by noise.
 
-    config.mixing = mixing = ml_collections.ConfigDict()
-    mixing.mixup = 0.8  # Alpha of the Beta distribution of mixup's weight; 0 turns mixup off.
-    mixing.cutmix = 1.0  # The same for cutmix.
+    config.mixing = mixing = Config()
+    mixing.mixup_alpha = 0.0  # Of the Beta distribution of mixup's weight; 0 turns mixup off.
+    mixing.cutmix_alpha = 0.0  # The same for cutmix.
     mixing.switch_probability = 0.5  # Of cutmix instead of mixup where both are on.
 
-    config.optim = optim = ml_collections.ConfigDict()
-    optim.name = "lamb"  # "adamw" or "lamb".
-    optim.lr = 5e-3  # Peak learning rate, absolute (not scaled by the batch).
+    config.optim = optim = Config()
+    optim.name = "adamw"  # "adamw" or "lamb".
+    optim.lr = 1e-3  # Peak learning rate, absolute (not scaled by the batch).
     optim.warmup_lr = 1e-6  # Learning rate of the first step.
-    optim.final_lr = 5e-6  # At the end of the cosine, and during cool-down.
-    optim.warmup_epochs = 20.0
-    optim.cooldown_epochs = 10.0  # At final_lr, after `epochs`.
-    optim.weight_decay = 0.05  # On kernels only: no bias, norm, embedding, class token or LayerScale.
+    optim.final_lr = 0.0  # At the end of the cosine, and during cool-down.
+    optim.warmup_epochs = 0.0
+    optim.cooldown_epochs = 0.0  # At final_lr, after `epochs`.
+    optim.weight_decay = 0.0  # On kernels only: no bias, norm, embedding, class token or LayerScale.
     optim.b1 = 0.9
     optim.b2 = 0.999
     optim.eps = 1e-8
-    optim.clip_norm = 5.0  # Global norm that gradients are clipped to; 0 turns clipping off.
+    optim.clip_norm = 0.0  # Global norm that gradients are clipped to; 0 turns clipping off.
 
-    config.mesh = mesh = ml_collections.ConfigDict()
+    config.mesh = mesh = Config()
     mesh.data = -1  # Devices over which the batch alone is split; -1 takes all that are left.
     mesh.fsdp = 1  # Devices over which batch, parameters and optimiser state are split.
     mesh.tensor = 1  # Devices over which heads and hidden units are split.
 
     config.log_every = 100  # Steps between two lines of metrics.
-    config.eval_every = 0  # Steps between two evaluations; 0: at the end only.
+    config.eval_every = 0  # Steps between two evaluations, of which "best" is chosen; 0: at the end only.
     config.eval_batch_size = 1024  # Examples per evaluation step, over all devices and processes.
     config.max_skipped_steps = 0  # Non-finite steps that the whole run may leave out before it stops.
     config.checkpoint_every = 1000  # Steps between two checkpoints; the last step is always saved.
@@ -92,93 +128,256 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
-def parse_arguments(argument: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-    """Parses the text after the colon of `--config=configs/x.py:name=value,...`.
-
-    Args:
-      argument: comma-separated `name=value` pairs; None or empty for none.
-      **defaults: the names that the recipe knows, with default values that also fix their types.
-
-    Raises:
-      ValueError: a pair without `=`, an unknown name (the nearest is named), or a value of another type.
-    """
-    values = dict(defaults)
-    for pair in filter(None, (argument or "").split(",")):
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"config argument {pair!r} is not of the form name=value")
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, n=1, cutoff=0.0)
-            hint = f"did you mean {near[0]!r}?" if near else "this config takes none"
-            raise ValueError(f"unknown config argument {name!r}; {hint} (known: {sorted(defaults)})")
-        values[name] = _parse_value(name, text, defaults[name])
-    return ml_collections.ConfigDict(values)
-
-
-def _parse_value(name: str, text: str, default: Any) -> Any:
-    if isinstance(default, str):
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(f"config argument {name}={text!r} is no Python value") from error
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise ValueError(f"config argument {name}={text!r} should be of type {type(default).__name__}")
-    return value
+_AXIS = either(integer(1), integer(-1, -1))
+FIELDS = {
+    "seed": integer(0, 2**32 - 1),  # JAX takes no more bits than these into a key, in silence.
+    "epochs": number(0, ends="()"),
+    "batch_size": integer(1),
+    "accumulation_steps": integer(1),
+    "label_smoothing": number(0, 1, "[)"),
+    "ema_decay": number(0, 1, "[)"),
+    "init_from": either(text(), one_of("")),
+    # Types alone: `create_model` knows the values.
+    "model.name": text(),
+    "model.image_size": either(integer(), sequence(2, integer())),
+    "model.mixer": optional(text()),
+    "model.retention": optional(text()),
+    "model.chunk_size": optional(integer()),
+    "model.implementation": optional(text()),
+    "model.readout": optional(text()),
+    "model.position": text(),
+    "model.bidirectional": truth(),
+    "model.layer_scale": optional(number()),
+    "model.drop_path_rate": number(),
+    "model.remat": text(),
+    "model.dtype": one_of("float32", "bfloat16"),  # float16 would need its loss scaled.
+    "model.mode": text(),
+    "data.dataset": text(),
+    "data.data_dir": optional(text()),
+    "data.train_split": text(),
+    "data.eval_split": text(),
+    "data.threads": integer(1),
+    "data.mean": sequence(3, number(0, 1)),
+    "data.std": sequence(3, number(1 / 255, 1)),
+    "data.crop_fraction": number(0, 1, "(]"),
+    "data.background": sequence(3, integer(0, 255)),
+    "data.max_corrupt_fraction": number(0, 1),
+    "augment.crop": one_of("resized", "pad", "none"),
+    "augment.crop_scale": interval(number(0, 1, "(]")),
+    "augment.crop_ratio": interval(number(0, ends="()")),
+    "augment.crop_padding": integer(0),
+    "augment.interpolation": one_of("bilinear", "bicubic", "random"),
+    "augment.hflip": number(0, 1),
+    "augment.randaugment_ops": integer(0),
+    "augment.randaugment_magnitude": number(0, 10),
+    "augment.randaugment_std": number(0),
+    "augment.color_jitter": number(0),
+    "augment.erase": number(0, 1),
+    "mixing.mixup_alpha": number(0),
+    "mixing.cutmix_alpha": number(0),
+    "mixing.switch_probability": number(0, 1),
+    "optim.name": one_of("adamw", "lamb"),
+    "optim.lr": number(0, ends="()"),
+    "optim.warmup_lr": number(0),
+    "optim.final_lr": number(0),
+    "optim.warmup_epochs": number(0),
+    "optim.cooldown_epochs": number(0),
+    "optim.weight_decay": number(0),
+    "optim.b1": number(0, 1, "[)"),
+    "optim.b2": number(0, 1, "[)"),
+    "optim.eps": number(0, ends="()"),
+    "optim.clip_norm": number(0),
+    "mesh.data": _AXIS,
+    "mesh.fsdp": _AXIS,
+    "mesh.tensor": _AXIS,
+    "log_every": integer(1),
+    "eval_every": integer(0),
+    "eval_batch_size": integer(1),
+    "max_skipped_steps": integer(0),
+    "checkpoint_every": integer(1),
+    "keep_checkpoints": integer(1),
+}
+"""By dotted name, what each field may hold; options of single mixers are checked by the mixers."""
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks what can be checked before anything is built.
+    """Check a whole config: its fields, their types and ranges, what they say together, and the model.
+
+    Nothing is opened, allocated or compiled.
 
     Raises:
-      ValueError: naming the field, its value and what it should be.
+        ValueError: naming the field, its value and what it should be.
     """
-
-    def check(ok: bool, field: str, expected: str) -> None:
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in flatten(config).items()
+    }
+    defaults = flatten(default_config())
+    for name in values:
+        if name not in defaults:
+            raise ValueError(f"config has no field {name!r}; did you mean {nearest(name, defaults)!r}?")
+    for name, kind in FIELDS.items():
+        if name not in values:
+            raise ValueError(
+                f"config.{name} is missing; expected {kind.expected}, as `default_config` has it"
+            )
+        if not kind.accepts(values[name]):
+            raise ValueError(f"config.{name} is {values[name]!r}; expected {kind.expected}")
+    for name, ok, expected in _together(config):
         if not ok:
-            raise ValueError(f"config.{field} is {_get(config, field)!r}; expected {expected}")
-
-    for field in ("epochs", "batch_size", "eval_batch_size", "accumulation_steps", "log_every"):
-        check(config[field] > 0, field, "a positive number")
-    for field in ("checkpoint_every", "keep_checkpoints"):
-        check(config[field] >= 1, field, "an integer of at least 1")
-    check(config.max_skipped_steps >= 0, "max_skipped_steps", "0 (stop at the first) or a positive integer")
-    check(config.eval_every >= 0, "eval_every", "0 (only at the end) or a positive number of steps")
-    check(
-        config.batch_size % config.accumulation_steps == 0,
-        "accumulation_steps",
-        f"a divisor of batch_size={config.batch_size}",
-    )
-    mixes = config.mixing.mixup > 0 or config.mixing.cutmix > 0
-    check(
-        not (mixes and config.batch_size % 2), "batch_size", "an even number, as mixup and cutmix mix pairs"
-    )
-    for field in ("mixing.mixup", "mixing.cutmix", "optim.clip_norm", "optim.weight_decay"):
-        check(_get(config, field) >= 0, field, "a number of at least 0")
-    for field in ("label_smoothing", "ema_decay", "model.drop_path"):
-        check(0 <= _get(config, field) < 1, field, "a number in [0, 1)")
-    check(0 <= config.mixing.switch_probability <= 1, "mixing.switch_probability", "a probability in [0, 1]")
-    check(0 < config.data.crop_fraction <= 1, "data.crop_fraction", "a fraction in (0, 1]")
-    check(config.optim.name in ("adamw", "lamb"), "optim.name", "'adamw' or 'lamb'")
-    check(config.optim.lr > 0, "optim.lr", "a positive number")
-    check(
-        0 <= config.optim.warmup_epochs < config.epochs,
-        "optim.warmup_epochs",
-        f"at least 0 and less than epochs={config.epochs}",
-    )
-    check(config.optim.cooldown_epochs >= 0, "optim.cooldown_epochs", "a number of at least 0")
-    check(
-        config.model.implementation in (None, "xla") or config.model.mode in ("auto", "chunkwise"),
-        "model.mode",
-        f"'auto' or 'chunkwise', which model.implementation={config.model.implementation!r} computes",
-    )
-    check(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "'float32' or 'bfloat16'")
+            raise ValueError(f"config.{name} is {values[name]!r}; expected {expected}")
+    for name, used, switch in _switches(config):
+        if not used and values[name] != defaults[name]:
+            raise ValueError(
+                f"config.{name} is {values[name]!r}, and nothing reads it: {switch}. Leave it at its default,"
+                f" {defaults[name]!r}, or change that"
+            )
+    try:
+        nnx.eval_shape(lambda: create_model(**config.model, num_classes=2, rngs=nnx.Rngs(0)))
+    except ValueError as error:
+        option = re.match(r"\w+=", str(error))  # "mode='serial'; expected ...", as most of them begin
+        raise ValueError(f"config.model{'.' if option else ': '}{error}") from error
 
 
-def _get(config: ml_collections.ConfigDict, field: str) -> Any:
-    value: Any = config
-    for key in field.split("."):
-        value = value[key]
+def _together(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, str]]:
+    """Yield what fields must be to agree with others: (field, whether it does, what is expected)."""
+    batch_size, slices = config.batch_size, config.accumulation_steps
+    yield "accumulation_steps", batch_size % slices == 0, f"a divisor of batch_size={batch_size}"
+    mixes = config.mixing.mixup_alpha > 0 or config.mixing.cutmix_alpha > 0
+    yield "batch_size", not mixes or batch_size % 2 == 0, "an even number, as mixup and cutmix mix pairs"
+
+    optim, epochs = config.optim, config.epochs
+    yield "optim.warmup_epochs", optim.warmup_epochs < epochs, f"less than epochs={epochs}"
+    rises = optim.warmup_epochs == 0 or optim.warmup_lr <= optim.lr
+    yield "optim.warmup_lr", rises, f"at most the peak, optim.lr={optim.lr}"
+    yield "optim.final_lr", optim.final_lr <= optim.lr, f"at most the peak, optim.lr={optim.lr}"
+
+    data, augment = config.data, config.augment
+    folder = data.dataset == "folder"
+    yield (
+        "data.data_dir",
+        not folder or data.data_dir is not None,
+        "the folder that holds <split>/<class name>/",
+    )
+    jitters = augment.color_jitter == 0 or augment.randaugment_ops == 0
+    yield (
+        "augment.color_jitter",
+        jitters,
+        "0 where augment.randaugment_ops is not: RandAugment takes its place",
+    )
+    size = config.model.image_size
+    side = size if isinstance(size, int) else min(size)
+    shifts = augment.crop != "pad" or augment.crop_padding < side
+    yield (
+        "augment.crop_padding",
+        shifts,
+        f"less than the image's shorter side, {side}: a crop could miss all of it",
+    )
+
+    axes = list(config.mesh.values())
+    yield (
+        "mesh.data",
+        axes.count(-1) <= 1,
+        "a number: one axis alone can be -1, and take the devices left over",
+    )
+
+
+def _switches(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, str]]:
+    """Yield which fields are read only where another says so: (field, whether it is, what that other says)."""
+    augment, mixing, optim, model = config.augment, config.mixing, config.optim, config.model
+    for name in ("crop_scale", "crop_ratio"):
+        yield f"augment.{name}", augment.crop == "resized", f"augment.crop is {augment.crop!r}, not 'resized'"
+    yield "augment.crop_padding", augment.crop == "pad", f"augment.crop is {augment.crop!r}, not 'pad'"
+    randaugment = augment.randaugment_ops > 0
+    for name in ("randaugment_magnitude", "randaugment_std"):
+        yield f"augment.{name}", randaugment, "augment.randaugment_ops is 0"
+    interpolates = augment.crop == "resized" or randaugment
+    yield (
+        "augment.interpolation",
+        interpolates,
+        "augment.crop is not 'resized' and augment.randaugment_ops is 0",
+    )
+    both = mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0
+    yield "mixing.switch_probability", both, "mixing.mixup_alpha and mixing.cutmix_alpha are not both on"
+    yield "optim.warmup_lr", optim.warmup_epochs > 0, "optim.warmup_epochs is 0"
+    yield (
+        "data.data_dir",
+        config.data.dataset != "digits",
+        "data.dataset is 'digits', which ship with scikit-learn",
+    )
+    chunks = model.mode in ("auto", "chunkwise")
+    yield "model.chunk_size", chunks, f"model.mode is {model.mode!r}, which has no chunks"
+
+
+def load_beside(file: str, name: str) -> ModuleType:
+    """Return the module `name`.py of a recipe's own folder, whatever the working directory and Python's path are.
+
+    Args:
+        file: the recipe's `__file__`.
+        name: of the module.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(file).resolve().with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"{name}_of_{path.parent.name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse_arguments(argument: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+    """Parse the text after the colon of `--config=configs/x.py:name=value,...`.
+
+    Args:
+        argument: comma-separated `name=value` pairs; None or empty for none.
+        **defaults: the names that the recipe knows, with default values that also fix their types.
+
+    Raises:
+        ValueError: a pair without `=`, an unknown name (the nearest is named), a name given twice, or a value of a type
+            that is not the default's.
+    """
+    values = dict(defaults)
+    given: set[str] = set()
+    for pair in filter(None, (argument or "").split(",")):
+        name, equals, written = pair.partition("=")
+        if not equals:
+            raise ValueError(f"config argument {pair!r} is not of the form name=value")
+        if name not in defaults:
+            hint = f"did you mean {nearest(name, defaults)!r}?" if defaults else "this config takes none"
+            raise ValueError(f"unknown config argument {name!r}; {hint} (known: {sorted(defaults)})")
+        if name in given:
+            raise ValueError(f"config argument {name!r} is given twice")
+        given.add(name)
+        values[name] = _parse_value(name, written, defaults[name])
+    return ml_collections.ConfigDict(values)
+
+
+def _parse_value(name: str, written: str, default: Any) -> Any:
+    if isinstance(default, str):
+        return written
+    try:
+        value = ast.literal_eval(written)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"config argument {name}={written!r} is no Python value") from error
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"config argument {name}={written!r} should be of type {type(default).__name__}")
     return value
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return the known name that one probably meant; one of another section with the same last part comes first."""
+    same = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    return difflib.get_close_matches(name, same or list(known), n=1, cutoff=0.0)[0]
+
+
+def flatten(tree: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested sections by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping | ml_collections.ConfigDict)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat

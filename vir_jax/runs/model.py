@@ -1,9 +1,9 @@
-"""A model as pure functions of its parameters, built from a config."""
+"""A model as pure functions of its parameters."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +11,40 @@ import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vir_jax.models import VisionBackbone, create_model, flops
-from vir_jax.models.mixers import Retention, Retention2D
+from vir_jax.models import VisionModel, create_model, flops
 from vir_jax.models.pixels import normalize
+from vir_jax.parallel.sharding import parameter_axes
 from vir_jax.runs.state import Params
+
+Options: TypeAlias = "Mapping[str, Any] | ml_collections.ConfigDict"
+"""Keywords of `create_model`: a config's `model` section, or any mapping. (A ConfigDict is no Mapping.)"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFunctions:
-    """Pure functions of a model: `init(key) -> params` and `apply(params, images, key) -> logits`."""
+    """Pure functions of a model: `init(key) -> variables` and `apply(params, images, key) -> outputs`.
 
-    config: ml_collections.ConfigDict
-    num_classes: int
-    graph: nnx.GraphDef[Any]
+    Attributes:
+        make: of random keys, the model.
+        abstract: the model in shapes alone.
+    """
+
+    make: Callable[[nnx.Rngs], VisionModel]
+    abstract: VisionModel
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef[VisionModel]:
+        """What of the model is no array."""
+        return nnx.graphdef(self.abstract)
+
+    @functools.cached_property
+    def axes(self) -> dict[str, tuple[str | None, ...]]:
+        """How the parameters name their dimensions; see `parameter_axes`."""
+        return parameter_axes(nnx.state(self.abstract))
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters, a nested dict of float32 arrays."""
-        return nnx.to_pure_dict(nnx.state(_create(self.config, self.num_classes, key), nnx.Param))
+        """Return fresh parameters, a nested dict of float32 arrays."""
+        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(key)), nnx.Param))
 
     def apply(
         self,
@@ -37,75 +54,59 @@ class ModelFunctions:
         *,
         mode: str | None = None,
     ) -> Float[Array, "b classes"]:
-        """Logits of normalised images.
+        """Return the logits of normalised images.
 
         Args:
-          params: of `init`.
-          images: of any size that the patch divides.
-          key: turns drop path on; None computes deterministically.
-          mode: form of retention; None takes the config's.
+            params: of `init`.
+            images: of any size that the patch divides.
+            key: turns drop path on; None computes deterministically.
+            mode: form of the mixer; None takes the model's own.
         """
-        model = nnx.merge(self.graph, params)
-        return model(images, mode=mode or self.config.mode, key=key)
+        return self.model(params)(images, mode=mode, key=key)
+
+    def model(self, params: Params) -> VisionModel:
+        """Return the model with these parameters."""
+        return nnx.merge(self.graph, params)
 
     def flops(self, size: tuple[int, int]) -> int | None:
-        """Floating-point operations of a forward pass on one image of (height, width) pixels.
+        """Count the floating-point operations of a forward pass on one image of (height, width) pixels.
 
-        1-D retention in mode "auto" is counted as chunkwise, the cheaper of the forms it chooses from. The
-        forms of 2-D retention other than the parallel one are not counted: None.
+        None where the mixer is not counted in the model's mode.
         """
-        model = nnx.eval_shape(lambda: _create(self.config, self.num_classes, jax.random.key(0)))
-        mixer, mode = model.blocks.mixer, self.config.mode
-        if isinstance(mixer, Retention2D) and mode != "parallel":
+        try:
+            return 2 * flops(
+                self.abstract, size, mode=self.abstract.mode
+            )  # A multiply-add is two operations.
+        except ValueError:
             return None
-        if mode == "auto":
-            mode = "chunkwise" if isinstance(mixer, Retention) else "parallel"
-        return 2 * flops(model, size, mode=mode)  # A multiply-add is two operations.
 
 
-def model_functions(config: ml_collections.ConfigDict, num_classes: int) -> ModelFunctions:
-    """The model of `config.model` as pure functions; nothing is allocated."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: _create(config, num_classes, jax.random.key(0))))
-    return ModelFunctions(config, num_classes, graph)
+def model_functions(options: Options, num_classes: int) -> ModelFunctions:
+    """Return the model of a config's `model` section as pure functions; nothing is allocated.
+
+    Raises:
+        ValueError: options that `create_model` refuses.
+    """
+
+    def make(rngs: nnx.Rngs) -> VisionModel:
+        return create_model(**options, num_classes=num_classes, rngs=rngs)
+
+    return ModelFunctions(make, nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
 
-def _create(config: ml_collections.ConfigDict, num_classes: int, key: Key[Array, ""]) -> VisionBackbone:
-    optional = {name: config[name] for name in ("retention", "readout", "implementation")}
-    return create_model(
-        config.name,
-        num_classes=num_classes,
-        rngs=nnx.Rngs(key),
-        image_size=image_size(config),
-        position=config.position,
-        bidirectional=config.bidirectional,
-        drop_path_rate=config.drop_path,
-        remat=config.remat,
-        dtype=jnp.dtype(config.dtype),
-        **{name: value for name, value in optional.items() if value is not None},
-    )
+def image_size(options: Options) -> tuple[int, int]:
+    """Return (height, width) in pixels of a model's option `image_size`, a square's side or a pair."""
+    size = options["image_size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def make_predict(
     model: ModelFunctions, *, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[..., Float[Array, "b classes"]]:
-    """(params, uint8 images [b y x 3], mode=...) -> float32 logits, jitted."""
+    """Return (params, uint8 images [b y x 3], mode=...) -> float32 logits, jitted."""
 
     @functools.partial(jax.jit, static_argnames="mode")
     def predict(params: Params, images: Array, *, mode: str) -> Array:
         return model.apply(params, normalize(images, mean, std), mode=mode).astype(jnp.float32)
 
     return predict
-
-
-def image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """(height, width) in pixels of `config.model.image_size`, which may be (side,) for a square.
-
-    Raises:
-      ValueError: any other number of numbers.
-    """
-    sides = tuple(config.image_size)
-    if len(sides) not in (1, 2):
-        raise ValueError(
-            f"config.model.image_size is {sides}; expected (height, width), or one number for a square"
-        )
-    return sides[0], sides[-1]

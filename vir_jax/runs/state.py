@@ -19,7 +19,7 @@ class TrainState:
     A pytree, so that its leaves may be shapes or shardings as well as arrays.
     """
 
-    step: Any  # int32 []: optimiser steps done.
+    step: Any  # int32 []: steps done, those skipped as not finite among them; the schedule's count.
     params: Params
     opt_state: optax.OptState
     ema: Params | None  # None where no average is kept.
@@ -46,4 +46,5 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) 
 
 def ema_decay(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
     """min(decay, (1 + step) / (10 + step)), step counted from 0."""
-    return jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)
+    steps = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1 + steps) / (10 + steps))

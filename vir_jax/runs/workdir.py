@@ -7,6 +7,7 @@ import jax
 import ml_collections
 from absl import logging
 
+from vir_jax.runs.migrations import flatten, migrate
 from vir_jax.runs.storage import RunPath, storage_of
 
 CONFIG_FILE = "config.json"
@@ -20,6 +21,7 @@ FREE_FIELDS = (
     "keep_checkpoints",
     "data.data_dir",
     "data.threads",
+    "data.max_corrupt_fraction",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
@@ -30,6 +32,7 @@ FREE_FIELDS = (
 TUNING_FIELDS = (
     "epochs",
     "max_skipped_steps",
+    "data.background",
     "optim.cooldown_epochs",
     "optim.lr",
     "optim.final_lr",
@@ -56,13 +59,15 @@ def check_config(workdir: RunPath, config: ml_collections.ConfigDict) -> bool:
         raise ValueError(
             f"{path} is damaged ({error}). Remove it: the config is then compared with the newest checkpoint's."
         ) from error
-    check_resumable(workdir, old, json.loads(config.to_json()))
+    check_resumable(workdir, migrate(old, where=str(path)), config)
     return True
 
 
-def check_resumable(workdir: RunPath, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Checks that a run with the config `old` can go on with `new`; see `check_config`."""
-    differences = compare(old, new)
+def check_resumable(workdir: RunPath, old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> None:
+    """Check that a run with the config `old`, as `migrate` returns it, can go on with `new`; see `check_config`."""
+    # Migrated as well, so that a value with several spellings has the same one on both sides.
+    new = migrate(json.loads(new.to_json()), where="this start's config")
+    differences = compare(json.loads(old.to_json()), json.loads(new.to_json()))
     refused = [name for name in differences if name not in FREE_FIELDS + TUNING_FIELDS]
     if refused:
         lines = "\n".join(f"  {name}: {differences[name]}" for name in refused)
@@ -84,20 +89,10 @@ def write_config(workdir: RunPath, config: ml_collections.ConfigDict) -> None:
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """The dotted names of all fields that differ, with `old -> new`."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = flatten(old), flatten(new)
     missing = "(absent)"
     return {
         name: f"{before.get(name, missing)!r} -> {after.get(name, missing)!r}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name, missing) != after.get(name, missing)
     }
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            items += _flatten(value, f"{prefix}{key}.")
-        else:
-            items.append((f"{prefix}{key}", value))
-    return items

@@ -87,14 +87,14 @@ def compile_report(
         config, mesh, num_classes=num_classes, steps_per_epoch=num_examples / config.batch_size
     )
     chip = CHIPS.get(devices[0].device_kind)
-    flops = program.model.flops(program.size)
+    flops = program.model.flops(program.image_size)
     memory, overflow, traffic = {}, None, {}
     try:
         compiled = program.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        overflow = _overflow(str(error))
+        overflow = str(error).splitlines()[0]
     else:
         memory = compiled_memory(compiled)
         traffic = collectives(compiled.as_text() or "")
@@ -107,7 +107,7 @@ def compile_report(
         state=bytes_per_device(program.state),
         model_flops=flops and 3 * flops * config.batch_size / mesh.size,
         collectives=traffic,
-        unsplit=unsplit(program.state.params, mesh),
+        unsplit=unsplit(program.state.params, mesh, program.model.axes),
     )
 
 
@@ -167,12 +167,6 @@ def format_report(report: Report) -> str:
         for kind, traffic in report.collectives.items()
     ]
     return "\n".join(lines)
-
-
-def _overflow(message: str) -> str:
-    """The sentences of the compiler's error that give the numbers."""
-    found = re.findall(r"Used [^\n]*?hbm\.[^\n]*?\.(?=\s|$)|Exceeded [^\n]*", message)
-    return " ".join(dict.fromkeys(found)) or message.splitlines()[0]
 
 
 def _size(size: int) -> str:

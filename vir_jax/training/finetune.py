@@ -1,65 +1,136 @@
 """Starting from the weights of another run: at another resolution, with other classes."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from absl import logging
 from jaxtyping import Array
 
-from vir_jax.models import resample_position_embedding
+from vir_jax.data.classes import class_difference
+from vir_jax.models import VisionModel, resample_position_embedding
 from vir_jax.parallel.sharding import dotted
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint import NotEvaluatedError
+from vir_jax.runs.load import Run, load_run
+from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import Params
 
+# Fields of config.model in which the two runs may differ: the weights mean the same. The position embedding is
+# resampled to another image size. Every other field, one that is added later too, must agree.
+MAY_DIFFER = (
+    "image_size",
+    "drop_path_rate",
+    "layer_scale",
+    "remat",
+    "dtype",
+    "mode",
+    "implementation",
+    "chunk_size",
+)
 
-def pretrained_params(
-    workdir: str | os.PathLike[str], *, fresh: Params, class_names: Sequence[str]
-) -> Params:
-    """The best weights of a finished run, fitted to another model of the same family and size.
+Pretrained = dict[str, np.ndarray]
+"""Weights by dotted parameter name, on the host; what is not there starts afresh."""
 
-    The moving average is taken where the run kept one. The position embedding is resampled to the new grid; the
-    head starts afresh where the classes differ.
+
+def read_pretrained(
+    config: ml_collections.ConfigDict, *, shapes: Params, class_names: Sequence[str]
+) -> Pretrained:
+    """Return the best weights of the run in `config.init_from`, fitted to the model of `config`.
+
+    The moving average is taken where the run kept one, and the last weights where it was never evaluated, which is
+    logged. The position embedding is resampled to the new grid. Where the classes are the same by name, in any order,
+    the head keeps what it knows of each; else it starts afresh.
 
     Args:
-      workdir: of the finished run.
-      fresh: initial parameters of the new model; their shapes and shardings are kept.
-      class_names: of the new model.
+      config: of the new run.
+      shapes: of its parameters.
+      class_names: of its data.
 
     Raises:
-      ValueError: the models differ in more than resolution and classes.
+      FileNotFoundError: there is no run in `config.init_from`.
+      ValueError: the models differ in more than `MAY_DIFFER` and classes.
+      DamagedCheckpointError: the checkpoint is not what was written.
     """
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve("best")
-        weights = "ema" if checkpoints.has_ema(step) else "raw"
-        params = checkpoints.restore_params(step, weights=weights)
-        _, metadata = checkpoints.restore_config(step)
-        logging.info("starting from the %s weights of step %d in %s", weights, step, workdir)
-    keep_head = list(metadata["class_names"]) == list(class_names)
-    if not keep_head:
-        logging.info("the head starts afresh: the pretrained model tells other classes apart")
-    return fit_params(params, fresh=fresh, keep_head=keep_head)
+    run = _best_or_last(config.init_from)
+    check_same_model(run, config)
+    changed = class_difference(run.class_names, class_names)
+    same = set(run.class_names) == set(class_names)
+    if changed:
+        logging.warning(
+            "the pretrained model knows %s; the head %s",
+            changed,
+            "is put into the new order" if same else "starts afresh",
+        )
+    head = [run.class_names.index(name) for name in class_names] if same else None
+    logging.info("starting from the %s weights of step %d in %s", run.weights, run.step, run.workdir)
+    return fit_params(run.params, shapes=shapes, head=head)
 
 
-def fit_params(params: Params, *, fresh: Params, keep_head: bool) -> Params:
-    """`params` in the shapes and shardings of `fresh`, but for the head unless kept; see `pretrained_params`."""
+def start_from(pretrained: Mapping[str, np.ndarray], fresh: Params) -> Params:
+    """Return `fresh` with the pretrained weights in place of its own, in its shardings."""
+
+    def replace(path: tuple[Any, ...], new: Array) -> Array:
+        old = pretrained.get(dotted(path))
+        # NumPy arrays can be put on the devices of other processes as well.
+        return new if old is None else jax.device_put(old, new.sharding)
+
+    return jax.tree_util.tree_map_with_path(replace, fresh)
+
+
+def check_same_model(run: Run, config: ml_collections.ConfigDict) -> None:
+    """Check that the weights of a run mean in the model of `config` what they meant in their own.
+
+    Other colour statistics are logged: the weights mean the same, but see other inputs at first.
+
+    Raises:
+      ValueError: with each field of config.model that differs.
+    """
+    old, new = _meaning(run.model), _meaning(model_functions(config.model, 1).abstract)
+    different = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+    if different:
+        lines = "\n".join(
+            f"  model.{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in different
+        )
+        raise ValueError(
+            f"the weights in config.init_from = {config.init_from!r} are those of another model:\n{lines}\nGive these"
+            f" fields the values of that run; the models may differ in {', '.join(MAY_DIFFER)} and in their classes."
+        )
+    for name in ("mean", "std"):
+        there, here = (tuple(data[name]) for data in (run.config.data, config.data))
+        if there != here:
+            logging.warning("data.%s is %s here, the pretrained model was trained with %s", name, here, there)
+
+
+def fit_params(params: Params, *, shapes: Params, head: Sequence[int] | None) -> Pretrained:
+    """Return `params` in other shapes; see `read_pretrained`.
+
+    Args:
+      params: of the pretrained model.
+      shapes: wanted, with dtypes.
+      head: for each class of the new model, which one of the old it is; None leaves the head out.
+
+    Raises:
+      ValueError: parameters that only one of the models has, or whose shapes differ otherwise than by image size and
+        classes.
+    """
     loaded = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    wanted = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(fresh)[0]}
+    wanted = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
     if loaded.keys() != wanted.keys():
         difference = sorted(loaded.keys() ^ wanted.keys())
         raise ValueError(
             f"the pretrained model has other parameters than this one; only one of them has {difference[:5]}"
             f" ({len(difference)} in all). config.model must name the same family, size and options."
         )
-
-    def fit(path: tuple[Any, ...], new: Array) -> Array:
-        name = dotted(path)
-        if name.startswith("head.") and not keep_head:
-            return new
+    fitted: Pretrained = {}
+    for name, new in wanted.items():
         old = loaded[name]
-        if name == "position_embedding":
+        if name.startswith("readout.head."):
+            if head is None:
+                continue
+            old = old[..., np.asarray(head)]
+        if name == "stem.position.embedding":
             _, rows, cols, _ = new.shape
             old = resample_position_embedding(old, (rows, cols))
         if old.shape != new.shape:
@@ -67,7 +138,19 @@ def fit_params(params: Params, *, fresh: Params, keep_head: bool) -> Params:
                 f"pretrained {name} has shape {old.shape}, this model's has {new.shape};"
                 " config.model must name the same family and size"
             )
-        # NumPy arrays can be put on the devices of other processes as well.
-        return jax.device_put(np.asarray(old, new.dtype), new.sharding)
+        fitted[name] = np.asarray(old, new.dtype)
+    return fitted
 
-    return jax.tree_util.tree_map_with_path(fit, fresh)
+
+def _best_or_last(workdir: str) -> Run:
+    try:
+        return load_run(workdir, "best")
+    except NotEvaluatedError:
+        logging.warning("the run in %s was never evaluated: starting from its last weights", workdir)
+        return load_run(workdir, "last")
+
+
+def _meaning(model: VisionModel) -> dict[str, Any]:
+    """The options of a model that give its weights their meaning, those not given replaced by what they stand for."""
+    options = {name: value for name, value in model.options.items() if name not in MAY_DIFFER}
+    return options | {"retention": model.stage.blocks.mixer.retention}

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping
 
@@ -9,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import logging
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 import vir_jax
-from vir_jax.data import AugmentConfig, Source, eval_loader, open_source, train_loader
-from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh, put_batch
+from vir_jax.data import AugmentConfig, Source, check_examples, eval_loader, train_loader
+from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import sum_over_processes
 from vir_jax.paths import check_paths
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint import Checkpoints, has_checkpoints
 from vir_jax.runs.config import validate
 from vir_jax.runs.lock import exclusive
 from vir_jax.runs.log import quiet_libraries
@@ -28,8 +28,9 @@ from vir_jax.runs.storage import RunPath, open_workdir
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import evaluate
-from vir_jax.training.finetune import pretrained_params
-from vir_jax.training.program import make_program
+from vir_jax.training.finetune import Pretrained, read_pretrained, start_from
+from vir_jax.training.program import check_on_mesh, make_program
+from vir_jax.training.start import check_same_data, data_identity, open_sources
 from vir_jax.training.summary import summarize
 
 
@@ -63,35 +64,42 @@ def train(
         Such a step is not applied; the newest checkpoint is of a step before it.
       PreemptedError: SIGTERM came; the same call goes on from what was saved.
       PathError: the workdir or a path in the config is blank, or of a kind that is not read (a `ValueError`).
+      TooManyCorruptError: more corrupt examples than `config.data.max_corrupt_fraction` allows.
       WorkdirInUseError: another run holds the workdir.
       DamagedCheckpointError: there are checkpoints, and none can be restored.
       SaveError: the first checkpoint could not be written, or training went through and the last one could not.
     """
+    # All of the config first: nothing is opened, compiled or written for one that cannot be run.
     validate(config)
     check_paths(config)
     folder = open_workdir(workdir)
+    mesh = make_mesh(**config.mesh)
+    check_on_mesh(config, mesh)
     with exclusive(folder) as check_lock, Preemption() as preemption:
-        return _train(config, folder, check_lock, preemption, train_source, eval_source)
+        return _train(config, mesh, folder, check_lock, preemption, train_source, eval_source)
 
 
 def _train(
     config: ml_collections.ConfigDict,
+    mesh: Mesh,
     workdir: RunPath,
     check_lock: Callable[[], None],
     preemption: Preemption,
     train_source: Source | None,
     eval_source: Source | None,
 ) -> dict[str, float]:
-    # ------------------------------------------------------------------ config, mesh
+    # ------------------------------------------------------------------ config
     quiet_libraries()
-    mesh = make_mesh(**config.mesh)
-    check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
     knows_config = check_config(workdir, config)
 
     # ------------------------------------------------------------------ data
     data = config.data
-    train_source = train_source or open_source(data.dataset, data.train_split, data_dir=data.data_dir)
-    eval_source = eval_source or open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
+    given = train_source, eval_source
+    train_source, eval_source = open_sources(data, train_source, eval_source)
+    for source, was_given in zip((train_source, eval_source), given, strict=True):
+        if was_given is None:
+            # Too many corrupt examples are told here, not after the last step.
+            check_examples(source, max_corrupt_fraction=data.max_corrupt_fraction, num_threads=data.threads)
     if len(train_source) < config.batch_size:
         raise ValueError(
             f"the training data has {len(train_source)} examples, fewer than one batch of"
@@ -100,71 +108,82 @@ def _train(
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = max(1, round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch))
 
-    # ------------------------------------------------------------------ model, optimiser, step
+    # ------------------------------------------------------------------ model, optimiser, step; not compiled yet
     program = make_program(
         config, mesh, num_classes=train_source.num_classes, steps_per_epoch=steps_per_epoch
     )
-    compiled = program.compile()
     predict = make_predict(program.model, mean=data.mean, std=data.std)
-    forward_flops = program.model.flops(program.size)
+    forward_flops = program.model.flops(program.image_size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
-    logging.info("\n%s", summarize(program.state, mesh, compiled, flops=train_flops))
 
     # ------------------------------------------------------------------ batches
     batches = train_loader(
         train_source,
         batch_size=config.batch_size,
-        image_size=program.size,
+        image_size=program.image_size,
         augment=AugmentConfig(**config.augment, mean=data.mean, std=data.std),
         seed=config.seed,
         rows=local_rows(mesh, config.batch_size),
         num_threads=data.threads,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        background=data.background,
     )
     eval_batches = eval_loader(
         eval_source,
         batch_size=config.eval_batch_size,
-        image_size=program.size,
+        image_size=program.image_size,
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        background=data.background,
     )
 
     metadata = {
-        "class_names": list(train_source.class_names),
+        **data_identity(train_source),
         "vir_jax": vir_jax.__version__,
         "jax": jax.__version__,
         "device_kind": jax.devices()[0].device_kind,
     }
+    pretrained: Pretrained = {}
+    if config.init_from and not has_checkpoints(workdir):
+        pretrained = read_pretrained(
+            config, shapes=program.state.params, class_names=train_source.class_names
+        )
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
-        # -------------------------------------------------------------- restore, or start
-        window, skipped_before = Window(), 0
+        # -------------------------------------------------------------- the last checks
         start = checkpoints.newest_intact()
-        if start is not None and not knows_config:
-            stored, _ = checkpoints.restore_config(start)
-            check_resumable(workdir, json.loads(stored.to_json()), json.loads(config.to_json()))
-        write_config(workdir, config)
-        if start is None:
-            start = 0
-            if has_metrics(workdir):
-                logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
-            state = program.init(jax.random.key(config.seed))
-            if config.init_from:
-                params = pretrained_params(
-                    config.init_from, fresh=state.params, class_names=train_source.class_names
-                )
-                state = dataclasses.replace(
-                    state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params)
-                )
-        else:
+        if start is not None:
+            stored, stored_metadata = checkpoints.restore_config(start)
+            if not knows_config:
+                check_resumable(workdir, stored, config)
+            check_same_data(workdir, stored_metadata, metadata)
             if start > total_steps:
                 raise ValueError(
                     f"{workdir} holds step {start}, beyond the {total_steps} steps that config.epochs ="
                     f" {config.epochs} makes; raise config.epochs to go on with that run"
                 )
+
+        # -------------------------------------------------------------- compile; restore, or start
+        compiled = program.compile()
+        logging.info("\n%s", summarize(program.state, mesh, program.model.axes, compiled, flops=train_flops))
+        window, skipped_before = Window(), 0
+        if start is None:
+            start = 0
+            if has_metrics(workdir):
+                logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
+            state = program.init(jax.random.key(config.seed))
+            if pretrained:
+                params = start_from(pretrained, state.params)
+                state = dataclasses.replace(
+                    state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params)
+                )
+        else:
             state, progress = checkpoints.restore(program.state, start)
             batches.set_state(progress["data"].encode())
             window, skipped_before = Window(**progress["window"]), progress["skipped"]
             logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
+        write_config(workdir, config)
 
         # -------------------------------------------------------------- evaluation
         def evaluation_due(step: int) -> bool:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 def smooth_labels(labels: Int[Array, " b"], num_classes: int, smoothing: float) -> Float[Array, "b classes"]:
     """One-hot targets with `smoothing` of the mass spread evenly over all classes."""
-    return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * (1 - smoothing) + smoothing / num_classes
 
 
 def swap_neighbours(x: Array) -> Array:
@@ -49,12 +49,12 @@ def random_boxes(
     The box has the image's aspect ratio and its centre is uniform over the image (Yun et al., section 3.2).
     """
     side = jnp.sqrt(area)[:, None]
-    centre_y, centre_x = jax.random.uniform(key, (2, area.shape[0], 1))
+    centre_y, centre_x = jax.random.uniform(key, (2, area.shape[0], 1), jnp.float32)
 
     def covered(centre: Array, size: int) -> Array:
         start = jnp.clip(jnp.floor((centre - side / 2) * size + 0.5), 0, size)
         stop = jnp.clip(jnp.floor((centre + side / 2) * size + 0.5), 0, size)
-        pixel = jnp.arange(size)
+        pixel = jnp.arange(size, dtype=jnp.int32)
         return (pixel >= start) & (pixel < stop)
 
     return covered(centre_y, height)[:, :, None] & covered(centre_x, width)[:, None, :]
@@ -85,16 +85,16 @@ def mix(
     choice_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
     cutmix_probability = switch_probability if mixup_alpha > 0 else 1.0
     pairs = (b // 2,)
-    use_cutmix = jax.random.bernoulli(choice_key, cutmix_probability if cutmix_alpha > 0 else 0.0, pairs)
-    use_cutmix = jnp.repeat(use_cutmix, 2)
+    probability = jnp.float32(cutmix_probability if cutmix_alpha > 0 else 0.0)
+    use_cutmix = jnp.repeat(jax.random.bernoulli(choice_key, probability, pairs), 2)
 
-    weight = jnp.ones(b)
+    weight = jnp.ones(b, jnp.float32)
     if mixup_alpha > 0:
-        drawn = jnp.repeat(jax.random.beta(mixup_key, mixup_alpha, mixup_alpha, pairs), 2)
+        drawn = jnp.repeat(jax.random.beta(mixup_key, mixup_alpha, mixup_alpha, pairs, jnp.float32), 2)
         weight = jnp.where(use_cutmix, 1.0, drawn)
-    area = jnp.zeros(pairs)
+    area = jnp.zeros(pairs, jnp.float32)
     if cutmix_alpha > 0:
-        area = 1 - jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha, pairs)
+        area = 1 - jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha, pairs, jnp.float32)
     # One box a pair: what one image gives is what it gets.
     box = jnp.repeat(random_boxes(box_key, area, height, width), 2, axis=0) & use_cutmix[:, None, None]
 

@@ -13,7 +13,7 @@ from vir_jax.parallel.mesh import batch_sharding, check_divides
 from vir_jax.parallel.sharding import state_shardings
 from vir_jax.runs.model import ModelFunctions, image_size, model_functions
 from vir_jax.runs.state import TrainState, create_train_state
-from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
 from vir_jax.training.step import Batch, Metrics, StepConfig, make_train_step
 
 
@@ -24,7 +24,7 @@ class Program:
     Attributes:
       mesh: over which it is split.
       model: as pure functions.
-      size: (height, width) of the training images, pixels.
+      image_size: (height, width) of the training images, pixels.
       state: the train state's shapes, dtypes and shardings.
       batch: those of a global batch.
       init: key -> the state before the first step, born sharded.
@@ -33,7 +33,7 @@ class Program:
 
     mesh: Mesh
     model: ModelFunctions
-    size: tuple[int, int]
+    image_size: tuple[int, int]
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     init: Callable[[Key[Array, ""]], TrainState]
@@ -45,6 +45,26 @@ class Program:
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
         with jax.set_mesh(self.mesh):
             return step.lower(self.state, self.batch).compile()
+
+
+def check_on_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Check that a valid config can run on a mesh: that its batches divide and its model can be traced there.
+
+    No data are opened, nothing is compiled or allocated.
+
+    Raises:
+      ValueError: with the field and what it should be.
+    """
+    check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
+    check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
+    model = model_functions(config.model, 2)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((config.batch_size, *image_size(config.model), 3), "float32")
+    with jax.set_mesh(mesh):
+        try:
+            jax.eval_shape(model.apply, params, images)
+        except ValueError as error:
+            raise ValueError(f"config.model: {error}") from error
 
 
 def make_program(
@@ -64,13 +84,13 @@ def make_program(
     check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
     model = model_functions(config.model, num_classes)
     schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
-    optimizer = make_optimizer(config.optim, schedule)
+    optimizer = make_optimizer(**optimizer_options(config.optim))
 
     def init(key: Array) -> TrainState:
         return create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0)
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = state_shardings(shapes, mesh)
+    shardings = state_shardings(shapes, mesh, model.axes)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -80,7 +100,7 @@ def make_program(
     return Program(
         mesh=mesh,
         model=model,
-        size=size,
+        image_size=size,
         state=state,
         batch=batch_shapes(config.batch_size, size, mesh),
         init=jax.jit(init, out_shardings=shardings),
@@ -96,9 +116,7 @@ def step_config(config: ml_collections.ConfigDict, num_classes: int) -> StepConf
         mean=config.data.mean,
         std=config.data.std,
         label_smoothing=config.label_smoothing,
-        mixup_alpha=config.mixing.mixup,
-        cutmix_alpha=config.mixing.cutmix,
-        switch_probability=config.mixing.switch_probability,
+        **config.mixing,
         accumulation_steps=config.accumulation_steps,
         ema_decay=config.ema_decay,
     )

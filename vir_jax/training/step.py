@@ -41,9 +41,9 @@ def in_top_k(logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
     NaN is never right: a score that is not at most the label's counts as ahead of it.
     """
     score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    lower = jnp.arange(logits.shape[1]) < labels[:, None]
+    lower = jnp.arange(logits.shape[1], dtype=jnp.int32) < labels[:, None]
     ahead = ~(logits <= score) | ((logits == score) & lower)
-    return jnp.sum(ahead, axis=1) < k
+    return jnp.sum(ahead, axis=1, dtype=jnp.int32) < k
 
 
 def make_train_step(
@@ -54,8 +54,15 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step: (state, {"image": uint8 [b y x 3], "label": int32 [b]}) -> (state, metrics).
 
-    All randomness is folded from (seed, step). A step whose loss, gradients or updates are not finite changes nothing
-    but the step counter, and says so in metrics["finite"]; the caller decides what becomes of the run.
+    All randomness is folded from (seed, step), and the learning rate is the schedule's at the same step. A step whose
+    loss, gradients or updates are not finite changes nothing but the step counter, and says so in metrics["finite"];
+    the caller decides what becomes of the run. Its learning rate is not made up for: the schedule ends with the run.
+
+    Args:
+      apply: the model.
+      optimizer: gives the updates of learning rate 1; `make_optimizer` makes one.
+      schedule: learning rate by step, counted from 0.
+      config: the rest.
     """
 
     def loss_function(
@@ -64,7 +71,7 @@ def make_train_step(
         logits = apply(params, images, key).astype(jnp.float32)
         loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
         # A mixed image counts as the class that it holds most of.
-        labels = jnp.argmax(targets, axis=1)
+        labels = jax.lax.argmax(targets, axis=1, index_dtype=jnp.int32)
         accuracies = {f"top{k}": jnp.mean(in_top_k(logits, labels, k), dtype=jnp.float32) for k in (1, 5)}
         return loss, {"loss": loss, **accuracies}
 
@@ -105,7 +112,9 @@ def make_train_step(
         )
         grads, metrics = gradients(state.params, images, targets, drop_path_key)
 
+        learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = optax.tree.scale(learning_rate, updates)
         params = optax.apply_updates(state.params, updates)
         ema = None
         if state.ema is not None:
@@ -114,7 +123,7 @@ def make_train_step(
         metrics["gradient_norm"] = optax.tree.norm(grads)
         metrics["update_norm"] = optax.tree.norm(updates)
         metrics["parameter_norm"] = optax.tree.norm(params)
-        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        metrics["learning_rate"] = learning_rate
         watched = (metrics[name] for name in ("loss", "gradient_norm", "update_norm", "parameter_norm"))
         finite = jnp.all(jnp.isfinite(jnp.stack(list(watched))))
         metrics["finite"] = finite
@@ -147,4 +156,4 @@ def evaluation_sums(
         "squared_reference": jnp.sum(jnp.square(reference), axis=1),
     }
     # where, not a product: a NaN in the padding must not reach the sum.
-    return {name: jnp.sum(jnp.where(mask, value, 0).astype(jnp.float32)) for name, value in values.items()}
+    return {name: jnp.sum(jnp.where(mask, value.astype(jnp.float32), 0)) for name, value in values.items()}

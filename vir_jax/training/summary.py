@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from vir_jax.parallel.memory import bytes_per_device, compiled_memory
-from vir_jax.parallel.sharding import unsplit
+from vir_jax.parallel.sharding import Axes, unsplit
 from vir_jax.runs.state import Params, TrainState
 
 
@@ -15,12 +15,15 @@ def count_parameters(params: Params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, flops: int | None) -> str:
+def summarize(
+    state: TrainState, mesh: Mesh, axes: Axes, compiled: jax.stages.Compiled, *, flops: int | None
+) -> str:
     """A text of the parameters by top-level module, the mesh, and the memory of one device.
 
     Args:
       state: shapes with shardings.
       mesh: of the run.
+      axes: how the parameters name their dimensions.
       compiled: the train step.
       flops: of the model on one image, forward and backward; None where they are not counted.
     """
@@ -35,7 +38,7 @@ def summarize(state: TrainState, mesh: Mesh, compiled: jax.stages.Compiled, *, f
             f"devices    {mesh.size} x {device.device_kind} ({device.platform}),"
             f" {jax.process_count()} process(es)",
             "mesh       " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-            *(f"not split  {line}" for line in unsplit(state.params, mesh)),
+            *(f"not split  {line}" for line in unsplit(state.params, mesh, axes)),
             "compute    "
             + (
                 "not counted" if flops is None else f"{flops / 1e9:.3g} GFLOP per image, forward and backward"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vir_jax.inspection.contributions import LogitContributions
 from vir_jax.inspection.decay import on_grid
-from vir_jax.inspection.figures.style import draw_image, draw_signed, largest, new_figure, spread
+from vir_jax.inspection.figures.style import draw_image, draw_signed, evenly_spaced, largest, new_figure
 
 HEADS = 4  # Shown one by one, at most.
 LAYERS = 4  # Taken apart, at most: the last ones.
@@ -26,7 +26,7 @@ def draw_layer_shares(
         image: as the model saw it.
         grid: of its patches.
     """
-    heads = spread(len(next(iter(shares.values()))), HEADS)
+    heads = evenly_spaced(len(next(iter(shares.values()))), HEADS)
     figure = new_figure(
         1.85 * (len(heads) + 2) + 1.0,
         2.15 * len(shares) + 0.6,
@@ -52,7 +52,7 @@ def draw_logit(
     """What one logit of the first image is the sum of: the last layer's patches and heads, and everything else."""
     first = LogitContributions(*(np.asarray(field)[0] for field in terms))
     last = np.asarray(on_grid(terms.retention[0, -1], grid))
-    heads = spread(len(last), HEADS)
+    heads = evenly_spaced(len(last), HEADS)
     figure = new_figure(
         1.85 * (len(heads) + 2) + 0.8, 5.4, f'What the logit of class "{class_name}" is the sum of, exactly'
     )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vir_jax.inspection.decay import RetentionKind, decay_row, half_life, half_life_in_rows
-from vir_jax.inspection.figures.style import GREYS, draw_map, line, mark_cell, new_figure, spread
+from vir_jax.inspection.figures.style import GREYS, draw_map, evenly_spaced, line, mark_cell, new_figure
 from vir_jax.ops import decay_mask, decay_mask_2d
 
 KINDS: tuple[RetentionKind, ...] = ("1d", "2d")
@@ -20,7 +20,7 @@ def draw_masks(log_decay: Float32[Array, "h"], grid: tuple[int, int], *, heads: 
     """The decay mask of several heads, in 1-D and in 2-D, as matrices over patches and class token."""
     n = math.prod(grid) + 1
     masks = {"1d": decay_mask(n, log_decay), "2d": decay_mask_2d(grid, log_decay, trailing=1)}
-    chosen = spread(len(log_decay), heads)
+    chosen = evenly_spaced(len(log_decay), heads)
     figure = new_figure(
         2.3 * len(chosen) + 1.4,
         5.2,
@@ -56,7 +56,7 @@ def draw_seen_from(
 ) -> Figure:
     """Rows of the masks folded back on the image: what a query patch at (row, column) sees; None: the class token."""
     index = -1 if query is None else query[0] * grid[1] + query[1]
-    chosen = spread(len(log_decay), heads)
+    chosen = evenly_spaced(len(log_decay), heads)
     who = "the class token" if query is None else f"the patch at row {query[0]}, column {query[1]} (framed)"
     figure = new_figure(2.1 * len(chosen) + 1.4, 5.2, f"What {who} sees of {grid[0]} x {grid[1]} patches")
     axes = figure.subplots(2, len(chosen), squeeze=False)

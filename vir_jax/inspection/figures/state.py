@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vir_jax.inspection.figures.style import draw_map, line, new_figure, spread
+from vir_jax.inspection.figures.style import draw_map, evenly_spaced, line, new_figure
 from vir_jax.inspection.state import StateSummary
 
 HEADS, LAYERS, CLASSES, MOMENTS = 4, 4, 5, 6  # Shown at most.
@@ -27,7 +27,7 @@ def draw_states(
     """
     fields = [np.asarray(field)[0] for field in summary]  # [l, h, t] each.
     labels = ("norm of the state", "effective rank\n(directions)", "memory\n(patches held)")
-    layers, heads = spread(len(fields[0]), LAYERS), spread(len(log_decay), HEADS)
+    layers, heads = evenly_spaced(len(fields[0]), LAYERS), evenly_spaced(len(log_decay), HEADS)
     size = f"{state_bytes / 1024:,.0f} KiB" if state_bytes < 2**20 else f"{state_bytes / 2**20:,.1f} MiB"
     where = "" if kind == "1d" else " in the last column"
     figure = new_figure(

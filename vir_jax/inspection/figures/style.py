@@ -41,7 +41,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def spread(count: int, at_most: int) -> list[int]:
+def evenly_spaced(count: int, at_most: int) -> list[int]:
     """All of 0 .. count - 1, or `at_most` of them, evenly spread, first and last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, at_most))})
 

@@ -1,4 +1,14 @@
-"""Retention by kernels written for one kind of accelerator each; `gradient` says what a form is."""
+"""Retention by kernels written for one kind of accelerator each; `gradient` says what a form is.
+
+Neither kernel has been run on hardware. `pallas_tpu` never ran on a TPU: it was run in interpret mode and compiled for
+v5e and v6e. `mosaic_gpu` never ran on a GPU: it was run in interpret mode and compiled for H100. In interpret mode both
+give the values, states and gradients of the specification; how fast they are is not known. So `retention` takes neither
+unless it is named. A machine that has the accelerator runs them compiled in tests/ops/test_kernels.py, and
+`python -m benchmarks.kernels` measures them there.
+
+A kernel computes outputs, states, and the gradients by q, k, v and the state. The gradient by the decay, which is fixed
+in ViR, is computed in XLA's chunkwise form.
+"""
 
 from functools import partial
 from importlib import import_module
@@ -15,7 +25,7 @@ PLATFORMS = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
 
 
 def kernel_form(name: str) -> Form:
-    """The kernel of that name, which can be differentiated forward by the decay, as `gradient` asks of a form."""
+    """Return the kernel of that name, to be differentiated forward by the decay, as `gradient` asks of a form."""
     # Here, because importing Pallas takes half a second.
     return partial(_by_kernel, import_module(f"{__name__}.{name}").chunkwise)
 
@@ -35,14 +45,16 @@ def _kernel(
     log_decay: Float32[Array, "h"],
     arriving: Float32[Array, "b h d e"] | None,
 ) -> Result:
-    return kernel(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)
+    # Kernels count in 32 bits: with 64 (`jax_enable_x64`) Pallas would make their indices int64, and not compile them.
+    with jax.enable_x64(False):
+        return kernel(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)
 
 
 @partial(_kernel.defjvp, symbolic_zeros=True)
 def _(
     kernel: Form, reverse: bool, with_final: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Result, Result]:
-    """By the decay alone, the only argument that `gradient` differentiates a form by; in XLA's chunkwise form."""
+    """Differentiate by the decay alone, as `gradient` does with a form; in XLA's chunkwise form."""
     q, k, v, log_decay, arriving = primals
 
     def of_decay(log_decay: Array) -> Result:

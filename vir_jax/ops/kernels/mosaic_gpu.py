@@ -1,9 +1,9 @@
 """Retention over a sequence on NVIDIA Hopper GPUs: one kernel in Pallas Mosaic GPU, loads by TMA, products by wgmma.
 
-The chunkwise form (PAPER.md section 1). A block of one warpgroup takes 64 columns of one head's state through the
-sequence; q, k and v are read once and o is written once, which is all the traffic there need be (section 6). Where
+The chunkwise form (docs/method.md, section 1). A block of one warpgroup takes 64 columns of one head's state through
+the sequence; q, k and v are read once and o is written once, which is all the traffic there need be (section 6). Where
 batch and heads do not fill the GPU, the sequence is cut into segments: a first pass finds what each adds to the state,
-a second one starts every segment from the state that arrives there.
+a second one starts every segment from the state that arrives there. Never run on a GPU: see the folder's docstring.
 
 Every matrix here is of 64 x 64: a chunk is 64 tokens, and widths are cut into blocks of 64, filled up with zeros.
 Tensor cores multiply 16-bit numbers. What has more digits is a sum of bfloat16 parts, each the rounded rest of those
@@ -48,7 +48,7 @@ def chunkwise(
     with_final: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
-    """The kernel as a form: see `gradient` for the signature. `interpret` runs it on any machine, slowly.
+    """Run the kernel as a form: see `gradient` for the signature. `interpret` runs it on any machine, slowly.
 
     Raises:
         ValueError: a key or value width above 128; in the backward pass each takes the other's place.
@@ -97,7 +97,7 @@ def chunkwise(
 
 
 def _split(x: Float[Array, "*x"], count: int) -> list[BFloat16[Array, "*x"]]:
-    """`count` arrays whose sum is x, to eight bits each."""
+    """Return `count` arrays whose sum is x, to eight bits each."""
     parts = [x.astype(jnp.bfloat16)]
     while len(parts) < count:
         x = x.astype(jnp.float32) - parts[-1].astype(jnp.float32)
@@ -106,8 +106,11 @@ def _split(x: Float[Array, "*x"], count: int) -> list[BFloat16[Array, "*x"]]:
 
 
 def _last_times(n: int, per_segment: int, segments: int, reverse: bool) -> Int[Array, "s"]:
-    """The time of each segment's last token. Chunks lie on multiples of their size; in reverse the first is ragged."""
-    passed = BLOCK * per_segment * jnp.arange(1, segments + 1)
+    """Return the time of each segment's last token.
+
+    Chunks lie on multiples of their size; in reverse the first is ragged.
+    """
+    passed = BLOCK * per_segment * jnp.arange(1, segments + 1, dtype=jnp.int32)
     whole = BLOCK * pl.cdiv(n, BLOCK)
     tokens = n - jnp.maximum(whole - passed, 0) if reverse else jnp.minimum(passed, n)
     return tokens - 1
@@ -119,7 +122,7 @@ def _pass_on(
     log_decay: Float32[Array, "h"],
     last: Int[Array, "s"],
 ) -> tuple[Float32[Array, "b s h d e"], Float32[Array, "b h d e"]]:
-    """The state that arrives at each segment, and the final one, from what each segment adds."""
+    """Return the state that arrives at each segment, and the final one, from what each segment adds."""
     mask = decay_between(log_decay, last, last)
     states = contract("hst,bthde->bshde", mask, own, jax.lax.Precision.HIGHEST)
     if arriving is None:
@@ -196,7 +199,7 @@ def _kernel(
     with_final: bool,
     interpret: bool,
 ) -> None:
-    """One segment of one sequence and head, 64 columns of v."""
+    """Compute one segment of one sequence and head, 64 columns of v."""
     rest = list(refs)
     sources = {name: [rest.pop(0) for _ in range(count)] for name, count in counts.items()}
     arriving_ref: Any = rest.pop(0) if with_arriving else None
@@ -227,7 +230,7 @@ def _kernel(
         leaving, results = _two_views(outgoing, interpret)
 
         def fetch(step: Array) -> None:
-            slot = jax.lax.rem(step, stages)
+            slot = jax.lax.rem(step, jnp.int32(stages))
             for name, by_block in landing.items():
                 for i, by_part in enumerate(by_block):
                     width = columns if name == "v" else of_block(i)
@@ -239,7 +242,7 @@ def _kernel(
             pl.when(stage < steps)(partial(fetch, jnp.int32(stage)))
 
         def chunk(step: Array, state: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
-            slot = jax.lax.rem(step, stages)
+            slot = jax.lax.rem(step, jnp.int32(stages))
             q, k, v = (
                 [[part.at[slot] for part in by_part] for by_part in matrices[name]]
                 for name in ("q", "k", "v")
@@ -253,7 +256,7 @@ def _kernel(
             time = (size - 1 - token if reverse else token).astype(jnp.float32)
 
             def decay(elapsed: Array) -> Array:
-                """Of rows; those beyond the last token are zero, and of no account."""
+                """Return the decay of rows; those beyond the last token are zero, and of no account."""
                 power = jnp.exp(log_decay * jnp.maximum(elapsed, 0.0))
                 return jax.lax.broadcast_in_dim(power, (BLOCK, BLOCK), (0,))
 
@@ -275,7 +278,7 @@ def _kernel(
                 out += product([_split(scores, STATE_PARTS)], v)
                 plgpu.wait_smem_to_gmem(1, wait_read_only=True)
                 for place, piece in zip(results, _cut(out, len(results)), strict=True):
-                    place.at[jax.lax.rem(step, 2)][...] = piece.astype(out_ref.dtype)
+                    place.at[jax.lax.rem(step, jnp.int32(2))][...] = piece.astype(out_ref.dtype)
             final = tuple(
                 product([[transposed(part) for part in by_part]], v) + jnp.exp(log_decay * last) * x
                 for by_part, x in zip(decayed, state, strict=True)
@@ -288,7 +291,7 @@ def _kernel(
                 for number, place in enumerate(leaving):
                     where = pl.ds(column * BLOCK + number * width, width)
                     to = out_ref.at[row, pl.ds(start, BLOCK), head, where]
-                    plgpu.copy_smem_to_gmem(place.at[jax.lax.rem(step, 2)], to, commit_group=False)
+                    plgpu.copy_smem_to_gmem(place.at[jax.lax.rem(step, jnp.int32(2))], to, commit_group=False)
                 plgpu.commit_smem_to_gmem_group()
             pl.when(step + stages < steps)(partial(fetch, step + stages))
             if with_final:
@@ -325,13 +328,13 @@ def _kernel(
 
 
 def _outgoing(dtype: Any, buffer: Any) -> list[Any]:
-    """Two places for a chunk's output, in pieces of as many columns as TMA swizzles."""
+    """Return two places for a chunk's output, in pieces of as many columns as TMA swizzles."""
     width = min(BLOCK, SWIZZLE_BYTES // jnp.dtype(dtype).itemsize)
     return [buffer(2, width=width, dtype=dtype) for _ in range(BLOCK // width)]
 
 
 def _buffer(count: int, *, width: int = BLOCK, dtype: Any = jnp.bfloat16, interpret: bool) -> Any:
-    """Places for `count` matrices. They have two types: see `_two_views`."""
+    """Return places for `count` matrices. They have two types: see `_two_views`."""
     shape = count, BLOCK, width
     if interpret:
         return plgpu.SMEM(shape, dtype)
@@ -343,7 +346,7 @@ def _buffer(count: int, *, width: int = BLOCK, dtype: Any = jnp.bfloat16, interp
 
 
 def _two_views(buffers: Any, interpret: bool) -> tuple[Any, Any]:
-    """The same memory as rows for TMA, and in tiles of eight rows, as registers and tensor cores want it.
+    """Return the same memory as rows for TMA, and in tiles of eight rows, as registers and tensor cores want it.
 
     Rows of 128 bytes lie one after another in both. But Mosaic copies whole tiles only, and n need not be a multiple
     of eight; rows are cut off where the array ends.
@@ -371,7 +374,7 @@ def _cut(x: Matrix, pieces: int) -> list[Array]:
 
 
 def _terms(x: Parts, y: Parts) -> Iterator[tuple[Any, Any]]:
-    """Of the product of sums of parts, block by block: the terms that are not smaller than the last part."""
+    """Yield, of the product of sums of parts, block by block, the terms that are not smaller than the last part."""
     for xs, ys in zip(x, y, strict=True):
         for i, a in enumerate(xs):
             for j, b in enumerate(ys):
@@ -393,7 +396,7 @@ def _transpose(ref: Any) -> Any:
 
 
 def _load(ref: Any) -> Matrix:
-    """From global memory."""
+    """Load from global memory."""
     # JAX 0.10 wants an index besides, 0.11 does not want it, and 0.12 does not take it.
     index = inspect.signature(plgpu.load).parameters.get("idx")
     needed = index is not None and index.default is inspect.Parameter.empty

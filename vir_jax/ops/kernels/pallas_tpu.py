@@ -1,8 +1,9 @@
 """Retention over a sequence on TPUs: one Pallas kernel, the state in VMEM from the first chunk to the last.
 
-The chunkwise form (PAPER.md section 1). q, k and v are read once and o is written once, which is all the traffic there
-need be (section 6); scores, mask and state never leave the chip. Heads lie beside each other as the projections leave
-them, [b, n, h d], so that nothing is transposed on the way: a step takes as many heads as fill TPU lanes.
+The chunkwise form (docs/method.md, section 1). q, k and v are read once and o is written once, which is all the
+traffic there need be (section 6); scores, mask and state never leave the chip. Heads lie beside each other as the
+projections leave them, [b, n, h d], so that nothing is transposed on the way: a step takes as many heads as fill TPU
+lanes. Never run on a TPU: see the folder's docstring.
 """
 
 import math
@@ -34,7 +35,7 @@ def chunkwise(
     with_final: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"] | None]:
-    """The kernel as a form: see `gradient` for the signature. `interpret` runs it on any machine, slowly."""
+    """Run the kernel as a form: see `gradient` for the signature. `interpret` runs it on any machine, slowly."""
     b, n, h, d = q.shape
     e, out_dtype = v.shape[-1], v.dtype
     # TPUs multiply neither float16 nor one dtype by another.
@@ -104,7 +105,10 @@ def _kernel(
     with_final: bool,
     precision: jax.lax.Precision,
 ) -> None:
-    """One chunk of some heads of one sequence. Steps go through the chunks in time, then sequences, then heads."""
+    """Compute one chunk of some heads of one sequence.
+
+    Steps go through the chunks in time, then sequences, then heads.
+    """
     rest = list(refs)
     arriving_ref = rest.pop(0) if with_arriving else None
     out_ref = rest.pop(0)
@@ -117,7 +121,7 @@ def _kernel(
 
     @pl.when((pl.program_id(1) == 0) & (chunk == 0))
     def make_masks() -> None:
-        """What these heads' chunks have in common: D[i, j] = gamma^(i - j) where i is not before j."""
+        """Make what these heads' chunks have in common: D[i, j] = gamma^(i - j) where i is not before j."""
         i = jax.lax.broadcasted_iota(jnp.int32, (chunk_size, chunk_size), 0)
         j = jax.lax.broadcasted_iota(jnp.int32, (chunk_size, chunk_size), 1)
         elapsed = j - i if reverse else i - j
@@ -167,7 +171,7 @@ def _kernel(
 
 
 def _heads_per_step(h: int, d: int, e: int) -> int:
-    """The fewest heads whose tokens fill whole lanes; all of them where no number does."""
+    """Return the fewest heads whose tokens fill whole lanes; all of them where no number does."""
     for heads in range(1, h):
         if h % heads == 0 and math.gcd(heads * d, heads * e) % LANES == 0:
             return heads

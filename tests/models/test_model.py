@@ -1,5 +1,7 @@
 """The skeleton: equal to its specification, the same in all modes, causal, pure, and clear in its errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,18 +22,17 @@ from tests.models.helpers import (
     relative_error,
     run,
 )
-from vir_jax.models.backbone import _check_images, patch_grid
+from vir_jax.models.stem import _check_images, patch_grid
 from vir_jax.ops import MODES, decay_mask, decay_mask_2d, vir_log_decay
 
 VIR = [
-    {"readout": "last"},
+    {"readout": "class_token"},
     {"readout": "average"},
-    {"readout": "first"},
-    {"readout": "last", "retention": "2d"},
-    {"readout": "last", "bidirectional": True},
+    {"readout": "class_token", "retention": "2d"},
+    {"readout": "class_token", "bidirectional": True},
     {"readout": "average", "bidirectional": True},
 ]
-VIT = [{"readout": "first"}, {"readout": "average"}, {"readout": "last"}]
+VIT = [{"readout": "class_token"}, {"readout": "average"}]
 
 
 def label(options):
@@ -41,7 +42,7 @@ def label(options):
 @pytest.mark.parametrize("options", VIR, ids=label)
 def test_vir_logits_equal_the_specification_in_every_mode(options):
     chunk = {} if options.get("retention") == "2d" else {"chunk_size": 5}
-    model = lively("vir_mu2", image_size=(6, 8), **options, **chunk)
+    model = lively("vir_pico2", image_size=(6, 8), **options, **chunk)
     x = images((2, 6, 8, 3))
     expected = reference.logits(parameters(model), x, patch=2, family="vir", depth=4, **options)
     for mode in MODES:
@@ -52,22 +53,21 @@ def test_vir_logits_equal_the_specification_in_every_mode(options):
 
 @pytest.mark.parametrize("options", VIT, ids=label)
 def test_vit_logits_equal_the_specification(options):
-    model = lively("vit_mu2", image_size=(6, 8), **options)
+    model = lively("vit_pico2", image_size=(6, 8), **options)
     x = images((2, 6, 8, 3))
     expected = reference.logits(parameters(model), x, patch=2, family="vit", depth=4, **options)
     assert relative_error(run(model, x, mode="parallel"), expected) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["vir_mu1", "vit_mu1"])
+@pytest.mark.parametrize("name", ["vir_pico1", "vit_pico1"])
 def test_logits_equal_the_specification_at_initialisation(name):
     """Here ViR's class token is of the order of 1e-6, and the epsilon of its norms decides the logits."""
     model, x, family = fresh(name), images(), name[:3]
-    readout = "last" if family == "vir" else "first"
-    expected = reference.logits(parameters(model), x, patch=1, family=family, depth=4, readout=readout)
+    expected = reference.logits(parameters(model), x, patch=1, family=family, depth=4, readout="class_token")
     assert relative_error(run(model, x), expected) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["vir_mu2", "vit_mu2"])
+@pytest.mark.parametrize("name", ["vir_pico2", "vit_pico2"])
 def test_auto_is_a_mode_of_every_model(name):
     model, x = lively(name, image_size=(6, 8)), images((2, 6, 8, 3))
     assert relative_error(run(model, x), run(model, x, mode="parallel")) < 2e-5
@@ -110,21 +110,21 @@ def test_second_pass_of_bidirectional_sees_all_patches():
     np.testing.assert_array_equal(changed, [False] * 11 + [True] * 14)
 
 
-@pytest.mark.parametrize("name", ["vir_mu2", "vit_mu2"])
+@pytest.mark.parametrize("name", ["vir_pico2", "vit_pico2"])
 def test_images_of_other_sizes_use_resampled_position_embeddings(name):
     model = lively(name, image_size=(8, 8))
     other = lively(name, image_size=(6, 12))
-    embedding = jax.image.resize(model.position_embedding[...], (1, 3, 6, 64), "bicubic")
+    embedding = jax.image.resize(model.stem.position.embedding[...], (1, 3, 6, 64), "bicubic")
     _, params = nnx.split(model)
-    params["position_embedding"] = nnx.Param(embedding)
+    params["stem"]["position"]["embedding"] = nnx.Param(embedding)
     nnx.update(other, params)
     x = images((2, 6, 12, 3))
-    assert (model.grid, other.grid) == ((4, 4), (3, 6))
+    assert (model.stem.position.grid, other.stem.position.grid) == ((4, 4), (3, 6))
     np.testing.assert_allclose(run(model, x), run(other, x), rtol=1e-5, atol=1e-5)
 
 
 def test_state_is_float32_parameters_alone():
-    for name, dtype in (("vir_mu1", jnp.bfloat16), ("vit_mu1", jnp.float32)):
+    for name, dtype in (("vir_pico1", jnp.bfloat16), ("vit_pico1", jnp.float32)):
         _, params, rest = nnx.split(abstract(name, dtype=dtype, drop_path_rate=0.5), nnx.Param, ...)
         assert not jax.tree.leaves(rest)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -139,15 +139,16 @@ def test_parameter_paths_are_those_that_rules_are_written_on():
         "mlp.down.kernel": (4, 256, 64), "mlp.down.bias": (4, 64),
     }  # fmt: skip
     shared = {
-        "patch_embedding.kernel": (1, 1, 3, 64), "patch_embedding.bias": (64,),
-        "position_embedding": (1, *GRID, 64), "class_token": (1, 1, 64),
-        "final_norm.scale": (64,), "final_norm.bias": (64,), "head.kernel": (64, 5), "head.bias": (5,),
-        **{f"blocks.{path}": shape for path, shape in block.items()},
+        "stem.embedding.conv.kernel": (1, 1, 3, 64), "stem.embedding.conv.bias": (64,),
+        "stem.position.embedding": (1, *GRID, 64), "stem.class_token": (1, 1, 64),
+        "readout.norm.scale": (64,), "readout.norm.bias": (64,),
+        "readout.head.kernel": (64, 5), "readout.head.bias": (5,),
+        **{f"stage.blocks.{path}": shape for path, shape in block.items()},
     }  # fmt: skip
-    scales = {f"blocks.layer_scale{j}.scale": (4, 64) for j in (1, 2)}
+    scales = {f"stage.blocks.layer_scale{j}.scale": (4, 64) for j in (1, 2)}
     for name, expected in (
-        ("vir_mu1", shared | scales),
-        ("vit_mu1", shared | {"class_position_embedding": (1, 1, 64)}),
+        ("vir_pico1", shared | scales),
+        ("vit_pico1", shared | {"stem.class_position_embedding": (1, 1, 64)}),
     ):
         assert {path: leaf.shape for path, leaf in parameters(abstract(name)).items()} == expected
 
@@ -162,16 +163,16 @@ def test_one_block_by_itself():
     x, *after = model.intermediates(images((1, *GRID, 3)), names).values()
     for index in range(4):
         kernel = model.block(index).mlp.up.kernel[...]
-        np.testing.assert_array_equal(kernel, model.blocks.mlp.up.kernel[...][index])
-        x, _, _ = model.block(index)(x, mode="auto", grid=GRID)
+        np.testing.assert_array_equal(kernel, model.stage.blocks.mlp.up.kernel[...][index])
+        x, _, _ = model.block(index)(x, model.layout(GRID))
         assert relative_error(after[index], x) < 1e-6
-    with pytest.raises(IndexError, match="layer 4: the model has layers 0 to 3"):
+    with pytest.raises(IndexError, match="layer 4: the stage has layers 0 to 3"):
         model.block(4)
 
 
 def test_drop_path_rises_linearly_and_is_drawn_from_the_key():
     model = lively(drop_path_rate=0.6)
-    np.testing.assert_allclose(model.drop_path_rates, [0.0, 0.2, 0.4, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(model.stage.drop_path_rates, [0.0, 0.2, 0.4, 0.6], rtol=1e-6)
     x = jnp.broadcast_to(images((1, *GRID, 3)), (8, *GRID, 3))
     first, again, other = (run(model, x, key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -189,18 +190,18 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-@pytest.mark.parametrize(("name", "scores"), [("vir_mu1", 0), ("vit_mu1", 1)])
+@pytest.mark.parametrize(("name", "scores"), [("vir_pico1", 0), ("vit_pico1", 1)])
 def test_products_are_kept_for_the_backward_pass_and_the_rest_computed_anew(name, scores):
-    """The backward pass has the products of attention's scores again, and no other; each of KEPT saves some."""
+    """The backward pass has the products of attention's scores again, and no other; each of PRODUCTS saves some."""
 
     def products(remat):
         graph, params = nnx.split(lively(name, remat=remat))
         loss = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(images()) ** 2)))
         return sum(equation.primitive.name == "dot_general" for equation in equations(loss(params).jaxpr))
 
-    everything = products(jax.checkpoint_policies.everything_saveable)
-    assert products(False) == everything + scores
-    assert products(True) > everything + scores
+    everything = products("none")
+    assert products("elementwise") == everything + scores
+    assert products("full") > everything + scores
 
 
 def test_remat_changes_no_gradient():
@@ -210,15 +211,15 @@ def test_remat_changes_no_gradient():
         graph, params = nnx.split(lively(drop_path_rate=0.5, remat=remat))
         return jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(x, key=key) ** 2)))(params)
 
-    kept = gradients(jax.checkpoint_policies.everything_saveable)
-    for remat in (False, True):
+    kept = gradients("none")
+    for remat in ("elementwise", "full"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients(remat), kept
         )
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("vir_mu1", {}), ("vir_mu1", {"retention": "2d"}), ("vit_mu1", {})]
+    ("name", "options"), [("vir_pico1", {}), ("vir_pico1", {"retention": "2d"}), ("vit_pico1", {})]
 )
 def test_bfloat16_is_close_to_float32(name, options):
     x = images((4, *GRID, 3))
@@ -276,7 +277,7 @@ def test_every_intermediate_can_be_asked_for_by_name(options):
 def test_intermediates_are_kept_under_remat_too():
     names = ("blocks.1.mixer.q", "blocks.3.tokens")
     plain, remat = (
-        run(lively(remat=remat), images(), "intermediates", names=names) for remat in (False, True)
+        run(lively(remat=remat), images(), "intermediates", names=names) for remat in ("elementwise", "full")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), remat, plain)
 
@@ -287,16 +288,19 @@ def test_unknown_intermediate_names_the_nearest():
 
 
 def test_errors_name_what_came_and_what_to_do():
-    model = lively("vir_mu4", image_size=8)
+    model = lively("vir_pico4", image_size=8)
     with pytest.raises(ValueError, match=r"10 x 8 pixels.*4 x 4.*e\.g\. 8 x 8"):
         model(images((1, 10, 8, 3)))
     with pytest.raises(ValueError, match="0 x 8 pixels"):
         patch_grid((0, 8), 4)
-    with pytest.raises(ValueError, match="unknown mode 'sideways'"):
+    with pytest.raises(
+        ValueError, match="retention has no 'sideways' mode; expected one of 'auto', 'parallel'"
+    ):
         model(images((1, 8, 8, 3)), mode="sideways")
-    with pytest.raises(ValueError, match=r"\(1, 8, 8, 4\).*\[b, H, W, 3\]"):
-        _check_images((1, 8, 8, 4), jnp.dtype("float32"))
-    with pytest.raises(ValueError, match=r"\(8, 8, 3\).*\[b, H, W, 3\]"):
-        _check_images((8, 8, 3), jnp.dtype("float32"))
+    for shape in ((1, 8, 8, 4), (8, 8, 3)):
+        with pytest.raises(ValueError, match=rf"{re.escape(str(shape))}.*\[b, H, W, 3\]"):
+            _check_images(shape, jnp.dtype("float32"))
+    with pytest.raises(ValueError, match=r"\(0, 8, 8, 3\): an empty batch"):
+        _check_images((0, 8, 8, 3), jnp.dtype("float32"))
     with pytest.raises(ValueError, match=r"uint8.*floating point"):
         _check_images(IMAGE, jnp.dtype("uint8"))

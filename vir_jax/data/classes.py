@@ -1,0 +1,120 @@
+"""Classes are what their names say: labels of one source are compared with those of another by name alone."""
+
+import collections
+import operator
+from collections.abc import Sequence
+
+from absl import logging
+
+from vir_jax.data.errors import CorruptExampleError
+from vir_jax.data.source import Example, Source
+
+_NAMED = 5  # Classes that a message names, at most.
+
+
+def check_classes(source: Source, what: str, *, at_least: int = 1) -> None:
+    """Check that a source says which classes it has, each by a name of its own.
+
+    Args:
+      source: the examples.
+      what: the source is called in messages.
+      at_least: so many classes there should be.
+
+    Raises:
+      ValueError: too few classes, another number of names than of classes, or names that are no text or not unique.
+    """
+    names = list(source.class_names)
+    if source.num_classes != len(names):
+        raise ValueError(
+            f"{what} has num_classes = {source.num_classes}, but {len(names)} class_names ({_some(names)}): expected"
+            " one name for each class, in the order of the labels"
+        )
+    others = [name for name in names if not isinstance(name, str)]
+    if others:
+        raise ValueError(f"{what} has class_names that are no text: {_some(others)}")
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{what} has several classes of one name: {_some(repeated)}; names tell classes apart"
+        )
+    if len(names) < at_least:
+        raise ValueError(
+            f"{what} has {len(names)} class(es) ({_some(names)}): expected at least {at_least}, or there is nothing to"
+            " tell apart"
+        )
+
+
+def match_classes(source: Source, class_names: Sequence[str], what: str) -> Source:
+    """Return a source with the labels that a model's classes give its examples, class by class of the same name.
+
+    The source may have a part of the model's classes, or have them in another order: each of its examples still has
+    one right answer, and the log says what was done.
+
+    Args:
+      source: the examples.
+      class_names: of the model, in the order of its outputs.
+      what: the source is called in messages.
+
+    Raises:
+      ValueError: the source has a class that the model does not know, or does not say which classes it has.
+    """
+    check_classes(source, what)
+    own, known = list(source.class_names), list(class_names)
+    if own == known:
+        return source
+    unknown = [name for name in own if name not in set(known)]
+    if unknown:
+        raise ValueError(
+            f"{what} has classes that the model does not know: {_some(unknown)}. It knows {_some(known)}"
+        )
+    order = "" if [name for name in known if name in set(own)] == own else ", and in another order"
+    logging.warning(
+        "%s has %d of the model's %d classes%s; labels are matched by name", what, len(own), len(known), order
+    )
+    return _MatchedSource(source, known)
+
+
+def class_difference(old: Sequence[str], new: Sequence[str]) -> str | None:
+    """Return in words how the class names of two sources differ; None where they do not."""
+    if list(old) == list(new):
+        return None
+    gone, come = (
+        [name for name in old if name not in set(new)],
+        [name for name in new if name not in set(old)],
+    )
+    if not gone and not come:
+        first = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+        return f"class {first} was {old[first]!r} and is {new[first]!r}: the same names in another order"
+    return f"{len(old)} classes, now {len(new)}; gone: {_some(gone)}; new: {_some(come)}"
+
+
+class _MatchedSource:
+    """A source under the class names of a model; see `match_classes`."""
+
+    def __init__(self, source: Source, class_names: Sequence[str]) -> None:
+        self._source = source
+        numbers = {name: number for number, name in enumerate(class_names)}
+        self._labels = [numbers[name] for name in source.class_names]
+        self.class_names = tuple(class_names)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        label = operator.index(example["label"])
+        if not 0 <= label < len(self._labels):
+            raise CorruptExampleError(f"label {label} is not one of {len(self._labels)} classes")
+        return {"image": example["image"], "label": self._labels[label]}
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+
+def _some(names: Sequence[object]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown or "none"

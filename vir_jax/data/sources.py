@@ -1,0 +1,40 @@
+"""Data sets by name: scikit-learn's digits, a folder of images per class, and any prepared TFDS set."""
+
+from vir_jax.data.source import Source
+from vir_jax.paths import check_path
+
+
+def open_source(dataset: str, split: str, *, data_dir: str | None = None) -> Source:
+    """Open one split of a data set for reading.
+
+    Args:
+      dataset: "digits" (scikit-learn's handwritten digits, shipped inside that package), "folder"
+        (`data_dir/split/class name/*.jpg`), or the name of a TFDS image classification set such as
+        "imagenet2012" or "cifar10", prepared with `python -m vir_jax.data.prepare`.
+      split: "train" or "test" for digits; a folder's name for "folder"; for TFDS any of its split strings,
+        slices included ("train[:90%]").
+      data_dir: where the data lie, a local folder. None: TFDS's default folder. Required by "folder", not used by
+        "digits".
+
+    Raises:
+      PathError: data_dir is blank or no local folder (a `ValueError`).
+      ValueError: an unknown data set or split, or a set that is not for image classification.
+      FileNotFoundError: the data are not there, or not in a form that can be read; the message says which
+        command puts that right.
+    """
+    if data_dir is not None:
+        data_dir = check_path(data_dir, "data_dir")
+    # Imported here so that each kind of source costs only its own libraries.
+    if dataset == "digits":
+        from vir_jax.data.digits import DigitsSource
+
+        return DigitsSource(split)
+    if dataset == "folder":
+        from vir_jax.data.folder import FolderSource
+
+        if data_dir is None:
+            raise ValueError("dataset 'folder' needs data_dir: the folder that holds <split>/<class name>/")
+        return FolderSource(data_dir, split)
+    from vir_jax.data.tfds_source import TfdsSource
+
+    return TfdsSource(dataset, split, data_dir=data_dir)

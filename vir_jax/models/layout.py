@@ -1,0 +1,69 @@
+"""Where every token of a sequence stands: made once by the stem, cut with the tokens."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+ClassTokenPlace = Literal["first", "last"]
+"""Of the class token: before all patches, or after them."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the tokens of an image stand, or those of a piece of it.
+
+    Patches come in row-major order. A second pass, where there is one, is the same patches backwards: [p1..pN, pN..p1].
+    A class token comes before or after all patches.
+
+    Attributes:
+        cols: patches in a row of the image.
+        patches: how many of them this piece has, in one pass; 0 where the class token comes alone.
+        class_token: "first", "last", or None where this piece has none.
+        passes: 1, or 2 where the patches come a second time, backwards.
+        start: row-major index of the piece's first patch in the image; may be traced.
+    """
+
+    cols: int = dataclasses.field(metadata={"static": True})
+    patches: int = dataclasses.field(metadata={"static": True})
+    class_token: ClassTokenPlace | None = dataclasses.field(metadata={"static": True})
+    passes: int = dataclasses.field(default=1, metadata={"static": True})
+    start: int | Int[Array, ""] = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens in this piece."""
+        return self.passes * self.patches + (self.class_token is not None)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the piece's patches.
+
+        Raises:
+            ValueError: the piece does not consist of whole rows.
+        """
+        if self.patches % self.cols:
+            raise ValueError(
+                f"{self.patches} patches are no whole rows of {self.cols}; a mixer that counts rows reads whole rows"
+            )
+        return self.patches // self.cols, self.cols
+
+    @property
+    def positions(self) -> tuple[Int[Array, " p"], Int[Array, " p"]]:
+        """(row, column) in the image of each patch of the first pass."""
+        index = jnp.asarray(self.start, jnp.int32) + jnp.arange(self.patches, dtype=jnp.int32)
+        return index // self.cols, index % self.cols
+
+    def patch_tokens(self, x: Float[Array, "b n c"]) -> Float[Array, "b p c"]:
+        """Return the tokens of the patches, of both passes where there are two, without the class token."""
+        first = int(self.class_token == "first")
+        return x[:, first : first + self.passes * self.patches]
+
+    def piece(
+        self, start: int | Int[Array, ""], patches: int, *, class_token: ClassTokenPlace | None = None
+    ) -> "Layout":
+        """Return the layout of `patches` patches of this image from patch `start` on."""
+        return dataclasses.replace(self, start=start, patches=patches, class_token=class_token)

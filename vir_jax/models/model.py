@@ -1,0 +1,202 @@
+"""A vision model: stem, stage of blocks, readout."""
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from vir_jax.models.layout import Layout
+from vir_jax.models.readout import Readout
+from vir_jax.models.stage import Block, BlocksApart, Stage
+from vir_jax.models.stem import Stem
+
+
+class VisionModel(nnx.Module):
+    """Images -> tokens -> blocks -> logits. `create_model` makes the named ones.
+
+    Parameters, all float32, are those of `stem`, `stage` and `readout`. Besides parameters a model may hold statistics
+    (of batch normalisation), which a call updates where `model.train()` was said; `create_model` gives one that was
+    told `model.eval()`. The forward pass is a pure function of variables, images and key: `nnx.split`, `nnx.merge`.
+
+    Args:
+        options: name and options that `create_model` made it of, JSON data; what a saved state must agree with.
+        stem: images to tokens.
+        stage: the blocks.
+        readout: tokens to logits.
+        mode: form of the mixer where a call names none.
+    """
+
+    def __init__(
+        self, *, options: Mapping[str, Any], stem: Stem, stage: Stage, readout: Readout, mode: str
+    ) -> None:
+        self._options, self.mode = tuple(options.items()), mode
+        self.stem, self.stage, self.readout = stem, stage, readout
+
+    def __call__(
+        self, images: Float[Array, "b H W 3"], *, mode: str | None = None, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "b classes"]:
+        """Classify images.
+
+        Args:
+            images: normalised pixels; height and width divisible by the patch, of any size, square or not.
+            mode: form of the token mixer: "auto", or one of `modes`, which are equal in result. None: the model's own.
+            key: random key for stochastic depth (training); None: deterministic.
+
+        Returns:
+            Logits, float32.
+
+        Raises:
+            ValueError: on images of another shape or dtype, or a mode that the mixer does not have.
+        """
+        tokens, layout, *_ = self._encode(images, mode=mode, key=key)
+        return self.readout(tokens, layout)
+
+    def features(
+        self, images: Float[Array, "b H W 3"], *, mode: str | None = None, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "b n c"]:
+        """Return tokens after the final norm, float32, in sequence order: the class token first (ViT) or last (ViR).
+
+        Arguments and errors are those of `__call__`.
+        """
+        tokens, *_ = self._encode(images, mode=mode, key=key)
+        return self.readout.norm(tokens)
+
+    def intermediates(
+        self, images: Float[Array, "b H W 3"], names: Collection[str], *, mode: str | None = None
+    ) -> dict[str, Array]:
+        """Compute named intermediates of the (deterministic) forward pass; `intermediate_names` lists them.
+
+        Arguments are those of `__call__`, and the names wanted. What is asked of one block is kept of every block,
+        until the wanted ones are picked; nothing else is.
+
+        Returns:
+            By name, in the order asked for:
+            "patch_tokens" `[b, rows * cols, c]`: the patches' embeddings, without position;
+            "tokens" `[b, n, c]`: what the first block reads;
+            "blocks.i.mixer.NAME": what block i = 0, 1, ... computes in its mixer: of one with heads "q", "k", "v"
+            `[b, n, h, d]`, q not yet scaled, and "heads" `[b, n, h, d]`, each head's output before its projection;
+            "blocks.i.tokens" `[b, n, c]`: the block's output;
+            "features" `[b, n, c]`: the last block's tokens after the final norm;
+            "logits" `[b, classes]`.
+
+        Raises:
+            ValueError: on an unknown name, naming the nearest ones.
+        """
+        known = self.intermediate_names
+        for name in names:
+            if name not in known:
+                near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
+                raise ValueError(f"no intermediate is called {name!r}; the nearest are {near}.")
+        # "blocks.3.mixer.q" asks for "mixer.q" of block 3.
+        asked = {name: name.split(".", 2)[1:] for name in sorted(names) if name.startswith("blocks.")}
+        wanted = frozenset(name for _, name in asked.values())
+        tokens, layout, found, kept = self._encode(images, mode=mode, names=wanted)
+        found |= {full_name: kept[name][int(index)] for full_name, (index, name) in asked.items()}
+        if "features" in names:
+            found["features"] = self.readout.norm(tokens)
+        if "logits" in names:
+            found["logits"] = self.readout(tokens, layout)
+        return {name: found[name] for name in names}
+
+    @property
+    def intermediate_names(self) -> tuple[str, ...]:
+        """All that `intermediates` can be asked for, in the order of computation."""
+        per_block = self.stage.blocks.intermediate_names
+        blocks = (f"blocks.{index}.{name}" for index in range(self.depth) for name in per_block)
+        return ("patch_tokens", "tokens", *blocks, "features", "logits")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Name and options that `create_model` made the model of."""
+        return dict(self._options)
+
+    @property
+    def patch(self) -> int:
+        """Pixels along a side of a patch, which divides the sides of an image."""
+        return self.stem.patch
+
+    @property
+    def dim(self) -> int:
+        """Width of the residual stream."""
+        return self.stem.dim
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.stage.depth
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the head."""
+        return self.readout.head.out_features
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether the patches are read twice, forwards and then backwards."""
+        return self.stem.passes == 2
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The forms of the mixer, equal in result."""
+        return self.stage.blocks.mixer.modes
+
+    def layout(self, image_size: Sequence[int]) -> Layout:
+        """Return where the tokens of an image of (height, width) pixels stand."""
+        return self.stem.layout(image_size)
+
+    def block(self, index: int) -> Block:
+        """Return one layer by itself, with a copy of its parameters.
+
+        Raises:
+            IndexError: there is no such layer.
+        """
+        return self.stage.block(index)
+
+    def check_streamable(self) -> None:
+        """Check that the model can read an image in one pass, piece by piece.
+
+        Raises:
+            ValueError: it cannot, and why.
+        """
+        mixer = self.stage.blocks.mixer
+        if not mixer.causal:
+            raise ValueError(
+                f"a model whose mixer is {type(mixer).__name__} cannot be streamed: it has no state that summarises "
+                "earlier patches. Use a causal mixer, as vir_* models have, or give this one the whole image."
+            )
+        if self.bidirectional:
+            raise ValueError(
+                "a bidirectional model cannot be streamed: it reads the patches a second time, backwards from the "
+                "last. Use one made with bidirectional=False, or give this one the whole image with mode='chunkwise'."
+            )
+
+    def apart(self) -> "StreamModel":
+        """Return the same model with every block's arrays of its own, to read an image in pieces.
+
+        Raises:
+            ValueError: see `check_streamable`.
+        """
+        self.check_streamable()
+        return StreamModel(stem=self.stem, blocks=self.stage.apart(), readout=self.readout)
+
+    def _encode(
+        self,
+        images: Float[Array, "b H W channels"],
+        *,
+        mode: str | None,
+        key: PRNGKeyArray | None = None,
+        names: frozenset[str] = frozenset(),
+    ) -> tuple[Float[Array, "b n c"], Layout, dict[str, Array], dict[str, Shaped[Array, "l ..."]]]:
+        """The last block's tokens, their layout, the stem's intermediates, and those named of all blocks."""
+        x, layout, embedded = self.stem(images)
+        x, kept = self.stage(x, layout, mode=self.mode if mode is None else mode, key=key, names=names)
+        return x, layout, embedded, kept
+
+
+class StreamModel(nnx.Module):
+    """A model that reads an image in pieces: `VisionModel.apart` makes it."""
+
+    def __init__(self, *, stem: Stem, blocks: BlocksApart, readout: Readout) -> None:
+        self.stem, self.blocks, self.readout = stem, blocks, readout

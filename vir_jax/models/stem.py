@@ -1,0 +1,137 @@
+"""From images to tokens and their layout: patch embedding, positions, class token."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Num
+
+from vir_jax.models.layers import conv_init
+from vir_jax.models.layout import ClassTokenPlace, Layout
+from vir_jax.models.position import POSITIONS
+
+
+class Patchify(nnx.Module):
+    """A linear embedding of patches: a convolution whose stride is its window."""
+
+    def __init__(self, patch: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        window = (patch, patch)
+        self.conv = nnx.Conv(
+            3,
+            dim,
+            window,
+            window,
+            padding="VALID",
+            dtype=dtype,
+            kernel_init=conv_init,
+            kernel_metadata={"axes": (None, None, None, "embed")},
+            rngs=rngs,
+        )
+
+    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b rows cols c"]:
+        """Embed every patch; the result is float32."""
+        return self.conv(images).astype(jnp.float32)
+
+
+class Stem(nnx.Module):
+    """Patch embedding, position embedding and class token (docs/method.md, section 3).
+
+    Parameters: `embedding`, `position.embedding [1, rows, cols, c]` (only where learned), `class_token [1, 1, c]`,
+    `class_position_embedding [1, 1, c]` (only where the class token comes first; a last one has no position).
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        patch: int,
+        dim: int,
+        position: str,
+        class_token: ClassTokenPlace,
+        passes: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.patch, self.dim, self.place, self.passes = patch, dim, class_token, passes
+        normal = nnx.initializers.normal
+        self.embedding = Patchify(patch, dim, dtype=dtype, rngs=rngs)
+        self.position = POSITIONS[position](patch_grid(image_size, patch), dim, rngs=rngs)
+        self.class_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, dim), jnp.float32))
+        if class_token == "first":
+            self.class_position_embedding = nnx.Param(normal(0.02)(rngs.params(), (1, 1, dim), jnp.float32))
+
+    def layout(self, image_size: Sequence[int]) -> Layout:
+        """Return where the tokens of an image of (height, width) pixels stand.
+
+        Raises:
+            ValueError: the patch does not divide the image.
+        """
+        rows, cols = patch_grid(image_size, self.patch)
+        return Layout(cols=cols, patches=rows * cols, class_token=self.place, passes=self.passes)
+
+    def __call__(
+        self, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b n c"], Layout, dict[str, Array]]:
+        """Embed images.
+
+        Returns:
+            The tokens in sequence order, float32; their layout; and by name the intermediates: "patch_tokens"
+            `[b, rows * cols, c]`, the patches' embeddings without position, and "tokens", the first result.
+
+        Raises:
+            ValueError: images of another shape or dtype, or that the patch does not divide.
+        """
+        _check_images(images.shape, images.dtype)
+        layout = self.layout(images.shape[1:3])
+        patches = self.embedding(images)
+        x = (patches + self.position.of_grid(layout.grid)).reshape(patches.shape[0], layout.patches, self.dim)
+        if self.passes == 2:
+            x = jnp.concatenate([x, jnp.flip(x, axis=1)], axis=1)
+        class_token = self.class_tokens(x.shape[0])
+        x = jnp.concatenate([class_token, x] if self.place == "first" else [x, class_token], axis=1)
+        return x, layout, {"patch_tokens": patches.reshape(x.shape[0], -1, self.dim), "tokens": x}
+
+    def class_tokens(self, batch: int) -> Float[Array, "b 1 c"]:
+        """Return the class token of every image."""
+        token = self.class_token[...]
+        if self.place == "first":
+            token += self.class_position_embedding[...]
+        return jnp.broadcast_to(token, (batch, 1, self.dim))
+
+    def cut(
+        self, pixels: Num[Array, "b H W 3"], y: Int[Array, " n"], x: Int[Array, " n"]
+    ) -> Num[Array, "b*n p p 3"]:
+        """Return the pixels of the patches in rows y and columns x of the grid, those of one image together."""
+        p = self.patch
+        size, zero = (pixels.shape[0], p, p, 3), jnp.int32(0)
+        cut = jax.vmap(
+            lambda y, x: jax.lax.dynamic_slice(pixels, (zero, y * p, x * p, zero), size), out_axes=1
+        )
+        return cut(y, x).reshape(-1, p, p, 3)
+
+
+def patch_grid(image_size: Sequence[int], patch: int) -> tuple[int, int]:
+    """Return (rows, columns) of patches in an image of (height, width) pixels.
+
+    Raises:
+        ValueError: if a side is not a positive multiple of the patch.
+    """
+    height, width = image_size
+    if min(height, width) < patch or height % patch or width % patch:
+        near = tuple(max(round(side / patch), 1) * patch for side in (height, width))
+        raise ValueError(
+            f"an image of {height} x {width} pixels does not divide into patches of {patch} x {patch}; "
+            f"resize or crop it to multiples of {patch}, e.g. {near[0]} x {near[1]}."
+        )
+    return height // patch, width // patch
+
+
+def _check_images(shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    if len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(f"images have shape {shape}; expected [b, H, W, 3], a batch of RGB images.")
+    if shape[0] < 1:
+        raise ValueError(f"images have shape {shape}: an empty batch; expected at least one image.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"images are {dtype}; expected floating point, normalised as in training.")

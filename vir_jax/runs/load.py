@@ -1,0 +1,108 @@
+"""A trained model, read back from its run: where evaluation, inference, inspection and fine-tuning start from."""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import ml_collections
+from absl import logging
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from vir_jax.models import VisionModel
+from vir_jax.parallel.sharding import state_shardings
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.model import ModelFunctions, model_functions
+from vir_jax.runs.state import Params
+from vir_jax.runs.storage import RunPath, open_workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checkpoint of a run, as `load_run` reads it.
+
+    Attributes:
+      workdir: folder of the run.
+      step: of the checkpoint.
+      weights: which are in `params`: "raw", or "ema", their moving average.
+      config: that the run was trained with, in today's fields.
+      class_names: in the order of the logits.
+      metrics: what the run's evaluation gave of this step (of the average, where one was kept); None where it was not
+        evaluated.
+      functions: the model as pure functions of `params`.
+      params: the weights.
+    """
+
+    workdir: RunPath
+    step: int
+    weights: str
+    config: ml_collections.ConfigDict
+    class_names: tuple[str, ...]
+    metrics: dict[str, float] | None
+    functions: ModelFunctions
+    params: Params
+
+    @functools.cached_property
+    def model(self) -> VisionModel:
+        """The model with these weights, as a module."""
+        return self.functions.model(self.params)
+
+
+def load_run(
+    workdir: str | os.PathLike[str],
+    checkpoint: str = "best",
+    *,
+    weights: str | None = None,
+    mesh: Mesh | None = None,
+) -> Run:
+    """Read a checkpoint of a run, written by this version or an earlier one. Nothing is written.
+
+    Args:
+      workdir: folder of the run.
+      checkpoint: "best" by evaluated top-1, "last", or the number of a step.
+      weights: "raw" or "ema"; None takes the moving average where the run kept one.
+      mesh: to split the weights over, as training does; None puts them on one device.
+
+    Raises:
+      FileNotFoundError: the folder holds no checkpoints.
+      NotEvaluatedError: the best one was asked for, and none was evaluated.
+      ValueError: no such checkpoint or weights; or a config with a field that this version does not know.
+      DamagedCheckpointError: the checkpoint is not what was written.
+    """
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.resolve(checkpoint)
+        config, metadata = checkpoints.restore_config(step)
+        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
+        functions = model_functions(config.model, len(metadata["class_names"]))
+        shapes = jax.eval_shape(functions.init, jax.random.key(0))
+        one = SingleDeviceSharding(jax.local_devices()[0])
+        if mesh is None:
+            shardings = jax.tree.map(lambda leaf: one, shapes)
+        else:
+            shardings = state_shardings(shapes, mesh, functions.axes)
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+        params = checkpoints.restore_params(step, weights=weights, target=target)
+        metrics = checkpoints.metrics(step)
+    logging.info(
+        "read the %s weights of step %d in %s: %s",
+        weights,
+        step,
+        workdir,
+        f"top-1 {metrics['top1']:.2%} when it was trained"
+        if metrics
+        else "not evaluated when it was trained",
+    )
+    return Run(
+        workdir=open_workdir(workdir),
+        step=step,
+        weights=weights,
+        config=config,
+        class_names=tuple(metadata["class_names"]),
+        metrics=metrics,
+        functions=functions,
+        params=params,
+    )
