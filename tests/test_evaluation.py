@@ -148,5 +148,7 @@ def test_errors(workdir, tmp_path):
             evaluate_workdir(workdir, image_size=size)
     with pytest.raises(ValueError, match="no checkpoint '1'"):
         evaluate_workdir(workdir, checkpoint="1")
+    with pytest.raises(ValueError, match="data_dir is empty"):
+        evaluate_workdir(workdir, data_dir="")  # Not the run's own.
     with pytest.raises(FileNotFoundError, match="no checkpoints in"):
         evaluate_workdir(tmp_path)

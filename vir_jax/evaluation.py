@@ -75,7 +75,9 @@ def evaluate_workdir(
             raise ValueError(f"cannot evaluate at image_size={image_size!r}: {error}") from error
     modes = select_modes(run.model, mode)
     source = source or open_source(
-        dataset or data.dataset, split or data.eval_split, data_dir=data_dir or data.data_dir
+        dataset or data.dataset,
+        split or data.eval_split,
+        data_dir=data.data_dir if data_dir is None else data_dir,
     )
     source = match_classes(source, run.class_names, "the evaluation data")
     check_divides("the evaluation batch size", config.eval_batch_size, mesh)

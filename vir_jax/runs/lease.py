@@ -111,9 +111,8 @@ class Lease:
         generation = self._path.replace_if(data, self._generation, patience=patience)
         if generation is None:
             found = self._path.read(patience=patience)
-            if (
-                _field(found.data, "token") == self._token
-            ):  # A renewal that was given up came through after all.
+            # A renewal that was given up may have come through after all.
+            if _field(found.data, "token") == self._token:
                 generation = self._path.replace_if(data, found.generation, patience=patience)
         return generation
 

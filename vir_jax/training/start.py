@@ -1,7 +1,6 @@
 """What stands before the first step: the run's data, and that they belong to the run that the workdir holds."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -10,6 +9,7 @@ from absl import logging
 from vir_jax.data import Source, open_source
 from vir_jax.data.classes import check_classes, class_difference, match_classes
 from vir_jax.data.fingerprint import difference, fingerprint
+from vir_jax.runs.storage import RunPath
 
 
 def open_sources(
@@ -40,7 +40,7 @@ def data_identity(source: Source) -> dict[str, Any]:
     return {"class_names": list(source.class_names), "training_data": fingerprint(source)}
 
 
-def check_same_data(workdir: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_data(workdir: RunPath, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Check that a run goes on with the data that it was trained on.
 
     Args:
