@@ -53,7 +53,7 @@ def test_tiff_in_strips(tmp_path, name):
     [
         (PIXELS[..., 0], np.repeat(PIXELS[..., :1], 3, 2)),
         (PIXELS.astype(np.uint16) * 256 + 255, PIXELS),
-        (np.dstack([PIXELS, ALPHA]), np.rint((PIXELS * (ALPHA / 255) + (255 - ALPHA.astype(float))))),
+        (np.dstack([PIXELS, ALPHA]), np.rint(PIXELS * (ALPHA / 255) + (255 - ALPHA.astype(float)))),
     ],
     ids=["gray", "16 bit", "with transparency"],
 )
