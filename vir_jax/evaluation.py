@@ -102,7 +102,7 @@ def evaluate_workdir(
         num_threads=data.threads,
         # Runs of before these fields were there have none.
         max_corrupt_fraction=data.get("max_corrupt_fraction", MAX_CORRUPT_FRACTION),
-        background=data.get("background", WHITE),
+        background=tuple(data.get("background", WHITE)),
     )
     predict = make_predict(model, mean=data.mean, std=data.std)
     results = evaluate(

@@ -93,7 +93,7 @@ def load_image(trained: TrainedModel, image: str) -> UInt8[np.ndarray, "H W 3"]:
         ValueError: no such example, or no image that can be decoded.
     """
     data = trained.config.data
-    decode = functools.partial(decode_image, background=data.get("background", WHITE))
+    decode = functools.partial(decode_image, background=tuple(data.get("background", WHITE)))
     if not image.isdigit():
         return trained.prepare(decode(Path(image).read_bytes()))
     source = open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
