@@ -89,7 +89,7 @@ def evaluate_workdir(
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
         max_corrupt_fraction=data.max_corrupt_fraction,
-        background=data.background,
+        background=tuple(data.background),
     )
     predict = make_predict(run.functions, mean=data.mean, std=data.std)
     results = evaluate(

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from benchmarks.faults.hostile import encode, mutations, oriented_exif, originals, with_jpeg_size
 from tests.data.conftest import REAL_DATA
-from tests.data.tiffs import MINISBLACK, RGB, page, tiff
+from tests.data.tiffs import MINISBLACK, MINISWHITE, RGB, page, tiff
 from vir_jax.data import CorruptImageError, decode_image
 from vir_jax.data.decode import MAX_PIXELS, jpeg_size
 
@@ -192,6 +192,25 @@ def test_fewer_bits_than_16_that_hold_them_are_told(kind: str, bits: int):
     assert np.array_equal(pixels[..., 0], values[..., 0] >> 8)
     assert len(told) == (bits < 16)
     assert all("nearly black" in doubt for doubt in told)
+
+
+def test_inverted_values_of_fewer_bits_are_told_too():
+    told: list[str] = []
+    values = np.random.default_rng(0).integers(0, 4096, (9, 7, 1))
+    pixels = decode_image(tiff(page(values, MINISWHITE, 16)), warn=told.append)
+    assert pixels.min() >= 240
+    assert len(told) == 1
+    decode_image(tiff(page(values, MINISWHITE, 12)), warn=told.append)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("opacity", [0, 1])
+def test_an_image_that_is_transparent_everywhere_is_told(small: Image.Image, opacity: int):
+    told: list[str] = []
+    image = small.convert("RGBA")
+    image.putalpha(opacity)
+    decode_image(encode(image, "PNG"), warn=told.append)
+    assert told == ["transparent everywhere: it shows the background alone"][opacity:]
 
 
 # --- Texts and profiles of a PNG ---

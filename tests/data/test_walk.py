@@ -63,14 +63,14 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path):
     images, left_out = found(tmp_path)
     assert images == ["a.png"]
     assert left_out == {
-        ".heic file": 2,
-        ".txt file": 1,
-        "file without an extension": 1,
-        ".part file": 1,
-        "pipe, socket or device": 2,
-        "broken link": 2,
+        ".heic files": 2,
+        ".txt files": 1,
+        "files without an extension": 1,
+        ".part files": 1,
+        "pipes, sockets or devices": 2,
+        "broken links": 2,
     }
-    assert describe(Counter(left_out)).startswith("2 ")
+    assert describe(Counter(left_out)).startswith(".heic files: 2, ")
 
 
 def test_links_are_followed_but_in_no_circle(tmp_path: Path):
@@ -86,7 +86,7 @@ def test_links_are_followed_but_in_no_circle(tmp_path: Path):
     (tmp_path / "elsewhere/back").symlink_to(tmp_path)
     assert found(cat) == (
         ["file.png", "more/far.png", "near.png"],
-        {"link to a folder above or read already": 5},
+        {"links to a folder above or read already": 5},
     )
 
 
@@ -121,7 +121,13 @@ def test_classes_are_the_folders_that_hold_images(tmp_path: Path, log: pytest.Lo
     assert train.class_names == ("cat", "dog")
     assert [Path(train.name(i)).name for i in range(len(train))] == ["1.png", "2.png"]
     (message,) = log.messages
-    for part in ("left out in", "2 folder without images", "1 .txt file", "1 .csv file", "1 image outside"):
+    for part in (
+        "left out in",
+        "folders without images: 2",
+        ".txt files: 1",
+        ".csv files: 1",
+        "images outside of the class folders: 1",
+    ):
         assert part in message, message
     val = open_source("folder", "val", data_dir=str(tmp_path))
     assert val.class_names == ("dog",)  # Labels of two splits are compared by name.
@@ -142,3 +148,21 @@ def test_names_that_are_no_text(tmp_path: Path):
     source = open_source("folder", "train", data_dir=str(tmp_path))
     assert os.fsencode(source.name(0)) == folder + b"/\xff.png"
     assert source[0]["image"].startswith(b"\x89PNG")
+
+
+def test_a_folder_that_cannot_be_read_costs_no_class_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("cat/1.png", "dog/2.png"):
+        image(tmp_path / "train" / name)
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert found(tmp_path) == (["train/cat/1.png"], {"folders that cannot be read": 1})
+    with pytest.raises(PermissionError, match=r"1 folders in or below .*train cannot be read"):
+        open_source("folder", "train", data_dir=str(tmp_path))

@@ -1,7 +1,8 @@
 """From the bytes of an image file to RGB pixels.
 
 JPEGs go through libjpeg-turbo (simplejpeg), TIFFs through tifffile; whatever these do not take (CMYK, a PNG named
-.jpg, files with harmless errors) goes through Pillow. All release Python's global lock while they work.
+.jpg, files with harmless errors) goes through Pillow. libjpeg-turbo and Pillow release Python's global lock while they
+work.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import logging
 
 from vir_jax.data.source import Example
-from vir_jax.data.walk import EXTENSIONS, describe, find_folders, find_images, find_loose_files
+from vir_jax.data.walk import EXTENSIONS, UNREADABLE, describe, find_folders, find_images, find_loose_files
 
 
 class FolderSource:
@@ -30,6 +30,10 @@ class FolderSource:
         images, left_out = _images_by_class(folder)
         if left_out:
             logging.warning("left out in %s: %s", folder, describe(left_out))
+        if left_out[UNREADABLE]:
+            raise PermissionError(
+                f"{left_out[UNREADABLE]} folders in or below {folder} cannot be read: labels would be wrong"
+            )
         self.class_names = tuple(images)
         if not find_folders(folder):
             raise FileNotFoundError(
@@ -61,5 +65,5 @@ def _images_by_class(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
     """Return the images of each class folder that has any, and what was left out, by kind."""
     left_out = find_loose_files(folder)
     images = {name: list(find_images(folder / name, left_out)) for name in find_folders(folder)}
-    left_out["folder without images"] += sum(not files for files in images.values())
+    left_out["folders without images"] += sum(not files for files in images.values())
     return {name: files for name, files in images.items() if files}, +left_out

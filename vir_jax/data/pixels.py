@@ -53,21 +53,24 @@ def rgb_strips(
       strips: rows from top to bottom.
       samples: what the numbers in them mean.
       background: RGB, 0 to 255, that transparent pixels are laid over.
-      warn: told, after the last strip, if the image is so dark that its numbers probably have fewer bits than the
-        16 that hold them.
+      warn: told, after the last strip, if the image is transparent everywhere, or its numbers so small that they
+        probably have fewer bits than the 16 that hold them.
     """
-    brightest = 0
+    largest = most_opaque = 0
     for strip in strips:
         colours = _colours(strip[..., : samples.num_colours], samples)
-        if samples.stored_bits == 16 and colours.size:
-            brightest = max(brightest, int(colours.max()))
+        if samples.stored_bits == 16:
+            largest = max(largest, int(strip[..., : samples.num_colours].max()) >> (samples.bits - 8))
         if samples.alpha is not None:
             alpha = _eight_bits(strip[..., samples.alpha], samples.bits)
+            most_opaque = max(most_opaque, int(alpha.max()))
             colours = _composite(colours, alpha, background, premultiplied=samples.premultiplied)
         yield colours
-    if samples.stored_bits == 16 and brightest < 64:
+    if samples.alpha is not None and most_opaque == 0:
+        warn("transparent everywhere: it shows the background alone")
+    elif samples.stored_bits == 16 and largest < 64:
         warn(
-            "nearly black: no value exceeds a quarter of the range of the 16 bits that it is stored in. If the values "
+            "nearly black (white, if inverted): no value exceeds a quarter of the range of its 16 bits. If the values "
             "have 10, 12 or 14 bits, multiply them by 64, 16 or 4 and save the image again"
         )
 

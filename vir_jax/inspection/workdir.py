@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vir_jax.data import decode_image, eval_transform, open_source
-from vir_jax.data.pixels import WHITE
 from vir_jax.inspection.curves import Curve, metric_curves
 from vir_jax.models import VisionModel
 from vir_jax.models.pixels import normalize
@@ -90,7 +89,7 @@ def load_image(trained: TrainedModel, image: str) -> UInt8[np.ndarray, "H W 3"]:
         ValueError: no such example, or no image that can be decoded.
     """
     data = trained.config.data
-    decode = functools.partial(decode_image, background=data.get("background", WHITE))
+    decode = functools.partial(decode_image, background=tuple(data.background))
     if not image.isdigit():
         return trained.prepare(decode(Path(image).read_bytes()))
     source = open_source(data.dataset, data.eval_split, data_dir=data.data_dir)

@@ -126,7 +126,7 @@ def _train(
         rows=local_rows(mesh, config.batch_size),
         num_threads=data.threads,
         max_corrupt_fraction=data.max_corrupt_fraction,
-        background=data.background,
+        background=tuple(data.background),
     )
     eval_batches = eval_loader(
         eval_source,
@@ -136,7 +136,7 @@ def _train(
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
         max_corrupt_fraction=data.max_corrupt_fraction,
-        background=data.background,
+        background=tuple(data.background),
     )
 
     metadata = {
