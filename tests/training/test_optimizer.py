@@ -42,7 +42,7 @@ def test_only_kernels_decay(name):
     }
     off = [path for path, decayed in decays.items() if not decayed]
     assert all(decays[path] for path in decays if path.endswith("kernel"))
-    for fragment in ("bias", "norm1.scale", "position_embedding", "class_token", "final_norm.scale"):
+    for fragment in ("bias", "norm1.scale", "position.embedding", "class_token", "readout.norm.scale"):
         assert any(fragment in path for path in off), fragment
     assert any("layer_scale" in path for path in off) == name.startswith("vir")
     assert not any("kernel" in path for path in off)
@@ -116,7 +116,8 @@ def test_lamb_treats_each_block_as_an_array_of_its_own():
 
 
 def test_the_options_are_those_of_the_config():
-    options = optimizer_options(default_config().optim)
+    config, _ = load("vir_b")
+    options = optimizer_options(config.optim)
     assert options == {"name": "lamb", "clip_norm": 5.0, **OPTIONS}
     make_optimizer(**options)
 

@@ -93,8 +93,8 @@ def test_randomness_is_a_function_of_seed_and_step():
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
     state, step = make_step(make_model())
-    kernel = state.params["head"]["kernel"]
-    state.params["head"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
+    head = state.params["readout"]["head"]
+    head["kernel"] = head["kernel"].at[0, 0].set(jnp.nan)
     stepped, metrics = step(state, make_batch())
     assert not bool(metrics["finite"])
     assert int(stepped.step) == int(state.step) + 1
