@@ -1,7 +1,8 @@
 """Train a model: python train.py --config=configs/vir_b.py --workdir=runs/vir_b [--config.optim.lr=1e-3 ...].
 
-Exit codes: 0 done; 75 SIGTERM came and the run was saved, so that the same command goes on; 1 anything else. An error
-that is foreseen is told in a sentence; --traceback shows where it arose.
+Exit codes: 0 done, or done before; 75 SIGTERM came and the run is saved, so that the same command goes on; 1 anything
+else, a save that failed after SIGTERM too. An error that is foreseen is told in a sentence; --traceback shows where it
+arose.
 """
 
 import sys

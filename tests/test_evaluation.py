@@ -1,21 +1,24 @@
+import collections
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vir_jax.data import eval_loader, open_source
-from vir_jax.evaluation import ModesDisagreeError, evaluate_workdir, format_results
+from vir_jax.evaluation import ModesDisagreeError, evaluate_workdir, evaluation_mesh, format_results
 from vir_jax.ops import MODES
 from vir_jax.parallel.mesh import make_mesh
+from vir_jax.runs.config import default_config
 from vir_jax.runs.model import ModelFunctions
-from vir_jax.training.evaluate import evaluate
+from vir_jax.training import evaluate
+from vir_jax.training.evaluate import TIMED_BATCHES, Evaluator
 from vir_jax.training.loop import train
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    from vir_jax.runs.config import default_config
-
     config = default_config()
     config.epochs, config.optim.warmup_epochs, config.optim.cooldown_epochs = 1.0, 0.0, 0.0
     config.batch_size, config.eval_batch_size, config.ema_decay = 128, 128, 0.5
@@ -52,20 +55,117 @@ def test_every_example_counts_once(batch_size, length):
         return params * jax.nn.one_hot(images[:, 0, 0, 0], 10)
 
     batches = eval_loader(Numbered(), batch_size=batch_size, image_size=8, crop_fraction=1.0, num_threads=1)
-    results = evaluate(
-        predict,
-        jnp.float32(30.0),
-        batches,
-        make_mesh(),
-        batch_size=batch_size,
-        modes=["parallel", "chunkwise"],
-    )
+    evaluator = Evaluator(predict, make_mesh(), batch_size=batch_size, modes=["parallel", "chunkwise"])
+    results = evaluator(jnp.float32(30.0), batches)
     metrics = results["parallel"].metrics
     wrong = len(range(0, length, 5))
     assert metrics["count"] == length
     assert metrics["top1"] == pytest.approx((length - wrong) / length, abs=1e-12)
     assert metrics["loss"] == pytest.approx(30.0 * wrong / length, rel=1e-6)
     assert results["chunkwise"].difference == 0.0
+
+
+@pytest.fixture
+def counting():
+    """A model that counts in which mode it is computed, and the batches of one pixel that it is given."""
+    computed = collections.Counter()
+
+    def predict(params, images, *, mode):
+        # The shards of a batch on several devices call it together once, at its first row.
+        jax.debug.callback(lambda pixel: computed.update([mode]), images[0, 0, 0, 0])
+        return params * jax.nn.one_hot(images[:, 0, 0, 0], 10)
+
+    batch = {
+        "image": np.zeros((8, 1, 1, 3), np.uint8),
+        "label": np.zeros(8, np.int32),
+        "mask": np.ones(8, bool),
+    }
+    evaluator = Evaluator(
+        predict, make_mesh(devices=jax.devices()[:1]), batch_size=8, modes=["parallel", "recurrent"]
+    )
+    return evaluator, batch, computed
+
+
+def test_every_batch_is_computed_once_and_most_are_not_waited_for(counting, monkeypatch):
+    evaluator, batch, computed = counting
+    wait, waits = jax.block_until_ready, []
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waits.append(x) or wait(x))
+    compile_, compiled = jax.stages.Lowered.compile, []
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: compiled.append(self) or compile_(self))
+    events = []
+
+    def stream(count):
+        for number in range(count):
+            events.append(f"loaded {number}")
+            yield batch
+
+    add = evaluate._add
+    monkeypatch.setattr(evaluate, "_add", lambda *args: events.append("read") or add(*args))
+    count = TIMED_BATCHES + 12
+    results = evaluator(jnp.float32(1.0), stream(count))
+    jax.effects_barrier()
+    assert computed == {"parallel": count, "recurrent": count}
+    assert results["parallel"].metrics["count"] == 8 * count
+    assert len(waits) == 3 * TIMED_BATCHES  # For the batch, and for each mode.
+    assert events[-3:] == [f"loaded {count - 1}", "read", "read"]  # That of the batch before, and its own.
+    assert len(compiled) == 2
+    evaluator(jnp.float32(2.0), stream(1))
+    assert len(compiled) == 2
+
+
+def test_speed_is_that_of_the_forward_pass(monkeypatch):
+    """Neither the first execution, nor compiling and loading count."""
+
+    def slow(images):
+        time.sleep(0.02)
+        return images[:, 0, 0, 0].astype(np.float32)
+
+    def predict(params, images, *, mode):
+        shape = jax.ShapeDtypeStruct((8,), jnp.float32)
+        return jax.pure_callback(slow, shape, images)[:, None] * jnp.ones((8, 10))
+
+    def stream():
+        for _ in range(4):
+            time.sleep(0.1)
+            yield {
+                "image": np.zeros((8, 1, 1, 3), np.uint8),
+                "label": np.zeros(8, np.int32),
+                "mask": np.ones(8, bool),
+            }
+
+    mesh = make_mesh(devices=jax.devices()[:1])
+    results = Evaluator(predict, mesh, batch_size=8, modes=["parallel"])(jnp.float32(1.0), stream())
+    assert 8 / 0.1 < results["parallel"].images_per_second <= 8 / 0.02
+
+
+def test_an_evaluation_that_ends_early_closes_its_loader(counting):
+    evaluator, batch, _ = counting
+    closed = []
+
+    def stream():
+        try:
+            while True:
+                yield batch
+        finally:
+            closed.append(True)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:  # Whose traceback keeps what it passed through alive.
+        evaluator(jnp.float32(1.0), stream(), check=stop)
+    assert closed
+    del caught
+
+
+def test_the_mesh_of_the_run_is_used_where_it_fits(workdir, caplog):
+    config = default_config()
+    config.mesh.fsdp = 4
+    assert dict(evaluation_mesh(config.mesh).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    config.mesh.data, config.mesh.fsdp = 1, 256
+    with caplog.at_level("INFO"):
+        assert dict(evaluation_mesh(config.mesh).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert "does not fit 8 devices" in caplog.text
 
 
 def test_all_modes_agree_on_a_trained_model(workdir):

@@ -1,5 +1,6 @@
 """Two processes of two devices each, started as a user would, do what one process of four devices does."""
 
+import json
 import os
 import socket
 import subprocess
@@ -46,7 +47,7 @@ def start(script, *arguments, processes, devices):
             [sys.executable, script, *arguments]
             + ([address, f"--num_processes={processes}", f"--process_id={index}"] if processes > 1 else []),
             cwd=ROOT,
-            env=environment,
+            env=environment | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -62,6 +63,85 @@ def start(script, *arguments, processes, devices):
         ("".join(x for x in output.splitlines(keepends=True) if not any(n in x for n in noise)), errors)
         for output, errors in outputs
     ]
+
+
+# What each process makes of a workdir that process 0 alone sees, as on a network file system that lags.
+DECISIONS = """
+import json, sys
+from pathlib import Path
+
+import jax
+from absl import app
+
+from vir_jax.parallel.processes import check_equal, decided_by_process_0, initialize_from_flags
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.lock import WorkdirInUseError, exclusive
+from vir_jax.runs.workdir import check_config
+from vir_jax.runs.config import default_config
+
+
+def refused(function, *arguments):
+    try:
+        function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def locked_twice(workdir):
+    with exclusive(workdir), exclusive(workdir):
+        pass
+
+
+def main(argv):
+    initialize_from_flags()
+    process = jax.process_index()
+    workdir = Path(argv[1] if process == 0 else argv[2])
+    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    config = default_config()
+    said = {}
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        said["newest"] = checkpoints.newest_intact()
+        said["step"] = checkpoints.resolve("last")
+        said["ema"] = checkpoints.has_ema(said["step"])
+        said["metrics"] = checkpoints.metrics(said["step"])
+        stored, metadata = checkpoints.restore_config(said["step"])
+        said["model"], said["classes"] = stored.model.name, metadata["class_names"]
+        said["no step"] = refused(checkpoints.resolve, "7")
+    said["config"] = refused(check_config, workdir, config)
+    said["lock"] = refused(locked_twice, workdir)
+    said["other"] = refused(decided_by_process_0, lambda: {}[0])
+    config.seed = process
+    said["seed"] = refused(check_config, workdir, config)
+    config.seed, config.data.threads = 0, 4 + process
+    said["threads"] = refused(check_config, workdir, config)
+    print("SAID " + json.dumps(said), flush=True)
+
+
+app.run(main)
+"""
+
+
+def test_process_0_decides_from_files_for_all(workdirs, tmp_path):
+    folder, *_ = workdirs
+    (tmp_path / "decisions.py").write_text(DECISIONS)
+    seen = [folder / "two", tmp_path / "nothing"]
+    outputs = start(tmp_path / "decisions.py", *map(str, seen), processes=2, devices=1)
+    first, second = (json.loads(output.split("SAID ")[1]) for output, _ in outputs)
+    assert first["newest"] == first["step"] == 11
+    assert first["ema"] is True
+    assert first["metrics"]["count"] == 355
+    assert first["model"] == "vir_pico2"
+    assert first["no step"].startswith("ValueError: no checkpoint '7'")
+    assert "holds a run with another config" in first["config"]
+    assert first["lock"].startswith("WorkdirInUseError: another run holds")
+    assert first["other"] == "KeyError: 0"
+    assert second["other"] == "RuntimeError: process 0 failed, KeyError: 0"
+    assert "another process names the differences" in first["seed"]
+    assert "config.seed: 1, in process 0 0" in second["seed"]
+    assert "holds a run with another config" in first["threads"]  # Each host may have its own number.
+    for said in (first, second):
+        del said["other"], said["seed"]
+    assert second == first
 
 
 def numbers(workdir, name):

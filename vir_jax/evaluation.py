@@ -3,6 +3,11 @@
 import os
 from collections.abc import Mapping
 
+import jax
+import ml_collections
+from absl import logging
+from jax.sharding import Mesh
+
 from vir_jax.data import Source, eval_loader, open_source
 from vir_jax.data.classes import match_classes
 from vir_jax.models import VisionModel
@@ -11,7 +16,7 @@ from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.model import image_size as model_image_size
 from vir_jax.runs.model import make_predict, model_functions
-from vir_jax.training.evaluate import ModeResult, evaluate
+from vir_jax.training.evaluate import Evaluator, ModeResult
 
 # Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
 # alone: about 1e-6 in float32, and in bfloat16 2e-3 per retention, amplified by the depth of the model.
@@ -55,15 +60,16 @@ def evaluate_workdir(
       The results by mode.
 
     Raises:
+      RemovedCheckpointError: the run removed the checkpoint while it was read; see `Checkpoints.read`.
       ValueError: no such checkpoint, weights, mode or image size for this model; data with classes that the model does
         not know.
       TooManyCorruptError: more corrupt examples than the run's `config.data.max_corrupt_fraction` allows.
       ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
-    mesh = make_mesh()
-    run = load_run(workdir, checkpoint, weights=weights, mesh=mesh)
-    config, data = run.config, run.config.data
+    run = load_run(workdir, checkpoint, weights=weights, mesh=lambda config: evaluation_mesh(config.mesh))
+    config, data, mesh = run.config, run.config.data, run.mesh
+    assert mesh is not None
     if batch_size is not None:
         config.eval_batch_size = batch_size
     options = dict(config.model)
@@ -91,15 +97,13 @@ def evaluate_workdir(
         max_corrupt_fraction=data.max_corrupt_fraction,
         background=tuple(data.background),
     )
-    predict = make_predict(run.functions, mean=data.mean, std=data.std)
-    results = evaluate(
-        predict,
-        run.params,
-        batches,
+    evaluator = Evaluator(
+        make_predict(run.functions, mean=data.mean, std=data.std),
         mesh,
         batch_size=config.eval_batch_size,
         modes=modes,
     )
+    results = evaluator(run.params, batches)
     tolerance = AGREEMENT[config.model.dtype]
     if not all(result.difference <= tolerance for result in results.values()):  # NaN disagrees as well.
         raise ModesDisagreeError(
@@ -107,6 +111,19 @@ def evaluate_workdir(
             f" in {config.model.dtype}:\n{format_results(results)}"
         )
     return results
+
+
+def evaluation_mesh(config: ml_collections.ConfigDict) -> Mesh:
+    """Return the mesh that a run was trained on, where it fits the devices there are, else all of them side by side.
+
+    Args:
+      config: `config.mesh` of the run.
+    """
+    try:
+        return make_mesh(**config)
+    except ValueError as error:
+        logging.info("%s; evaluating with data=%d", error, jax.device_count())
+        return make_mesh()
 
 
 def format_results(results: Mapping[str, ModeResult]) -> str:

@@ -4,6 +4,7 @@ import gc
 import re
 import resource
 import shutil
+import threading
 import time
 
 import chex
@@ -14,8 +15,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import vir_jax.runs.checkpoint
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints, SaveError
+from vir_jax.runs.checkpoint import Checkpoints, RemovedCheckpointError, SaveError
 from vir_jax.runs.config import default_config
 from vir_jax.runs.manifest import MANIFEST, DamagedCheckpointError, verify
 from vir_jax.runs.preemption import PreemptedError
@@ -135,6 +137,118 @@ def test_no_average_kept(tmp_path):
 def test_no_checkpoints_to_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoints in"):
         Checkpoints(tmp_path / "absent", read_only=True)
+
+
+# --- A run that goes on while its checkpoints are read ---
+
+
+def remove(workdir, step):
+    """As a run does."""
+    folder = workdir / "checkpoints"
+    (folder / str(step)).rename(folder / f"{step}.removed")
+    shutil.rmtree(folder / f"{step}.removed")
+
+
+@pytest.fixture
+def removed_when_verified(monkeypatch):
+    """A function that makes a checkpoint vanish as soon as its files have been found intact."""
+    verify_files = verify
+
+    def removing(workdir, *steps):
+        def verify_and_remove(folder, *, step, items=None):
+            verify_files(folder, step=step, items=items)
+            if step in steps and items == ("params",):
+                remove(workdir, step)
+
+        monkeypatch.setattr(vir_jax.runs.checkpoint, "verify", verify_and_remove)
+
+    return removing
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_reader_takes_the_next_when_its_checkpoint_is_removed(three_steps, removed_when_verified):
+    with Checkpoints(three_steps, read_only=True) as checkpoints:
+
+        def read(step):
+            checkpoints.restore_config(step)
+            return step, checkpoints.restore_params(step, weights="raw")
+
+        removed_when_verified(three_steps, 1, 3)
+        assert checkpoints.read("last", read)[0] == 2
+        with pytest.raises(
+            RemovedCheckpointError, match=r"step 1 .* was removed by the run meanwhile.*\[2\]"
+        ):
+            checkpoints.read("1", read)
+        assert checkpoints.read("best", read)[0] == 2
+
+
+@pytest.mark.parametrize("method", ["has_ema", "restore_config", "restore_params"])
+def test_every_method_tells_removed_from_damaged(three_steps, method):
+    options = {"weights": "raw"} if method == "restore_params" else {}
+    with Checkpoints(three_steps, read_only=True) as checkpoints:
+        remove(three_steps, 3)
+        with pytest.raises(RemovedCheckpointError, match=r"step 3 .* was removed by the run meanwhile"):
+            getattr(checkpoints, method)(3, **options)
+        assert checkpoints.metrics(3) is None
+        (three_steps / "checkpoints" / "2" / MANIFEST).unlink()
+        with pytest.raises(DamagedCheckpointError):
+            checkpoints.restore_params(2, weights="raw")
+
+
+def test_a_checkpoint_that_is_always_removed_ends_in_an_error(three_steps, monkeypatch):
+    with Checkpoints(three_steps, read_only=True) as checkpoints:
+        monkeypatch.setattr(checkpoints, "_resolve", lambda which: 99)
+        with pytest.raises(RemovedCheckpointError, match="step 99"):
+            checkpoints.read("last", checkpoints.has_ema)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Orbax drops what else it had to read.
+def test_reading_beside_a_run(tmp_path):
+    """The run keeps one checkpoint and replaces it as fast as it can; no reader takes that for damage."""
+    steps = 60
+    with Checkpoints(tmp_path / "made", keep=steps) as made:
+        for step in range(1, steps + 1):
+            save(made, make_state(step))
+    source, folder = tmp_path / "made" / "checkpoints", tmp_path / "run" / "checkpoints"
+    shutil.copytree(source / "1", folder / "1")
+    read, done = [], threading.Event()
+
+    def run():
+        for step in range(2, steps + 1):
+            shutil.copytree(source / str(step), folder / "next.orbax-checkpoint-tmp")
+            (folder / "next.orbax-checkpoint-tmp").rename(folder / str(step))
+            remove(tmp_path / "run", step - 1)
+        done.set()
+
+    writer = threading.Thread(target=run)
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+
+        def weights(step):
+            checkpoints.restore_config(step)
+            kind = "ema" if checkpoints.has_ema(step) else "raw"
+            checkpoints.restore_params(step, weights=kind)
+            return step
+
+        writer.start()
+        while not done.is_set():
+            with contextlib.suppress(RemovedCheckpointError):  # Ten times in a row: this run is in a hurry.
+                read.append(checkpoints.read("last", weights))
+        writer.join()
+        read.append(checkpoints.read("last", weights))
+    assert read == sorted(read)
+    assert read[-1] == steps
+
+
+def test_only_evaluations_of_the_same_data_are_compared(tmp_path):
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        for step, top1, split in ((1, 0.9, "easy"), (2, 0.3, "hard"), (3, 0.2, "hard")):
+            save(checkpoints, make_state(step))
+            checkpoints.record_evaluation(step, {"top1": top1}, on={"split": split})
+        assert checkpoints.resolve("best") == 2
+        assert checkpoints.metrics(1) == checkpoints.metrics(1, on={"split": "easy"}) == {"top1": 0.9}
+        assert checkpoints.metrics(1, on={"split": "hard"}) is None
 
 
 # --- Faults ---
@@ -369,3 +483,22 @@ def test_a_run_that_leaves_says_that_it_was_not_saved(tmp_path, cause, raised, c
     with pytest.raises(raised):
         on_a_full_disk(tmp_path, 1, leave)
     assert raised is SaveError or "step 1 was not written" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_that_could_not_be_saved_was_not_preempted(tmp_path):
+    """Who reads "preempted" starts the run again and expects it where it was."""
+
+    def run():
+        with Checkpoints(tmp_path) as checkpoints:
+            save(checkpoints, large_state(2))
+            raise PreemptedError("stopped")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, make_state(1))
+    with full_disk(), pytest.raises(SaveError, match=r"(?s)could not be written.*newest one is of step 1;"):
+        run()
+    with pytest.raises(PreemptedError):
+        run()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == 2

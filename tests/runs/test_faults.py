@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import threading
 import time
 
 import jax
@@ -23,7 +24,7 @@ from benchmarks.faults.bench import Bench
 from benchmarks.faults.damage import flip, truncate
 from benchmarks.faults.kills import sigkill
 from benchmarks.faults.runs import differences, final_state
-from vir_jax.data import open_source
+from vir_jax.data import TooManyCorruptError, TrainLoader, open_source
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.checkpoint import Checkpoints, SaveError
@@ -162,6 +163,130 @@ def test_sigterm_during_an_evaluation(config, tmp_path, whole):
         assert checkpoints.metrics(6) is None
     train(config, tmp_path)
     assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("when", ["in a step", "in an evaluation"])
+def test_sigterm_on_a_full_disk_is_no_saved_run(config, stopped, when, monkeypatch):
+    """It ends with an error and not as one that was preempted, whose exit code says that it is saved."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    source = None
+    if when == "in a step":
+        at_step(monkeypatch, 9, terminate)
+    else:  # The last one.
+        config.eval_every, source = 0, TerminatingSource()
+    at_step(monkeypatch, 9, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard)))
+    message = r"(?s)last checkpoint could not be written.*newest one is of step 8.*same command goes on"
+    try:
+        with pytest.raises(SaveError, match=message):
+            train(config, stopped, eval_source=source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        gc.collect()
+
+
+# --- What a run leaves running ---
+
+
+@pytest.fixture
+def no_thread_outlives_it():
+    """Compares the threads, while the exception is still alive whose traceback refers to all that the run had."""
+    before = set(threading.enumerate())
+
+    def check(name):
+        left = [thread for thread in threading.enumerate() if thread not in before]
+        for thread in left:  # One that was told to stop finishes the example that it is at.
+            thread.join(timeout=10)
+        assert [thread for thread in left if thread.is_alive()] == [], name
+
+    return check
+
+
+class UnreadableSource(TerminatingSource):
+    """Test images none of which can be read."""
+
+    def __getitem__(self, index):
+        raise OSError("gone")
+
+
+def test_no_thread_outlives_a_run(config, tmp_path, no_thread_outlives_it, monkeypatch):
+    ends = {}
+
+    def end(name, kind, match, **sources):
+        with pytest.raises(kind, match=match) as ends[name]:
+            train(config, tmp_path, **sources)
+        no_thread_outlives_it(name)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, terminate)
+        end("preempted", PreemptedError, "stopped after step 2")
+    end("stopped in an evaluation", PreemptedError, "during an evaluation", eval_source=TerminatingSource())
+    end("corrupt evaluation data", TooManyCorruptError, "were corrupt", eval_source=UnreadableSource())
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, lambda: 1 / 0)
+        end("any error", ZeroDivisionError, "division")
+    train(config, tmp_path)
+    no_thread_outlives_it("finished")
+    config.epochs = 0.2
+    end("refused", ValueError, "raise config.epochs")
+
+
+# --- What is decided before anything is compiled ---
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise AssertionError("a step or an evaluation was compiled")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+
+
+def test_a_finished_run_compiles_nothing(config, tmp_path, request, caplog):
+    results = train(config, tmp_path)
+    lines = read_metrics(tmp_path)
+    request.getfixturevalue("nothing_compiles")
+    loader = request.getfixturevalue("monkeypatch")
+    loader.setattr(TrainLoader, "__next__", lambda self: pytest.fail("a batch was loaded"))
+    with caplog.at_level("INFO"):
+        assert train(config, tmp_path) == results
+    assert "is finished: nothing is left to do" in caplog.text
+    assert read_metrics(tmp_path) == lines
+
+
+def test_a_refused_run_compiles_nothing(config, stopped, nothing_compiles):
+    (stopped / "config.json").unlink()
+    config.seed = 1
+    with pytest.raises(ValueError, match="seed: 0 -> 1"):
+        train(config, stopped)
+    config.seed, config.epochs = 0, 0.2
+    with pytest.raises(ValueError, match=r"raise config\.epochs"):
+        train(config, stopped)
+    assert not (stopped / "config.json").exists()  # What was refused is not this run's config.
+
+
+def test_a_step_that_does_not_compile_does_not_claim_the_workdir(config, tmp_path, nothing_compiles):
+    """Out of memory: the next start may have another batch size."""
+    with pytest.raises(AssertionError):
+        train(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+# --- What may change on resume ---
+
+
+def test_an_evaluation_on_other_data_is_another_evaluation(config, stopped, caplog):
+    """Fields that change no training are free; what was measured before is not taken for what is measured now."""
+    config.data.eval_split, config.data.crop_fraction, config.model.mode = "train", 0.9, "parallel"
+    with caplog.at_level("INFO"):
+        results = train(config, stopped)
+    for change in ("data.eval_split changed on resume: 'test' -> 'train'", "model.mode changed on resume"):
+        assert change in caplog.text
+    assert results["count"] == len(open_source("digits", "train"))
+    with Checkpoints(stopped, read_only=True) as checkpoints:
+        assert checkpoints.resolve("best") == 11  # Step 6 was evaluated on the test images.
+    config.data.eval_split = "test"  # A finished run that was never evaluated on these.
+    assert train(config, stopped)["count"] == len(open_source("digits", "test"))
 
 
 def test_a_damaged_checkpoint_costs_steps_and_no_more(config, stopped, whole, caplog):

@@ -4,10 +4,16 @@ JAX recognises TPU VMs, GKE, Slurm, Open MPI and Kubernetes by itself; elsewhere
 listens. Every process starts the same command.
 """
 
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
 import jax
 import numpy as np
 from absl import flags, logging
 from jax.experimental import multihost_utils
+
+T = TypeVar("T")
 
 COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, where JAX cannot know"
@@ -69,3 +75,70 @@ def sum_over_processes(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(np.sum(multihost_utils.process_allgather(np.int32(value))))
+
+
+def any_process(value: bool) -> bool:
+    """Return whether the value is True in some process. Every process must call it."""
+    return sum_over_processes(int(value)) > 0
+
+
+def decided_by_process_0(decide: Callable[[], T], *errors: type[Exception]) -> T:
+    """Return in every process what `decide` gives in process 0, or raise in all of them what it raised there.
+
+    For whatever is read from files ahead of a collective: of two processes that each look for themselves, one may see
+    a file that the other does not see yet, and they then wait for each other in different places. Every process must
+    call it.
+
+    Args:
+      decide: runs in process 0 alone; gives JSON data.
+      *errors: kinds of errors to raise as such in all processes.
+
+    Raises:
+      RuntimeError: in the other processes, where process 0 met an error of another kind.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    failure, outcome = None, b""
+    if jax.process_index() == 0:
+        try:
+            outcome = json.dumps({"value": decide()}).encode()
+        except Exception as error:
+            failure = error
+            outcome = json.dumps({"error": type(error).__name__, "message": str(error)}).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(outcome))))
+    sent = np.frombuffer(outcome.ljust(size), np.uint8)
+    received = json.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+    if failure is not None:
+        raise failure
+    if "error" in received:
+        kinds = {error.__name__: error for error in errors}
+        name, message = received["error"], received["message"]
+        if name in kinds:
+            raise kinds[name](message)
+        raise RuntimeError(f"process 0 failed, {name}: {message}")
+    return received["value"]
+
+
+def check_equal(values: Mapping[str, Any]) -> None:
+    """Check that every process has the same values. Every process must call it.
+
+    Args:
+      values: JSON data by the name that the user knows it by.
+
+    Raises:
+      ValueError: in all processes, where one has other values than process 0; that one names them.
+    """
+    own = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
+    first = decided_by_process_0(lambda: own)
+    names = sorted(own.keys() | first.keys())
+    lines = [
+        f"\n  {name}: {own.get(name, 'absent')}, in process 0 {first.get(name, 'absent')}"
+        for name in names
+        if own.get(name) != first.get(name)
+    ]
+    if any_process(bool(lines)):
+        differences = "".join(lines) or " another process names the differences"
+        raise ValueError(
+            "the processes of this run were started differently, or see different files:"
+            f"{differences}\nGive all of them the same command and the same data"
+        )

@@ -12,17 +12,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 
+from vir_jax.parallel.processes import any_process, decided_by_process_0
 from vir_jax.runs.bucket import BucketError
 from vir_jax.runs.manifest import DamagedCheckpointError, verify, write_manifest, written_items
 from vir_jax.runs.migrations import migrate
@@ -36,6 +35,10 @@ EVALUATION = "evaluation.json"
 WEIGHTS = ("raw", "ema")
 
 _DAMAGED = ".damaged"
+_JSON = "metadata"  # The file of an item that is JSON data.
+_ATTEMPTS = 10  # To read a checkpoint while a run removes them.
+
+T = TypeVar("T")
 
 
 class SaveError(RuntimeError):
@@ -46,6 +49,10 @@ class NotEvaluatedError(ValueError):
     """The best checkpoint was asked for, and none was evaluated."""
 
 
+class RemovedCheckpointError(RuntimeError):
+    """A checkpoint was removed, by the run that it belongs to, while it was read."""
+
+
 class Checkpoints:
     """The checkpoints of a workdir: the newest `keep`, and the one with the best evaluated top-1.
 
@@ -53,10 +60,14 @@ class Checkpoints:
     full) is logged and costs nothing but itself: the older checkpoints stay, and the next save tries again. Where there
     is none, the first save that fails stops the run: it would go on with nothing to show for it.
 
+    Of several processes, process 0 alone looks at the files to decide anything, for all of them; every process must
+    therefore make the same calls, but for `steps` and `latest_step`.
+
     Raises:
       FileNotFoundError: `read_only`, and there are no checkpoints.
       PathError: the workdir is neither a local folder nor one in a bucket.
-      SaveError: a save failed and there is no checkpoint; or on leaving the block, where the last save failed.
+      SaveError: a save failed and there is no checkpoint; or on leaving the block by its end or by `PreemptedError`,
+        where the last save failed, in any process.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 1, read_only: bool = False) -> None:
@@ -65,6 +76,7 @@ class Checkpoints:
         if read_only and not self._folder.is_dir():
             raise FileNotFoundError(f"no checkpoints in {self._folder.parent}: {FOLDER}/ does not exist")
         self._keep = keep
+        self._read_only = read_only
         self._writes = not read_only and jax.process_index() == 0
         self._writing: int | None = None  # The step of the save that has been started last.
         self._failure: Exception | None = None  # Of the last save.
@@ -76,7 +88,7 @@ class Checkpoints:
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 **{name: ocp.StandardCheckpointHandler() for name in ("params", "ema", "optimizer")},
-                **{name: ocp.JsonCheckpointHandler() for name in ("progress", "config", "metadata")},
+                **{name: ocp.JsonCheckpointHandler(_JSON) for name in ("progress", "config", "metadata")},
             ),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
@@ -140,11 +152,20 @@ class Checkpoints:
             self._report(error)
         return self._failure is not None
 
-    def record_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes what an evaluation of a checkpoint gave, `top1` in it, beside its weights, if they were saved."""
+    def record_evaluation(
+        self, step: int, metrics: Mapping[str, float], *, on: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes what an evaluation of a checkpoint gave beside its weights, if they were saved.
+
+        Args:
+          step: which one.
+          metrics: `top1` among them.
+          on: JSON data of what was evaluated on (data, crop): only equals are compared for the best.
+        """
         self.finish()
         if self._writes:
-            text = json.dumps({"metrics": dict(metrics), "sha256": _digest(metrics)}) + "\n"
+            record = {"metrics": dict(metrics), "on": dict(on or {})}
+            text = json.dumps({**record, "sha256": _digest(record)}) + "\n"
             try:
                 if step in self.steps():
                     self._storage.write(self._path(step) / EVALUATION, text)
@@ -214,36 +235,36 @@ class Checkpoints:
     def newest_intact(self) -> int | None:
         """Step of the newest checkpoint that can be restored; None where none was ever finished.
 
-        Damaged ones on the way are named in the log with the reason, and put aside under another name. Process 0
-        decides for all.
+        Damaged ones on the way are named in the log with the reason, and put aside under another name.
 
         Raises:
           DamagedCheckpointError: there are checkpoints, and all of them are damaged.
         """
         self.finish()
+        self._newest = decided_by_process_0(self._newest_intact, DamagedCheckpointError, BucketError)
+        return self._newest
+
+    def _newest_intact(self) -> int | None:
         damages: dict[int, str] = {}
-        chosen = None
-        for step in reversed(self.steps()) if jax.process_index() == 0 else ():
+        for step in reversed(self.steps()):
             try:
                 verify(self._path(step), step=step)
             except DamagedCheckpointError as error:
                 damages[step] = str(error)
             else:
-                chosen = step
                 break
-        # Steps are counted from 1.
-        agreed = _of_process_0(chosen if chosen is not None else -1 if damages else 0)
-        if agreed == -1:
+        else:
+            if not damages:
+                return None
             reasons = "".join(f"\n  {damage}" for damage in damages.values())
             raise DamagedCheckpointError(
                 f"no checkpoint in {self._folder} can be restored:{reasons}\nStart in another workdir, or put intact"
                 " copies back."
             )
-        for step, damage in damages.items():
-            aside = self._put_aside(step) if self._writes else self._path(step)
-            logging.error("%s\nIt is kept as %s; falling back to step %d", damage, aside.name, agreed)
-        self._newest = agreed or None
-        return self._newest
+        for damaged, damage in damages.items():
+            aside = self._put_aside(damaged) if self._writes else self._path(damaged)
+            logging.error("%s\nIt is kept as %s; falling back to step %d", damage, aside.name, step)
+        return step
 
     def _put_aside(self, step: int) -> RunPath:
         names = (f"{step}{_DAMAGED}{number}" for number in range(1, 10_000))
@@ -258,9 +279,12 @@ class Checkpoints:
           NotEvaluatedError: "best", where there are checkpoints but none was evaluated.
           ValueError: there is no such checkpoint; the ones there are, are named.
         """
+        return decided_by_process_0(lambda: self._resolve(which), NotEvaluatedError, ValueError, BucketError)
+
+    def _resolve(self, which: str) -> int:
         steps = self.steps()
         if which == "last":
-            step = self.latest_step()
+            step = max(steps, default=None)
         elif which == "best":
             step = self._best()
             if steps and step is None:
@@ -276,27 +300,71 @@ class Checkpoints:
             raise ValueError(f"no checkpoint {which!r} in {self._folder}; steps there: {steps}")
         return step
 
-    def _best(self) -> int | None:
-        """The first one with the highest evaluated top-1."""
-        top1 = {step: metrics["top1"] for step in self.steps() if (metrics := self.metrics(step))}
-        return max(top1, key=lambda step: top1[step], default=None)
+    def read(self, which: str, function: Callable[[int], T]) -> T:
+        """Return `function(step)` of a checkpoint, beside a run that goes on writing and removing them.
 
-    def metrics(self, step: int) -> dict[str, float] | None:
-        """What the evaluation of a checkpoint gave; None where there was none, or its record is damaged."""
-        path = self._path(step) / EVALUATION
-        if not path.exists():
+        The checkpoint that was the last or the best may be removed before all of it is read: the next one is taken.
+
+        Args:
+          which: see `resolve`.
+          function: reads what it needs of a step with the methods below; it may be called again for another one.
+
+        Raises:
+          RemovedCheckpointError: the step that was asked for by its number was removed meanwhile, or again and again
+            the one that was the last or the best.
+          ValueError: see `resolve`.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            step = self.resolve(which)
+            try:
+                return function(step)
+            except RemovedCheckpointError as error:
+                if which.isdigit():
+                    raise
+                logging.info("%s; taking the one that is the %s now", error, which)
+        return function(self.resolve(which))
+
+    def _best(self) -> int | None:
+        """The first one with the highest evaluated top-1 of those evaluated on what the newest of them was."""
+        records = {step: record for step in self.steps() if (record := self._record(step))}
+        if not records:
             return None
+        newest = records[max(records)]
+        top1 = {step: r["metrics"]["top1"] for step, r in records.items() if r["on"] == newest["on"]}
+        return max(top1, key=lambda step: top1[step])
+
+    def metrics(self, step: int, *, on: Mapping[str, Any] | None = None) -> dict[str, float] | None:
+        """Return what the evaluation of a checkpoint gave.
+
+        Args:
+          step: which one.
+          on: what it must have been made on; None: anything.
+
+        Returns:
+          The metrics; None where there was no such evaluation, or its record is damaged.
+        """
+        record = decided_by_process_0(lambda: self._record(step), BucketError)
+        return record["metrics"] if record and on in (None, record["on"]) else None
+
+    def _record(self, step: int) -> dict[str, Any] | None:
+        """The intact record of an evaluation; None where there is none."""
+        path = self._path(step) / EVALUATION
         try:
             record = json.loads(path.read_text())
-            metrics, digest = record["metrics"], record["sha256"]
+            digest = record.pop("sha256")
+            # What an earlier version wrote does not say what was evaluated on.
+            if record.keys() == {"metrics"} and digest == _digest(record["metrics"]):
+                return {**record, "on": {}}
+            if record.keys() == {"metrics", "on"} and digest == _digest(record):
+                return record
         except BucketError:
             raise
-        except (ValueError, KeyError, TypeError, OSError):
-            metrics, digest = None, ""
-        if metrics is None or _digest(metrics) != digest:
-            logging.error("%s is damaged: the checkpoint counts as not evaluated", path)
+        except FileNotFoundError:  # Not evaluated, or removed meanwhile.
             return None
-        return metrics
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            pass
+        logging.error("%s is damaged: the checkpoint counts as not evaluated", path)
+        return None
 
     # ---------------------------------------------------------------- restoring
 
@@ -342,14 +410,20 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpointError: these are not what was written.
+          RemovedCheckpointError: the checkpoint is gone.
           ValueError: the config has a field that this version does not know.
         """
-        items = {"config": ocp.args.JsonRestore(), "metadata": ocp.args.JsonRestore()}
-        self._verify(step, items)
-        restored = self._checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
-        config = migrate(restored.config, where=f"the checkpoint {self._path(step)}")
+
+        def read() -> list[dict[str, Any]]:
+            self._verify(step, ("config", "metadata"))
+            return [
+                json.loads((self._path(step) / name / _JSON).read_text()) for name in ("config", "metadata")
+            ]
+
+        stored, metadata = self._decided(step, read)
+        config = migrate(stored, where=f"the checkpoint {self._path(step)}")
         config.model.implementation = None
-        return config, restored.metadata
+        return config, metadata
 
     def restore_params(self, step: int, *, weights: str, target: Params | None = None) -> Params:
         """The parameters alone, or their moving average.
@@ -362,42 +436,61 @@ class Checkpoints:
         Raises:
           ValueError: an unknown name, or an average where the run kept none.
           DamagedCheckpointError: the weights are not what was written.
+          RemovedCheckpointError: the checkpoint is gone.
         """
         if weights not in WEIGHTS:
             raise ValueError(f"weights {weights!r}: expected one of {WEIGHTS}")
         item = {"raw": "params", "ema": "ema"}[weights]
         if weights == "ema" and not self.has_ema(step):
             raise ValueError(f"the checkpoint of step {step} holds no EMA: the run had ema_decay = 0")
-        self._verify(step, (item,))
-        if target is None:
-            one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            target = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
-                self._stored(step, item),
-            )
-        return self._restore_arrays(step, {item: target})[item]
+        self._decided(step, lambda: self._verify(step, (item,)))
+        with self._reading(step):
+            if target is None:
+                one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                target = jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+                    self._stored(step, item),
+                )
+            return self._restore_arrays(step, {item: target})[item]
 
     def has_ema(self, step: int) -> bool:
         """Whether a checkpoint holds a moving average.
 
         Raises:
           DamagedCheckpointError: its manifest is gone or cannot be read.
+          RemovedCheckpointError: the checkpoint is gone.
         """
-        return "ema" in written_items(self._path(step), step=step)
+        return self._decided(step, lambda: "ema" in written_items(self._path(step), step=step))
+
+    def _decided(self, step: int, decide: Callable[[], T]) -> T:
+        """What process 0 reads of a checkpoint, for all."""
+
+        def read() -> T:
+            with self._reading(step):
+                return decide()
+
+        return decided_by_process_0(read, DamagedCheckpointError, RemovedCheckpointError, BucketError)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Says of whatever goes wrong in reading a checkpoint that it was removed meanwhile, where it was."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, BucketError) or self._storage.committed(self._path(step)):
+                raise
+            raise RemovedCheckpointError(
+                f"the checkpoint of step {step} in {self._folder} was removed by the run meanwhile; steps there now:"
+                f" {self.steps()}"
+            ) from error
 
     def _verify(self, step: int, items: Collection[str]) -> None:
-        """`verify`, in process 0 for all."""
-        damage = None
-        if jax.process_index() == 0:
-            try:
-                verify(self._path(step), step=step, items=items)
-            except DamagedCheckpointError as error:
-                others = [other for other in self.steps() if other != step]
-                damage = f"{error}; other checkpoints there: {others or 'none'}"
-        if not _of_process_0(damage is None):
-            raise DamagedCheckpointError(
-                damage or f"the checkpoint {self._path(step)} is damaged, says process 0"
-            )
+        """`verify`, and name the other checkpoints where this one is damaged."""
+        try:
+            verify(self._path(step), step=step, items=items)
+        except DamagedCheckpointError as error:
+            others = [other for other in self.steps() if other != step]
+            raise DamagedCheckpointError(f"{error}; other checkpoints there: {others or 'none'}") from error
 
     def _path(self, step: int) -> RunPath:
         return self._folder / str(step)
@@ -408,26 +501,36 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        failure: SaveError | None = None
         try:
             self.finish()
-        except SaveError as failure:
-            if error is None or isinstance(error, PreemptedError):  # Which says that the run was saved.
-                raise
-            logging.error("%s", failure)
+        except SaveError as first:
+            failure = first
         finally:
             self._tidy()
             self._checkpointer.close()
-        if self._failure is not None and error is None:
-            raise SaveError(
-                f"the last checkpoint could not be written: {self._failure}\nThe newest one is of step"
-                f" {self._newest}; the same command goes on from there once there is room"
+        # "Preempted" says that the run was saved: not so where that failed.
+        if not self._read_only and (error is None or isinstance(error, PreemptedError)):
+            self._check_saved(failure)
+        elif failure is not None:
+            logging.error("%s", failure)
+
+    def _check_saved(self, failure: SaveError | None) -> None:
+        if any_process(self._failure is not None):
+            raise failure or SaveError(
+                f"the last checkpoint could not be written: {self._failure or 'see the log of the other processes'}"
+                f"\nThe newest one is of step {self._newest}; the same command goes on from there once there is room"
             ) from self._failure
 
 
 def has_checkpoints(workdir: RunPath) -> bool:
-    """Return whether a workdir holds checkpoints, intact or not. Nothing is written."""
+    """Return whether a workdir holds checkpoints, intact or not. Nothing is written. Every process must call it."""
     folder = workdir / FOLDER
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+    def look() -> bool:
+        return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+    return decided_by_process_0(look)
 
 
 @contextlib.contextmanager
@@ -439,12 +542,5 @@ def _outage_is_logged(consequence: str) -> Iterator[None]:
         logging.error("%s; %s", error, consequence)
 
 
-def _digest(metrics: Mapping[str, float]) -> str:
-    return hashlib.sha256(json.dumps(dict(metrics), sort_keys=True).encode()).hexdigest()
-
-
-def _of_process_0(value: int) -> int:
-    """Process 0's number, on every process."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(record), sort_keys=True).encode()).hexdigest()

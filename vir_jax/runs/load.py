@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -31,6 +32,7 @@ class Run:
         evaluated.
       functions: the model as pure functions of `params`.
       params: the weights.
+      mesh: that they are split over; None where they are on one device.
     """
 
     workdir: RunPath
@@ -41,6 +43,7 @@ class Run:
     metrics: dict[str, float] | None
     functions: ModelFunctions
     params: Params
+    mesh: Mesh | None = None
 
     @functools.cached_property
     def model(self) -> VisionModel:
@@ -53,56 +56,66 @@ def load_run(
     checkpoint: str = "best",
     *,
     weights: str | None = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | Callable[[ml_collections.ConfigDict], Mesh] | None = None,
 ) -> Run:
     """Read a checkpoint of a run, written by this version or an earlier one. Nothing is written.
+
+    The run may go on meanwhile, and remove checkpoints; see `Checkpoints.read`. Every process must call it.
 
     Args:
       workdir: folder of the run.
       checkpoint: "best" by evaluated top-1, "last", or the number of a step.
       weights: "raw" or "ema"; None takes the moving average where the run kept one.
-      mesh: to split the weights over, as training does; None puts them on one device.
+      mesh: to split the weights over, as training does, or what makes one of the run's config; None puts them on one
+        device.
 
     Raises:
       FileNotFoundError: the folder holds no checkpoints.
       NotEvaluatedError: the best one was asked for, and none was evaluated.
       ValueError: no such checkpoint or weights; or a config with a field that this version does not know.
       DamagedCheckpointError: the checkpoint is not what was written.
+      RemovedCheckpointError: the run removed it while it was read.
     """
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
+
+    def read(step: int) -> Run:
         config, metadata = checkpoints.restore_config(step)
-        weights = weights or ("ema" if checkpoints.has_ema(step) else "raw")
+        kind = weights or ("ema" if checkpoints.has_ema(step) else "raw")
+        # Ahead of the weights: where these are there, the record was.
+        metrics = checkpoints.metrics(step)
         functions = model_functions(config.model, len(metadata["class_names"]))
         shapes = jax.eval_shape(functions.init, jax.random.key(0))
+        over = mesh if mesh is None or isinstance(mesh, Mesh) else mesh(config)
         one = SingleDeviceSharding(jax.local_devices()[0])
-        if mesh is None:
+        if over is None:
             shardings = jax.tree.map(lambda leaf: one, shapes)
         else:
-            shardings = state_shardings(shapes, mesh, functions.axes)
+            shardings = state_shardings(shapes, over, functions.axes)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
             shardings,
         )
-        params = checkpoints.restore_params(step, weights=weights, target=target)
-        metrics = checkpoints.metrics(step)
+        return Run(
+            workdir=open_workdir(workdir),
+            step=step,
+            weights=kind,
+            config=config,
+            class_names=tuple(metadata["class_names"]),
+            metrics=metrics,
+            functions=functions,
+            params=checkpoints.restore_params(step, weights=kind, target=target),
+            mesh=over,
+        )
+
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        run = checkpoints.read(checkpoint, read)
     logging.info(
         "read the %s weights of step %d in %s: %s",
-        weights,
-        step,
+        run.weights,
+        run.step,
         workdir,
-        f"top-1 {metrics['top1']:.2%} when it was trained"
-        if metrics
+        f"top-1 {run.metrics['top1']:.2%} when it was trained"
+        if run.metrics
         else "not evaluated when it was trained",
     )
-    return Run(
-        workdir=open_workdir(workdir),
-        step=step,
-        weights=weights,
-        config=config,
-        class_names=tuple(metadata["class_names"]),
-        metrics=metrics,
-        functions=functions,
-        params=params,
-    )
+    return run

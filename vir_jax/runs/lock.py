@@ -7,10 +7,10 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 from absl import logging
 
-from vir_jax.runs.bucket import BucketPath
+from vir_jax.parallel.processes import decided_by_process_0
+from vir_jax.runs.bucket import BucketError, BucketPath
 from vir_jax.runs.lease import Lease, LeaseHeldError
 from vir_jax.runs.storage import RunPath
 
@@ -23,7 +23,7 @@ class WorkdirInUseError(RuntimeError):
 
 @contextlib.contextmanager
 def exclusive(workdir: RunPath) -> Iterator[Callable[[], None]]:
-    """Holds the workdir for this run; process 0 alone does.
+    """Holds the workdir for this run; process 0 does, for all. Every process must call it.
 
     On a disk the kernel lets go of the lock when the process ends, however it ends, so that a killed run blocks nobody.
     Over NFS the lock holds between hosts (Linux makes it a lock of the server's); a host that vanishes keeps it until
@@ -31,24 +31,26 @@ def exclusive(workdir: RunPath) -> Iterator[Callable[[], None]]:
     warning. In a bucket the lock is a `Lease`: a killed run blocks the next for a minute.
 
     Yields:
-      A function to call before something is written: it raises WorkdirInUseError where the lock was lost.
+      A function for every process to call before something is written: it raises WorkdirInUseError where the lock was
+      lost.
 
     Raises:
       WorkdirInUseError: another run holds it, with its host and process.
       NotADirectoryError: the workdir is a file.
     """
-    if jax.process_index() > 0:
-        yield lambda: None
-    elif isinstance(workdir, BucketPath):
-        with _lease(workdir) as check:
-            yield check
-    else:
-        with _flock(workdir):
-            yield lambda: None
+    with contextlib.ExitStack() as held:
+        checks: list[Callable[[], None]] = []
+
+        def hold() -> None:
+            lock = _lease(workdir) if isinstance(workdir, BucketPath) else _flock(workdir)
+            checks.append(held.enter_context(lock))
+
+        decided_by_process_0(hold, WorkdirInUseError, NotADirectoryError, BucketError)
+        yield lambda: decided_by_process_0(lambda: checks[0](), WorkdirInUseError)
 
 
 @contextlib.contextmanager
-def _flock(workdir: Path) -> Iterator[None]:
+def _flock(workdir: Path) -> Iterator[Callable[[], None]]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -66,7 +68,7 @@ def _flock(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        yield lambda: None  # The kernel does not take it away.
 
 
 @contextlib.contextmanager

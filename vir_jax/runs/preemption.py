@@ -1,20 +1,17 @@
 """SIGTERM, the notice that the machine is about to be taken away: save, and leave for a later start.
 
-The command then exits with `EXIT_CODE`, by which a scheduler tells a run to start again from one that failed.
+The command then exits with `EXIT_CODE`, by which a scheduler tells a run to start again from one that failed. It
+does so only where the save went through.
 """
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later.
-
-T = TypeVar("T")
 
 
 class PreemptedError(Exception):
@@ -39,16 +36,14 @@ class Preemption:
             self._noticed = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._noticed
 
-    def guard(self, batches: Iterable[T]) -> Iterator[T]:
-        """`batches`, but for those after a notice.
+    def check(self) -> None:
+        """Stop an evaluation, between two of its batches, after a notice. Every process must call it equally often.
 
         Raises:
           PreemptedError: the notice came.
         """
-        for batch in batches:
-            if self.requested():
-                raise PreemptedError("stopped during an evaluation; the next start does it again")
-            yield batch
+        if self.requested():
+            raise PreemptedError("stopped during an evaluation; the next start does it again")
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True  # And no more: a handler may interrupt anything, the log's own writing included.

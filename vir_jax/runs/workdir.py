@@ -3,31 +3,36 @@
 import json
 from typing import Any
 
-import jax
 import ml_collections
 from absl import logging
 
+from vir_jax.parallel.processes import check_equal, decided_by_process_0
 from vir_jax.runs.migrations import flatten, migrate
 from vir_jax.runs.storage import RunPath, storage_of
 
 CONFIG_FILE = "config.json"
 
-# Fields that change neither the model, nor the data order, nor an update: free to change on resume.
+# Fields that change neither the model, nor the data order, nor an update but by rounding: free to change on resume.
 FREE_FIELDS = (
     "log_every",
     "eval_every",
     "eval_batch_size",
     "checkpoint_every",
     "keep_checkpoints",
+    "data.crop_fraction",
     "data.data_dir",
+    "data.eval_split",
     "data.threads",
     "data.max_corrupt_fraction",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
     "model.implementation",
+    "model.mode",
     "model.remat",
 )
+# Of these, what each host may have its own of.
+HOST_FIELDS = ("data.data_dir", "data.threads")
 # Changed on purpose (a longer run, a gentler one) these change updates from here on: allowed, but said loudly.
 TUNING_FIELDS = (
     "epochs",
@@ -41,15 +46,21 @@ TUNING_FIELDS = (
 
 
 def check_config(workdir: RunPath, config: ml_collections.ConfigDict) -> bool:
-    """Checks a config against that of the run that the workdir holds, if it holds one.
+    """Checks a config against that of the run that the workdir holds, if it holds one. Every process must call it.
 
     Returns:
       Whether the workdir says what config its run has.
 
     Raises:
       ValueError: the run there has another model, data or optimisation; every difference is named. Or its
-        config cannot be read.
+        config cannot be read. Or the processes of this run have different configs.
     """
+    fields = flatten(json.loads(config.to_json()))
+    check_equal({f"config.{name}": value for name, value in fields.items() if name not in HOST_FIELDS})
+    return decided_by_process_0(lambda: _check_config(workdir, config), ValueError)
+
+
+def _check_config(workdir: RunPath, config: ml_collections.ConfigDict) -> bool:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return False
@@ -81,10 +92,13 @@ def check_resumable(workdir: RunPath, old: ml_collections.ConfigDict, new: ml_co
 
 
 def write_config(workdir: RunPath, config: ml_collections.ConfigDict) -> None:
-    """Makes the workdir this run's, once nothing stands in the way of its first step."""
-    if jax.process_index() == 0:
+    """Makes the workdir this run's, once nothing stands in the way of its first step. Every process must call it."""
+
+    def write() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         storage_of(workdir).write(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
+
+    decided_by_process_0(write)
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """The training loop."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from jaxtyping import Array
 import vir_jax
 from vir_jax.data import AugmentConfig, Source, check_examples, eval_loader, train_loader
 from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
-from vir_jax.parallel.processes import sum_over_processes
+from vir_jax.parallel.processes import check_equal, decided_by_process_0, sum_over_processes
 from vir_jax.paths import check_paths
 from vir_jax.runs.checkpoint import Checkpoints, has_checkpoints
 from vir_jax.runs.config import validate
@@ -27,9 +29,9 @@ from vir_jax.runs.state import TrainState
 from vir_jax.runs.storage import RunPath, open_workdir
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.training.clock import Clock
-from vir_jax.training.evaluate import evaluate
+from vir_jax.training.evaluate import Evaluator
 from vir_jax.training.finetune import Pretrained, read_pretrained, start_from
-from vir_jax.training.program import check_on_mesh, make_program
+from vir_jax.training.program import Program, check_on_mesh, make_program
 from vir_jax.training.start import check_same_data, data_identity, open_sources
 from vir_jax.training.summary import summarize
 
@@ -47,7 +49,8 @@ def train(
 ) -> dict[str, float]:
     """Trains a model, or goes on with the run that the workdir holds.
 
-    On SIGTERM the run saves after the step it is at, and stops.
+    On SIGTERM the run saves after the step it is at, and stops. A run that is finished is not trained again: its
+    metrics are those on record.
 
     Args:
       config: see `default_config`.
@@ -62,12 +65,13 @@ def train(
       ValueError: a config that cannot be run, with the field and what it should be.
       NonFiniteError: more than `config.max_skipped_steps` steps with a loss, gradient or update that is not finite.
         Such a step is not applied; the newest checkpoint is of a step before it.
-      PreemptedError: SIGTERM came; the same call goes on from what was saved.
+      PreemptedError: SIGTERM came, and the run is saved; the same call goes on from there.
       PathError: the workdir or a path in the config is blank, or of a kind that is not read (a `ValueError`).
       TooManyCorruptError: more corrupt examples than `config.data.max_corrupt_fraction` allows.
       WorkdirInUseError: another run holds the workdir.
       DamagedCheckpointError: there are checkpoints, and none can be restored.
-      SaveError: the first checkpoint could not be written, or training went through and the last one could not.
+      SaveError: the first checkpoint could not be written; or training went through, or SIGTERM came, but the last one
+        could not be written.
     """
     # All of the config first: nothing is opened, compiled or written for one that cannot be run.
     validate(config)
@@ -88,11 +92,9 @@ def _train(
     train_source: Source | None,
     eval_source: Source | None,
 ) -> dict[str, float]:
-    # ------------------------------------------------------------------ config
+    # ------------------------------------------------------------------ config, data
     quiet_libraries()
     knows_config = check_config(workdir, config)
-
-    # ------------------------------------------------------------------ data
     data = config.data
     given = train_source, eval_source
     train_source, eval_source = open_sources(data, train_source, eval_source)
@@ -100,6 +102,13 @@ def _train(
         if was_given is None:
             # Too many corrupt examples are told here, not after the last step.
             check_examples(source, max_corrupt_fraction=data.max_corrupt_fraction, num_threads=data.threads)
+    check_equal(
+        {
+            "training examples": len(train_source),
+            "evaluation examples": len(eval_source),
+            "class names": list(train_source.class_names),
+        }
+    )
     if len(train_source) < config.batch_size:
         raise ValueError(
             f"the training data has {len(train_source)} examples, fewer than one batch of"
@@ -108,15 +117,24 @@ def _train(
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = max(1, round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch))
 
-    # ------------------------------------------------------------------ model, optimiser, step; not compiled yet
+    # ------------------------------------------------------------------ model, optimiser, step; nothing compiled yet
     program = make_program(
         config, mesh, num_classes=train_source.num_classes, steps_per_epoch=steps_per_epoch
     )
-    predict = make_predict(program.model, mean=data.mean, std=data.std)
     forward_flops = program.model.flops(program.image_size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
+    metadata = {
+        **data_identity(train_source),
+        "vir_jax": vir_jax.__version__,
+        "jax": jax.__version__,
+        "device_kind": jax.devices()[0].device_kind,
+    }
+    pretrained: Pretrained = {}
+    if config.init_from and not has_checkpoints(workdir):
+        pretrained = read_pretrained(
+            config, shapes=program.state.params, class_names=train_source.class_names
+        )
 
-    # ------------------------------------------------------------------ batches
     batches = train_loader(
         train_source,
         batch_size=config.batch_size,
@@ -138,74 +156,61 @@ def _train(
         max_corrupt_fraction=data.max_corrupt_fraction,
         background=tuple(data.background),
     )
-
-    metadata = {
-        **data_identity(train_source),
-        "vir_jax": vir_jax.__version__,
-        "jax": jax.__version__,
-        "device_kind": jax.devices()[0].device_kind,
-    }
-    pretrained: Pretrained = {}
-    if config.init_from and not has_checkpoints(workdir):
-        pretrained = read_pretrained(
-            config, shapes=program.state.params, class_names=train_source.class_names
+    # Threads that load end with the block, however it is left.
+    with contextlib.closing(batches), Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
+        start = find_start(
+            checkpoints, config, total_steps, workdir=workdir, metadata=metadata, knows_config=knows_config
         )
-    with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
-        # -------------------------------------------------------------- the last checks
-        start = checkpoints.newest_intact()
-        if start is not None:
-            stored, stored_metadata = checkpoints.restore_config(start)
-            if not knows_config:
-                check_resumable(workdir, stored, config)
-            check_same_data(workdir, stored_metadata, metadata)
-            if start > total_steps:
-                raise ValueError(
-                    f"{workdir} holds step {start}, beyond the {total_steps} steps that config.epochs ="
-                    f" {config.epochs} makes; raise config.epochs to go on with that run"
-                )
-
-        # -------------------------------------------------------------- compile; restore, or start
-        compiled = program.compile()
-        logging.info("\n%s", summarize(program.state, mesh, program.model.axes, compiled, flops=train_flops))
-        window, skipped_before = Window(), 0
-        if start is None:
-            start = 0
-            if has_metrics(workdir):
-                logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
-            state = program.init(jax.random.key(config.seed))
-            if pretrained:
-                params = start_from(pretrained, state.params)
-                state = dataclasses.replace(
-                    state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params)
-                )
-        else:
-            state, progress = checkpoints.restore(program.state, start)
-            batches.set_state(progress["data"].encode())
-            window, skipped_before = Window(**progress["window"]), progress["skipped"]
-            logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
-        write_config(workdir, config)
 
         # -------------------------------------------------------------- evaluation
+        evaluated_on = {name: data[name] for name in ("dataset", "eval_split", "crop_fraction")}
+        results = checkpoints.metrics(start, on=evaluated_on) or {}
+        evaluator = Evaluator(
+            make_predict(program.model, mean=data.mean, std=data.std),
+            mesh,
+            batch_size=config.eval_batch_size,
+            modes=[config.model.mode],
+        )
+
         def evaluation_due(step: int) -> bool:
             return step == total_steps or (config.eval_every > 0 and step % config.eval_every == 0)
 
         def evaluate_step(step: int, state: TrainState) -> dict[str, float]:
             weights = state.params if state.ema is None else state.ema
-            guarded, mode = preemption.guard(eval_batches), config.model.mode
-            size = config.eval_batch_size
-            evaluated = evaluate(predict, weights, guarded, mesh, batch_size=size, modes=[mode])
-            metrics = evaluated[mode].metrics
-            checkpoints.record_evaluation(step, metrics)
+            evaluated = evaluator(weights, eval_batches, check=preemption.check)
+            metrics = evaluated[config.model.mode].metrics
+            checkpoints.record_evaluation(step, metrics, on=evaluated_on)
             return metrics
 
+        # -------------------------------------------------------------- finished, or compile, restore or begin
+        finished = start == total_steps and bool(results)
+        if finished:
+            logging.info("%s is finished: nothing is left to do", workdir)
+        if start < total_steps:
+            compiled = program.compile()
+            logging.info(
+                "\n%s", summarize(program.state, mesh, program.model.axes, compiled, flops=train_flops)
+            )
+        window, skipped_before = Window(), 0
+        if start and not finished:
+            state, progress = checkpoints.restore(program.state, start)
+            batches.set_state(progress["data"].encode())
+            window, skipped_before = Window(**progress["window"]), progress["skipped"]
+        elif not finished:
+            state = fresh_state(program, config.seed, pretrained)
+        write_config(workdir, config)
+
         # -------------------------------------------------------------- the loop
-        clock = Clock(config.batch_size, flops_per_image=train_flops)
         with MetricsWriter(workdir, start_step=start, total_steps=total_steps) as writer:
-            results = checkpoints.metrics(start) or {}
+
+            def write_results(step: int) -> None:
+                writer.write(step, {f"eval/{name}": value for name, value in results.items()})
+
             if start and not results and evaluation_due(start):  # The run was stopped in the middle of it.
                 results = evaluate_step(start, state)
             if results:
-                writer.write(start, {f"eval/{name}": value for name, value in results.items()})
+                write_results(start)
+            clock = Clock(config.batch_size, flops_per_image=train_flops)
             in_flight: tuple[int, Mapping[str, Array]] | None = None
             for step in range(start + 1, total_steps + 1):
                 batch = put_batch(next(batches), mesh, config.batch_size)
@@ -246,9 +251,59 @@ def _train(
                 if evaluation_due(step):
                     with clock.paused():
                         results = evaluate_step(step, state)
-                    writer.write(step, {f"eval/{name}": value for name, value in results.items()})
-    batches.close()
+                    write_results(step)
     return results
+
+
+def find_start(
+    checkpoints: Checkpoints,
+    config: ml_collections.ConfigDict,
+    total_steps: int,
+    *,
+    workdir: RunPath,
+    metadata: Mapping[str, Any],
+    knows_config: bool,
+) -> int:
+    """Return the step that the run goes on from, 0 for one that begins. Every process must call it.
+
+    Args:
+      checkpoints: of the workdir.
+      config: of this start.
+      total_steps: that it makes.
+      workdir: folder of the run.
+      metadata: of this start, `data_identity` in it.
+      knows_config: whether the workdir said what config its run has; else its newest checkpoint is asked.
+
+    Raises:
+      DamagedCheckpointError: there are checkpoints, and none can be restored.
+      ValueError: the run there has another config or other data, or has gone further than this one is to go.
+    """
+    start = checkpoints.newest_intact() or 0
+    if start == 0:
+        if has_metrics(workdir):
+            logging.warning("%s holds metrics, but no finished checkpoint: starting at step 1", workdir)
+        return 0
+    stored, stored_metadata = checkpoints.restore_config(start)
+    if not knows_config:
+        check_resumable(workdir, stored, config)
+    # Single examples may differ between processes: what a fingerprint leaves open, one of them decides.
+    decided_by_process_0(lambda: check_same_data(workdir, stored_metadata, metadata), ValueError)
+    if start > total_steps:
+        raise ValueError(
+            f"{workdir} holds step {start}, beyond the {total_steps} steps that config.epochs ="
+            f" {config.epochs} makes; raise config.epochs to go on with that run"
+        )
+    logging.info("going on from step %d of %d in %s", start, total_steps, workdir)
+    return start
+
+
+def fresh_state(program: Program, seed: int, pretrained: Pretrained) -> TrainState:
+    """Return the state before the first step: initialised, or with the weights of another run."""
+    state = program.init(jax.random.key(seed))
+    if not pretrained:
+        return state
+    params = start_from(pretrained, state.params)
+    return dataclasses.replace(state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
 
 
 def record(
