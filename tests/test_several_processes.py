@@ -57,12 +57,12 @@ def start(script, *arguments, processes, devices):
     outputs = [process.communicate(timeout=300) for process in started]
     for process, (_, errors) in zip(started, outputs, strict=True):
         assert process.returncode == 0, errors
-    # JAX's CPU collectives report their connections on the standard output, from threads that break each other's lines.
-    noise = ("[Gloo]", "peer ranks")
-    return [
-        ("".join(x for x in output.splitlines(keepends=True) if not any(n in x for n in noise)), errors)
-        for output, errors in outputs
-    ]
+    return [("".join(x for x in output.splitlines(keepends=True) if not is_noise(x)), errors) for output, errors in outputs]
+
+
+def is_noise(line):
+    """JAX's CPU collectives report on the standard output, from threads that break each other's lines, empty ones too."""
+    return not line.strip() or "[Gloo]" in line or "peer ranks" in line
 
 
 # What each process makes of a workdir that process 0 alone sees, as on a network file system that lags.
