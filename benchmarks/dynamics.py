@@ -24,9 +24,11 @@ from vir_jax.data import open_source
 from vir_jax.inspection.movement import kind_of, movement, norms_by_block
 from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import create_train_state
+from vir_jax.tasks import make_task
+from vir_jax.tasks.task import Batch
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
 from vir_jax.training.program import step_config
-from vir_jax.training.step import Batch, make_train_step
+from vir_jax.training.step import make_train_step
 
 RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("vi[rt]_*.py")))
 DATA, CLASSES = "digits", 10
@@ -83,14 +85,15 @@ def dry_run(
         stop: the last step to run, where not all of them are wanted.
         group_of: of `movement`.
     """
-    model = model_functions(config.model, CLASSES)
+    task = make_task(config, [str(number) for number in range(CLASSES)])
+    model = model_functions(config.model, task.num_outputs)
     epochs = config.epochs + config.optim.cooldown_epochs
     schedule = learning_rate_schedule(config, steps_per_epoch=steps / epochs)
     optimizer = optax.chain(
         optax.snapshot("gradient_norms", norms_by_block),
         make_optimizer(**optimizer_options(config.optim)),
     )
-    train_step = make_train_step(model.apply, optimizer, schedule, step_config(config, CLASSES))
+    train_step = make_train_step(model.apply, task, optimizer, schedule, step_config(config))
 
     @jax.jit
     def step(state: Any, batch: Batch) -> Any:

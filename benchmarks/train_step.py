@@ -26,6 +26,7 @@ from vir_jax.parallel.hardware import CHIPS
 from vir_jax.parallel.memory import compiled_memory
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.model import model_functions
+from vir_jax.tasks import make_task
 from vir_jax.training.compile_report import IMAGENET_EXAMPLES
 from vir_jax.training.program import make_program
 
@@ -80,7 +81,8 @@ def our_step(name: str, form: str, size: int, batch_size: int) -> tuple[Run, int
     elif form:
         config.model.mode = form
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    program = make_program(config, mesh, num_classes=1000, steps_per_epoch=IMAGENET_EXAMPLES / batch_size)
+    task = make_task(config, [str(number) for number in range(1000)])
+    program = make_program(config, mesh, task=task, steps_per_epoch=IMAGENET_EXAMPLES / batch_size)
     step = program.compile()
     state = program.init(jax.random.key(0))
     rng = np.random.default_rng(0)

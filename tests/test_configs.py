@@ -16,6 +16,7 @@ from vir_jax.models import create_model, flops
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.config import flatten, validate
 from vir_jax.runs.migrations import migrate
+from vir_jax.tasks import make_task
 from vir_jax.training.program import make_program
 from vir_jax.training.summary import count_parameters
 
@@ -135,7 +136,8 @@ def test_its_step(name):
     """Of the two that differ most: it is traced, and changes no shape."""
     config, _ = load(name)
     mesh = make_mesh(**config.mesh)
-    program = make_program(config, mesh, num_classes=num_classes(config), steps_per_epoch=100.0)
+    task = make_task(config, [str(number) for number in range(num_classes(config))])
+    program = make_program(config, mesh, task=task, steps_per_epoch=100.0)
     stepped, metrics = jax.eval_shape(program.step, program.state, program.batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stepped) == jax.tree.map(
         lambda x: (x.shape, x.dtype), program.state

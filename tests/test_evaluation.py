@@ -12,9 +12,20 @@ from vir_jax.ops import MODES
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.config import default_config
 from vir_jax.runs.model import ModelFunctions
+from vir_jax.tasks.classification import Classification
 from vir_jax.training import evaluate
-from vir_jax.training.evaluate import TIMED_BATCHES, Evaluator
+from vir_jax.training.evaluate import TIMED_BATCHES, Evaluator, evaluation_sums
 from vir_jax.training.loop import train
+
+
+class Digits(Classification):
+    """With pixels as they are."""
+
+    def inputs(self, batch):
+        return batch["image"]
+
+
+DIGITS = Digits(default_config(), "0123456789")
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +62,12 @@ def test_every_example_counts_once(batch_size, length):
         def name(self, index):
             return str(index)
 
-    def predict(params, images, *, mode):
+    def apply(params, images, *, mode):
         return params * jax.nn.one_hot(images[:, 0, 0, 0], 10)
 
     batches = eval_loader(Numbered(), batch_size=batch_size, image_size=8, crop_fraction=1.0, num_threads=1)
-    evaluator = Evaluator(predict, make_mesh(), batch_size=batch_size, modes=["parallel", "chunkwise"])
+    modes = ["parallel", "chunkwise"]
+    evaluator = Evaluator(DIGITS, apply, make_mesh(), batch_size=batch_size, modes=modes)
     results = evaluator(jnp.float32(30.0), batches)
     metrics = results["parallel"].metrics
     wrong = len(range(0, length, 5))
@@ -65,13 +77,30 @@ def test_every_example_counts_once(batch_size, length):
     assert results["chunkwise"].difference == 0.0
 
 
+@pytest.mark.parametrize("padding", [0.0, np.nan])
+def test_padding_is_not_counted(padding):
+    logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [padding, padding]])
+    batch = {"label": jnp.array([0, 0, 0]), "mask": jnp.array([True, True, False])}
+    sums = evaluation_sums(DIGITS, logits, logits + 1.0, batch)
+    expected = {
+        "loss": np.log(1 + np.exp(-2.0)) + np.log(1 + np.exp(1.0)),
+        "top1": 1.0,
+        "top5": 2.0,
+        "count": 2.0,
+        "squared_difference": 4.0,
+        "squared_reference": 9 + 1 + 1 + 4.0,
+    }
+    assert sums.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
+
+
 @pytest.fixture
 def counting():
     """A model that counts in which mode it is computed, and the batches of one pixel that it is given."""
     computed = collections.Counter()
 
-    def predict(params, images, *, mode):
-        # The shards of a batch on several devices call it together once, at its first row.
+    def apply(params, images, *, mode):
         jax.debug.callback(lambda pixel: computed.update([mode]), images[0, 0, 0, 0])
         return params * jax.nn.one_hot(images[:, 0, 0, 0], 10)
 
@@ -80,9 +109,8 @@ def counting():
         "label": np.zeros(8, np.int32),
         "mask": np.ones(8, bool),
     }
-    evaluator = Evaluator(
-        predict, make_mesh(devices=jax.devices()[:1]), batch_size=8, modes=["parallel", "recurrent"]
-    )
+    mesh = make_mesh(devices=jax.devices()[:1])
+    evaluator = Evaluator(DIGITS, apply, mesh, batch_size=8, modes=["parallel", "recurrent"])
     return evaluator, batch, computed
 
 
@@ -120,7 +148,7 @@ def test_speed_is_that_of_the_forward_pass(monkeypatch):
         time.sleep(0.02)
         return images[:, 0, 0, 0].astype(np.float32)
 
-    def predict(params, images, *, mode):
+    def apply(params, images, *, mode):
         shape = jax.ShapeDtypeStruct((8,), jnp.float32)
         return jax.pure_callback(slow, shape, images)[:, None] * jnp.ones((8, 10))
 
@@ -134,7 +162,7 @@ def test_speed_is_that_of_the_forward_pass(monkeypatch):
             }
 
     mesh = make_mesh(devices=jax.devices()[:1])
-    results = Evaluator(predict, mesh, batch_size=8, modes=["parallel"])(jnp.float32(1.0), stream())
+    results = Evaluator(DIGITS, apply, mesh, batch_size=8, modes=["parallel"])(jnp.float32(1.0), stream())
     assert 8 / 0.1 < results["parallel"].images_per_second <= 8 / 0.02
 
 

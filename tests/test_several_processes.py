@@ -17,6 +17,7 @@ from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.metrics import read_metrics
+from vir_jax.tasks import make_task
 from vir_jax.training.program import make_program
 
 ROOT = Path(__file__).parents[1]
@@ -57,11 +58,13 @@ def start(script, *arguments, processes, devices):
     outputs = [process.communicate(timeout=300) for process in started]
     for process, (_, errors) in zip(started, outputs, strict=True):
         assert process.returncode == 0, errors
-    return [("".join(x for x in output.splitlines(keepends=True) if not is_noise(x)), errors) for output, errors in outputs]
+    return [
+        ("".join(x for x in out.splitlines(keepends=True) if not is_noise(x)), err) for out, err in outputs
+    ]
 
 
 def is_noise(line):
-    """JAX's CPU collectives report on the standard output, from threads that break each other's lines, empty ones too."""
+    # JAX's CPU collectives report on the standard output, from threads that break each other's lines.
     return not line.strip() or "[Gloo]" in line or "peer ranks" in line
 
 
@@ -96,7 +99,6 @@ def main(argv):
     initialize_from_flags()
     process = jax.process_index()
     workdir = Path(argv[1] if process == 0 else argv[2])
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     config = default_config()
     said = {}
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -109,6 +111,7 @@ def main(argv):
         said["no step"] = refused(checkpoints.resolve, "7")
     said["config"] = refused(check_config, workdir, config)
     said["lock"] = refused(locked_twice, workdir)
+    said["derived"] = refused(decided_by_process_0, lambda: {}[0], LookupError)
     said["other"] = refused(decided_by_process_0, lambda: {}[0])
     config.seed = process
     said["seed"] = refused(check_config, workdir, config)
@@ -134,13 +137,14 @@ def test_process_0_decides_from_files_for_all(workdirs, tmp_path):
     assert first["no step"].startswith("ValueError: no checkpoint '7'")
     assert "holds a run with another config" in first["config"]
     assert first["lock"].startswith("WorkdirInUseError: another run holds")
+    assert (first["derived"], second["derived"]) == ("KeyError: 0", "LookupError: 0")
     assert first["other"] == "KeyError: 0"
     assert second["other"] == "RuntimeError: process 0 failed, KeyError: 0"
     assert "another process names the differences" in first["seed"]
     assert "config.seed: 1, in process 0 0" in second["seed"]
     assert "holds a run with another config" in first["threads"]  # Each host may have its own number.
     for said in (first, second):
-        del said["other"], said["seed"]
+        del said["derived"], said["other"], said["seed"]
     assert second == first
 
 
@@ -183,7 +187,7 @@ def test_what_two_processes_wrote_one_can_read_and_go_on_with(workdirs):
     config, _ = load("vir_digits")
     config.mesh.fsdp = 2
     mesh = make_mesh(**config.mesh, devices=jax.devices()[:4])
-    program = make_program(config, mesh, num_classes=10, steps_per_epoch=22.0)
+    program = make_program(config, mesh, task=make_task(config, "0123456789"), steps_per_epoch=22.0)
     states = []
     for name in ("one", "two"):
         with Checkpoints(folder / name, read_only=True) as checkpoints:

@@ -16,6 +16,7 @@ from vir_jax.inference.recurrent import stream
 from vir_jax.ops import MODES, retention
 from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.parallel.mesh import make_mesh
+from vir_jax.tasks import make_task
 from vir_jax.training.program import make_program
 
 FP32 = 3e-6
@@ -74,7 +75,9 @@ def test_a_training_step(digits_config):
     # Optax computes 1 - b^step in float64 then, to five digits more than 1 - 0.999 has in float32. This b loses none.
     digits_config.optim.b1 = digits_config.optim.b2 = 0.875
     mesh = make_mesh(devices=jax.devices()[:1])
-    program = make_program(digits_config, mesh, num_classes=10, steps_per_epoch=10.0)
+    program = make_program(
+        digits_config, mesh, task=make_task(digits_config, "0123456789"), steps_per_epoch=10.0
+    )
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (16, 8, 8, 3)).astype(np.uint8),

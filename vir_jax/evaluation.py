@@ -1,4 +1,4 @@
-"""Evaluation: top-1, top-5 and loss of a model on a data set, in one form of retention or in all of them."""
+"""Evaluation of a run: the metrics of its task on a data set, in one form of the mixer or in all of them."""
 
 import os
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh
 from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.model import image_size as model_image_size
-from vir_jax.runs.model import make_predict, model_functions
+from vir_jax.runs.model import model_functions
 from vir_jax.training.evaluate import Evaluator, ModeResult
 
-# Largest relative RMS difference of logits between two modes that counts as agreement. The modes differ by rounding
+# Largest relative RMS difference of outputs between two modes that counts as agreement. The modes differ by rounding
 # alone: about 1e-6 in float32, and in bfloat16 2e-3 per retention, amplified by the depth of the model.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 3e-2}
 
 
 class ModesDisagreeError(RuntimeError):
-    """Two forms of retention gave different logits for the same images."""
+    """Two forms of the mixer gave different outputs for the same images."""
 
 
 def evaluate_workdir(
@@ -64,7 +64,7 @@ def evaluate_workdir(
       ValueError: no such checkpoint, weights, mode or image size for this model; data with classes that the model does
         not know.
       TooManyCorruptError: more corrupt examples than the run's `config.data.max_corrupt_fraction` allows.
-      ModesDisagreeError: with mode "all", logits that differ by more than `AGREEMENT`.
+      ModesDisagreeError: with mode "all", outputs that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
     run = load_run(workdir, checkpoint, weights=weights, mesh=lambda config: evaluation_mesh(config.mesh))
@@ -76,7 +76,7 @@ def evaluate_workdir(
     if image_size is not None:
         options["image_size"] = image_size
         try:
-            model_functions(options, len(run.class_names))
+            model_functions(options, run.task.num_outputs)
         except ValueError as error:
             raise ValueError(f"cannot evaluate at image_size={image_size!r}: {error}") from error
     modes = select_modes(run.model, mode)
@@ -98,7 +98,8 @@ def evaluate_workdir(
         background=tuple(data.background),
     )
     evaluator = Evaluator(
-        make_predict(run.functions, mean=data.mean, std=data.std),
+        run.task,
+        run.functions.apply,
         mesh,
         batch_size=config.eval_batch_size,
         modes=modes,
@@ -107,7 +108,7 @@ def evaluate_workdir(
     tolerance = AGREEMENT[config.model.dtype]
     if not all(result.difference <= tolerance for result in results.values()):  # NaN disagrees as well.
         raise ModesDisagreeError(
-            f"the modes' logits differ by more than the relative RMS of {tolerance:.0e} that rounding explains"
+            f"the modes' outputs differ by more than the relative RMS of {tolerance:.0e} that rounding explains"
             f" in {config.model.dtype}:\n{format_results(results)}"
         )
     return results
@@ -129,15 +130,22 @@ def evaluation_mesh(config: ml_collections.ConfigDict) -> Mesh:
 def format_results(results: Mapping[str, ModeResult]) -> str:
     """A table of the modes, a line each."""
     rows = [
-        f"{'mode':<12}{'top-1':>9}{'top-5':>9}{'loss':>10}{'images':>9}{'images/s':>11}{'difference':>12}"
-    ]
-    rows += [
-        f"{mode:<12}{metrics['top1']:>9.2%}{metrics['top5']:>9.2%}{metrics['loss']:>10.4f}"
-        f"{metrics['count']:>9,}{result.images_per_second:>11,.1f}{result.difference:>12.1e}"
+        {
+            "mode": mode,
+            **result.columns,
+            "images": f"{result.metrics['count']:,}",
+            "images/s": f"{result.images_per_second:,.1f}",
+            "difference": f"{result.difference:.1e}",
+        }
         for mode, result in results.items()
-        for metrics in [result.metrics]
     ]
-    return "\n".join(rows)
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [2 + max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"{text:>{width}}" for text, width in zip(row[1:], widths[1:], strict=True))
+        for row in table
+    )
 
 
 def select_modes(model: VisionModel, mode: str) -> tuple[str, ...]:

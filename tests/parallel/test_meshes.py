@@ -8,6 +8,7 @@ import pytest
 from vir_jax.data import AugmentConfig, open_source, train_loader
 from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.tasks import make_task
 from vir_jax.training.program import make_program
 
 pytestmark = pytest.mark.usefixtures("compiled_afresh")
@@ -22,7 +23,10 @@ class Run:
         self.config = config
         self.source = open_source("digits", "train")
         self.program = make_program(
-            config, self.mesh, num_classes=10, steps_per_epoch=len(self.source) / config.batch_size
+            config,
+            self.mesh,
+            task=make_task(config, self.source.class_names),
+            steps_per_epoch=len(self.source) / config.batch_size,
         )
         self.compiled = self.program.compile()
         self.state = self.program.init(jax.random.key(config.seed))

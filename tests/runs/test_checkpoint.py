@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import gc
+import math
 import re
 import resource
 import shutil
@@ -57,7 +58,7 @@ def test_newest_and_best_are_kept(tmp_path):
         for step in range(1, 10):
             save(checkpoints, make_state(step))
             if step in top1:
-                checkpoints.record_evaluation(step, {"top1": top1[step]})
+                checkpoints.record_evaluation(step, {"top1": top1[step]}, score=top1[step])
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.latest_step() == checkpoints.resolve("last") == 9
         assert checkpoints.resolve("best") == 4
@@ -241,11 +242,23 @@ def test_reading_beside_a_run(tmp_path):
     assert read[-1] == steps
 
 
+def test_the_best_has_the_highest_score_and_nan_is_none(tmp_path):
+    """A task whose loss is its figure scores with its negative."""
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        for step, loss in ((1, math.nan), (2, 0.5), (3, 0.25), (4, 0.75)):
+            save(checkpoints, make_state(step))
+            checkpoints.record_evaluation(step, {"loss": loss}, score=-loss)
+            if step == 1:
+                with pytest.raises(ValueError, match="no checkpoint 'best'"):
+                    checkpoints.resolve("best")
+        assert checkpoints.resolve("best") == 3
+
+
 def test_only_evaluations_of_the_same_data_are_compared(tmp_path):
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         for step, top1, split in ((1, 0.9, "easy"), (2, 0.3, "hard"), (3, 0.2, "hard")):
             save(checkpoints, make_state(step))
-            checkpoints.record_evaluation(step, {"top1": top1}, on={"split": split})
+            checkpoints.record_evaluation(step, {"top1": top1}, score=top1, on={"split": split})
         assert checkpoints.resolve("best") == 2
         assert checkpoints.metrics(1) == checkpoints.metrics(1, on={"split": "easy"}) == {"top1": 0.9}
         assert checkpoints.metrics(1, on={"split": "hard"}) is None
@@ -293,7 +306,7 @@ def three_steps(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3):
             save(checkpoints, make_state(step))
-            checkpoints.record_evaluation(step, {"top1": 1 / step})
+            checkpoints.record_evaluation(step, {"top1": 1 / step}, score=1 / step)
     return tmp_path
 
 
@@ -334,7 +347,7 @@ def test_damage_does_not_move_the_best(three_steps):
 
 def test_a_damaged_evaluation_counts_as_none(three_steps, caplog):
     path = three_steps / "checkpoints" / "2" / "evaluation.json"
-    path.write_text(path.read_text().replace("0.5", "7.5"))
+    path.write_text(path.read_text().replace("0.5", "7.5", 1))
     with Checkpoints(three_steps, read_only=True) as checkpoints:
         assert checkpoints.metrics(2) is None
         assert checkpoints.resolve("best") == 1

@@ -5,26 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from vir_jax.runs.config import default_config
 from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import create_train_state
-from vir_jax.training.step import StepConfig, evaluation_sums, in_top_k, make_train_step
+from vir_jax.tasks import make_task
+from vir_jax.training.step import StepConfig, make_train_step
 
 CLASSES = 5
-PLAIN = StepConfig(
-    seed=0,
-    num_classes=CLASSES,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    label_smoothing=0.0,
-    mixup_alpha=0.0,
-    cutmix_alpha=0.0,
-    switch_probability=0.0,
-    accumulation_steps=1,
-    ema_decay=0.9,
-)
+PLAIN = StepConfig(seed=0, accumulation_steps=1, ema_decay=0.9)
 
 
 def make_batch(size=8, seed=0):
@@ -42,10 +31,19 @@ def make_model(name="vir_pico4", drop_path=0.0):
     return model_functions(config.model, CLASSES)
 
 
-def make_step(model, config=PLAIN, learning_rate=1e-3):
+def make_classification(mixup=0.0, cutmix=0.0):
+    config = default_config()
+    config.label_smoothing, config.mixing.mixup_alpha, config.mixing.cutmix_alpha = 0.0, mixup, cutmix
+    config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+    return make_task(config, [str(number) for number in range(CLASSES)])
+
+
+def make_step(model, config=PLAIN, learning_rate=1e-3, task=None):
     schedule, optimizer = optax.constant_schedule(learning_rate), optax.adamw(1.0)
     state = create_train_state(model.init(jax.random.key(0)), optimizer, ema=True)
-    return state, jax.jit(make_train_step(model.apply, optimizer, schedule, config))
+    return state, jax.jit(
+        make_train_step(model.apply, task or make_classification(), optimizer, schedule, config)
+    )
 
 
 def test_one_batch_is_overfitted():
@@ -77,17 +75,17 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
 
 
 def test_randomness_is_a_function_of_seed_and_step():
-    config = dataclasses.replace(PLAIN, mixup_alpha=0.8, cutmix_alpha=1.0, switch_probability=0.5)
+    mixing = make_classification(mixup=0.8, cutmix=1.0)
     model = make_model(drop_path=0.5)
-    state, step = make_step(model, config)
-    _, again_step = make_step(model, config)
+    state, step = make_step(model, task=mixing)
+    _, again_step = make_step(model, task=mixing)
     batch = make_batch()
     # The loss of a fresh model is ln 5 whatever it sees.
     norm = float(step(state, batch)[1]["gradient_norm"])
     assert norm == float(again_step(state, batch)[1]["gradient_norm"])
     later = dataclasses.replace(state, step=state.step + 1)
     assert norm != float(step(later, batch)[1]["gradient_norm"])
-    _, other_seed = make_step(model, dataclasses.replace(config, seed=1))
+    _, other_seed = make_step(model, dataclasses.replace(PLAIN, seed=1), task=mixing)
     assert norm != float(other_seed(state, batch)[1]["gradient_norm"])
 
 
@@ -110,7 +108,7 @@ def test_the_learning_rate_is_that_of_the_step_whatever_was_skipped():
         pixels = images.mean((1, 2)) @ params["kernel"]
         return jnp.where(jnp.any(images != images[0, 0, 0, 0]), pixels, jnp.nan)
 
-    step = jax.jit(make_train_step(apply, optimizer, schedule, PLAIN))
+    step = jax.jit(make_train_step(apply, make_classification(), optimizer, schedule, PLAIN))
     state = create_train_state(params, optimizer, ema=False)
     good = make_batch()
     bad = {**good, "image": jnp.zeros_like(good["image"])}
@@ -136,27 +134,3 @@ def test_norms_and_ema():
     np.testing.assert_allclose(metrics["learning_rate"], 1e-3, rtol=1e-6)
     expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, state.params, stepped.params)
     chex.assert_trees_all_close(stepped.ema, expected, atol=1e-7)
-
-
-def test_in_top_k():
-    logits = jnp.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1], [1.0, 1.0, 1.0], [jnp.nan, jnp.nan, jnp.nan]])
-    labels = jnp.array([1, 2, 1, 0])
-    np.testing.assert_array_equal(in_top_k(logits, labels, 1), [True, False, False, False])
-    np.testing.assert_array_equal(in_top_k(logits, labels, 2), [True, False, True, False])
-    np.testing.assert_array_equal(in_top_k(logits, labels, 3), [True, True, True, False])
-
-
-@pytest.mark.parametrize("padding", [0.0, np.nan])
-def test_padding_is_not_counted(padding):
-    logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [padding, padding]])
-    sums = evaluation_sums(logits, jnp.array([0, 0, 0]), jnp.array([True, True, False]), logits + 1.0)
-    expected = {
-        "loss": np.log(1 + np.exp(-2.0)) + np.log(1 + np.exp(1.0)),
-        "top1": 1.0,
-        "top5": 2.0,
-        "count": 2.0,
-        "squared_difference": 4.0,
-        "squared_reference": 9 + 1 + 1 + 4.0,
-    }
-    for name, value in expected.items():
-        np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)

@@ -24,6 +24,7 @@ from vir_jax.models import VisionModel
 from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.model import image_size, make_predict
+from vir_jax.tasks.classification import check_classifies
 
 # Images classified together, at most.
 BATCH_SIZE = 16
@@ -71,6 +72,7 @@ def predict_files(
     """
     quiet_libraries()
     run = load_run(workdir, checkpoint, weights=weights)
+    check_classifies(run.task)
     model, names, config, data = run.model, run.class_names, run.config, run.config.data
     background = tuple(data.background)
 

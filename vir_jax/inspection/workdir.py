@@ -20,6 +20,7 @@ from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.runs.model import image_size
+from vir_jax.tasks.classification import check_classifies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ def load_model(
     """
     quiet_libraries()
     run = load_run(workdir, checkpoint, weights=weights)
+    check_classifies(run.task)
     return TrainedModel(run.model, run.config, run.class_names, run.step)
 
 

@@ -91,7 +91,7 @@ def decided_by_process_0(decide: Callable[[], T], *errors: type[Exception]) -> T
 
     Args:
       decide: runs in process 0 alone; gives JSON data.
-      *errors: kinds of errors to raise as such in all processes.
+      *errors: kinds of errors to raise as such in all processes; one that is derived from them as what it derives from.
 
     Raises:
       RuntimeError: in the other processes, where process 0 met an error of another kind.
@@ -104,18 +104,20 @@ def decided_by_process_0(decide: Callable[[], T], *errors: type[Exception]) -> T
             outcome = json.dumps({"value": decide()}).encode()
         except Exception as error:
             failure = error
-            outcome = json.dumps({"error": type(error).__name__, "message": str(error)}).encode()
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            outcome = json.dumps({"error": kinds, "message": str(error)}).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(outcome))))
     sent = np.frombuffer(outcome.ljust(size), np.uint8)
     received = json.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
     if failure is not None:
         raise failure
     if "error" in received:
-        kinds = {error.__name__: error for error in errors}
-        name, message = received["error"], received["message"]
-        if name in kinds:
-            raise kinds[name](message)
-        raise RuntimeError(f"process 0 failed, {name}: {message}")
+        known = {error.__name__: error for error in errors}
+        names, message = received["error"], received["message"]
+        for name in names:
+            if name in known:
+                raise known[name](message)
+        raise RuntimeError(f"process 0 failed, {names[0]}: {message}")
     return received["value"]
 
 

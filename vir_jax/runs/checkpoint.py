@@ -11,6 +11,7 @@ beside the weights that it was made of.
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
@@ -54,7 +55,7 @@ class RemovedCheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of a workdir: the newest `keep`, and the one with the best evaluated top-1.
+    """The checkpoints of a workdir: the newest `keep`, and the one with the best evaluation.
 
     Saving is asynchronous; leaving the `with` block waits until everything is written. A save that fails (the disk is
     full) is logged and costs nothing but itself: the older checkpoints stay, and the next save tries again. Where there
@@ -73,7 +74,7 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 1, read_only: bool = False) -> None:
         self._folder = open_workdir(workdir) / FOLDER
         self._storage = storage_of(self._folder)
-        if read_only and not self._folder.is_dir():
+        if read_only and not decided_by_process_0(self._folder.is_dir):
             raise FileNotFoundError(f"no checkpoints in {self._folder.parent}: {FOLDER}/ does not exist")
         self._keep = keep
         self._read_only = read_only
@@ -153,18 +154,19 @@ class Checkpoints:
         return self._failure is not None
 
     def record_evaluation(
-        self, step: int, metrics: Mapping[str, float], *, on: Mapping[str, Any] | None = None
+        self, step: int, metrics: Mapping[str, float], *, score: float, on: Mapping[str, Any] | None = None
     ) -> None:
         """Writes what an evaluation of a checkpoint gave beside its weights, if they were saved.
 
         Args:
           step: which one.
-          metrics: `top1` among them.
+          metrics: that it gave.
+          score: the best checkpoint has the highest; NaN is never the best.
           on: JSON data of what was evaluated on (data, crop): only equals are compared for the best.
         """
         self.finish()
         if self._writes:
-            record = {"metrics": dict(metrics), "on": dict(on or {})}
+            record = {"metrics": dict(metrics), "score": score, "on": dict(on or {})}
             text = json.dumps({**record, "sha256": _digest(record)}) + "\n"
             try:
                 if step in self.steps():
@@ -325,13 +327,15 @@ class Checkpoints:
         return function(self.resolve(which))
 
     def _best(self) -> int | None:
-        """The first one with the highest evaluated top-1 of those evaluated on what the newest of them was."""
+        """The first one with the highest score of those evaluated on what the newest of them was."""
         records = {step: record for step in self.steps() if (record := self._record(step))}
-        if not records:
-            return None
-        newest = records[max(records)]
-        top1 = {step: r["metrics"]["top1"] for step, r in records.items() if r["on"] == newest["on"]}
-        return max(top1, key=lambda step: top1[step])
+        on = records[max(records)]["on"] if records else None
+        scores = {
+            step: record["score"]
+            for step, record in records.items()
+            if record["on"] == on and not math.isnan(record["score"])
+        }
+        return max(scores, key=lambda step: scores[step], default=None)
 
     def metrics(self, step: int, *, on: Mapping[str, Any] | None = None) -> dict[str, float] | None:
         """Return what the evaluation of a checkpoint gave.
@@ -352,10 +356,12 @@ class Checkpoints:
         try:
             record = json.loads(path.read_text())
             digest = record.pop("sha256")
-            # What an earlier version wrote does not say what was evaluated on.
+            # Earlier versions knew classification alone, and the first of them did not say what was evaluated on.
             if record.keys() == {"metrics"} and digest == _digest(record["metrics"]):
-                return {**record, "on": {}}
+                return {**record, "score": record["metrics"]["top1"], "on": {}}
             if record.keys() == {"metrics", "on"} and digest == _digest(record):
+                return {**record, "score": record["metrics"]["top1"]}
+            if record.keys() == {"metrics", "score", "on"} and digest == _digest(record):
                 return record
         except BucketError:
             raise

@@ -19,6 +19,7 @@ from ml_collections import config_dict
 
 from vir_jax.models import create_model, model_options
 from vir_jax.runs.fields import either, integer, interval, number, one_of, optional, sequence, text, truth
+from vir_jax.tasks import check_fields
 
 
 class Config(ml_collections.ConfigDict):
@@ -43,6 +44,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.accumulation_steps = 1  # Slices a batch is computed in, one after another; divides batch_size.
     config.label_smoothing = 0.0  # Probability mass spread evenly over all classes.
     config.ema_decay = 0.0  # Of the moving average of the parameters; 0 keeps none.
+    config.task = "classification"  # What is learned: a module of vir_jax.tasks, or "package.module:Class".
     config.init_from = ""  # Workdir of a finished run whose weights this one starts from (fine-tuning).
 
     config.model = model = Config()  # The keywords of `vir_jax.models.create_model`, which explains them.
@@ -131,6 +133,7 @@ def default_config() -> ml_collections.ConfigDict:
 _AXIS = either(integer(1), integer(-1, -1))
 FIELDS = {
     "seed": integer(0, 2**32 - 1),  # JAX takes no more bits than these into a key, in silence.
+    "task": text(),
     "epochs": number(0, ends="()"),
     "batch_size": integer(1),
     "accumulation_steps": integer(1),
@@ -222,6 +225,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             )
         if not kind.accepts(values[name]):
             raise ValueError(f"config.{name} is {values[name]!r}; expected {kind.expected}")
+    check_fields(config)
     for name, ok, expected in _together(config):
         if not ok:
             raise ValueError(f"config.{name} is {values[name]!r}; expected {expected}")

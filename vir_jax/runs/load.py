@@ -16,6 +16,7 @@ from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.model import ModelFunctions, model_functions
 from vir_jax.runs.state import Params
 from vir_jax.runs.storage import RunPath, open_workdir
+from vir_jax.tasks import Task, make_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Run:
       class_names: in the order of the logits.
       metrics: what the run's evaluation gave of this step (of the average, where one was kept); None where it was not
         evaluated.
+      task: what it learned.
       functions: the model as pure functions of `params`.
       params: the weights.
       mesh: that they are split over; None where they are on one device.
@@ -41,6 +43,7 @@ class Run:
     config: ml_collections.ConfigDict
     class_names: tuple[str, ...]
     metrics: dict[str, float] | None
+    task: Task
     functions: ModelFunctions
     params: Params
     mesh: Mesh | None = None
@@ -64,7 +67,7 @@ def load_run(
 
     Args:
       workdir: folder of the run.
-      checkpoint: "best" by evaluated top-1, "last", or the number of a step.
+      checkpoint: "best" by the figure of its task, "last", or the number of a step.
       weights: "raw" or "ema"; None takes the moving average where the run kept one.
       mesh: to split the weights over, as training does, or what makes one of the run's config; None puts them on one
         device.
@@ -82,7 +85,8 @@ def load_run(
         kind = weights or ("ema" if checkpoints.has_ema(step) else "raw")
         # Ahead of the weights: where these are there, the record was.
         metrics = checkpoints.metrics(step)
-        functions = model_functions(config.model, len(metadata["class_names"]))
+        task = make_task(config, metadata["class_names"])
+        functions = model_functions(config.model, task.num_outputs)
         shapes = jax.eval_shape(functions.init, jax.random.key(0))
         over = mesh if mesh is None or isinstance(mesh, Mesh) else mesh(config)
         one = SingleDeviceSharding(jax.local_devices()[0])
@@ -102,6 +106,7 @@ def load_run(
             config=config,
             class_names=tuple(metadata["class_names"]),
             metrics=metrics,
+            task=task,
             functions=functions,
             params=checkpoints.restore_params(step, weights=kind, target=target),
             mesh=over,
@@ -114,7 +119,7 @@ def load_run(
         run.weights,
         run.step,
         workdir,
-        f"top-1 {run.metrics['top1']:.2%} when it was trained"
+        ", ".join(" ".join(pair) for pair in run.task.columns(run.metrics).items()) + " when it was trained"
         if run.metrics
         else "not evaluated when it was trained",
     )

@@ -156,7 +156,8 @@ def _drop_lines_after(path: RunPath, step: int) -> None:
     for line in path.read_text(errors="replace").splitlines():
         try:
             values = json.loads(line)
-            if values["step"] < step or (values["step"] == step and "eval/top1" not in values):
+            evaluation = any(name.startswith("eval/") for name in values)
+            if values["step"] < step or (values["step"] == step and not evaluation):
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             logging.warning("%s: dropped an incomplete line", path)

@@ -25,6 +25,7 @@ from vir_jax.parallel.memory import bytes_per_device, compiled_memory
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.parallel.sharding import unsplit
 from vir_jax.runs.config import validate
+from vir_jax.tasks import make_task
 from vir_jax.training.program import make_program
 
 IMAGENET_EXAMPLES = 1_281_167
@@ -84,7 +85,10 @@ def compile_report(
     devices = topology_devices(topology)
     mesh = make_mesh(**config.mesh, devices=devices)
     program = make_program(
-        config, mesh, num_classes=num_classes, steps_per_epoch=num_examples / config.batch_size
+        config,
+        mesh,
+        task=make_task(config, [str(number) for number in range(num_classes)]),
+        steps_per_epoch=num_examples / config.batch_size,
     )
     chip = CHIPS.get(devices[0].device_kind)
     flops = program.model.flops(program.image_size)

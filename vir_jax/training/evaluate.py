@@ -1,37 +1,45 @@
-"""Means of a model's metrics over a data set, in one form of the mixer or in several."""
+"""Means of a task's metrics over a data set, in one form of the mixer or in several."""
 
 import contextlib
 import dataclasses
+import functools
 import math
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vir_jax.parallel.mesh import put_batch
 from vir_jax.runs.state import Params
-from vir_jax.training.step import Batch, Metrics, evaluation_sums
+from vir_jax.tasks import Task
+from vir_jax.tasks.task import Batch
+from vir_jax.training.step import Metrics
 
 # Batches that are waited for, to see how long each mode takes; the device gets those after them without a pause.
 TIMED_BATCHES = 8
 
+# What is summed besides a task's values.
+COUNT, DIFFERENCE, REFERENCE = "count", "squared_difference", "squared_reference"
+
 T = TypeVar("T")
+Sums = dict[str, Any]  # Numbers or arrays, float64.
 
 
 @dataclasses.dataclass(frozen=True)
 class ModeResult:
     """How one mode fared on a data set."""
 
-    metrics: dict[str, float]  # top1 and top5 as fractions, loss in nats, count of examples.
-    images_per_second: (
-        float  # Of the forward pass on whole batches: no loading, compilation or first execution.
-    )
-    difference: float  # Relative RMS difference of its logits from the first mode's.
+    metrics: dict[str, float]  # The task's, and the count of examples.
+    columns: dict[str, str]  # The task's metrics as text, by heading.
+    images_per_second: float  # Of the forward pass on whole batches, without loading and the first execution.
+    difference: float  # Relative RMS difference of its outputs from the first mode's.
 
 
 class Evaluator:
@@ -41,25 +49,29 @@ class Evaluator:
     batch, the next one is loaded and handed over.
 
     Args:
-      predict: (params, uint8 images, mode=...) -> logits; `make_predict` makes one.
+      task: what was learned.
+      apply: (params, inputs, mode=...) -> outputs, of the model.
       mesh: over which batches are split.
       batch_size: over all processes.
-      modes: that `predict` is called with; the first is what the others are compared with.
+      modes: that `apply` is called with; the first is what the others are compared with.
     """
 
     def __init__(
         self,
-        predict: Callable[..., Float[Array, "b classes"]],
+        task: Task,
+        apply: Callable[..., Float[Array, "b ..."]],
         mesh: Mesh,
         *,
         batch_size: int,
         modes: Sequence[str],
     ) -> None:
-        self._predict = jax.jit(predict, static_argnames="mode")
+        self._task = task
+        self._apply = apply
+        self._forward = jax.jit(self._outputs, static_argnames="mode")
         self._mesh = mesh
         self._batch_size = batch_size
         self._modes = tuple(modes)
-        self._sums = jax.jit(evaluation_sums)
+        self._sums = jax.jit(functools.partial(evaluation_sums, task))
         self._compiled: dict[str, jax.stages.Compiled] = {}
 
     def __call__(
@@ -79,7 +91,7 @@ class Evaluator:
         Raises:
           ValueError: there were no examples.
         """
-        sums: dict[str, dict[str, float]] = {mode: defaultdict(float) for mode in self._modes}
+        sums: dict[str, Sums] = {mode: defaultdict(float) for mode in self._modes}
         seconds: dict[str, list[float]] = {mode: [] for mode in self._modes}
         in_flight: dict[str, Metrics] = {}
         with jax.set_mesh(self._mesh), closing_iterator(batches) as stream:
@@ -92,44 +104,116 @@ class Evaluator:
             _add(sums, in_flight)
         return {mode: self._result(sums[mode], seconds[mode]) for mode in self._modes}
 
+    def _outputs(self, params: Params, batch: Batch, *, mode: str) -> Float[Array, "b ..."]:
+        return self._apply(params, self._task.inputs(batch), mode=mode).astype(jnp.float32)
+
     def _compute(
         self, params: Params, batch: Batch, seconds: dict[str, list[float]] | None
     ) -> dict[str, Metrics]:
         """Sums over a batch by mode, on their way; where `seconds` are to be added to, computed one after another."""
         for mode in () if self._compiled else self._modes:
-            self._compiled[mode] = self._predict.lower(params, batch["image"], mode=mode).compile()
+            self._compiled[mode] = self._forward.lower(params, batch, mode=mode).compile()
         reference, sums = None, {}
         if seconds is not None:
             jax.block_until_ready(batch)
         for mode, compiled in self._compiled.items():
             started = time.perf_counter()
-            logits = compiled(params, batch["image"])
+            outputs = compiled(params, batch)
             if seconds is not None:
-                jax.block_until_ready(logits)
+                jax.block_until_ready(outputs)
                 seconds[mode].append(time.perf_counter() - started)
-            reference = logits if reference is None else reference
-            sums[mode] = self._sums(logits, batch["label"], batch["mask"], reference)
+            reference = outputs if reference is None else reference
+            sums[mode] = self._sums(outputs, reference, batch)
         return sums
 
-    def _result(self, sums: Mapping[str, float], seconds: Sequence[float]) -> ModeResult:
-        count = sums.get("count", 0)
+    def _result(self, sums: Sums, seconds: Sequence[float]) -> ModeResult:
+        count = int(sums.pop(COUNT, 0))
         if not count:
             raise ValueError("evaluation met no readable example")
-        metrics = {name: sums[name] / count for name in ("top1", "top5", "loss")}
-        scale = sums["squared_reference"]
+        difference, scale = float(sums.pop(DIFFERENCE)), float(sums.pop(REFERENCE))
+        metrics = self._task.metrics({name: np.asarray(value / count) for name, value in sums.items()})
         return ModeResult(
-            metrics={**metrics, "count": int(count)},
+            metrics={**metrics, COUNT: count},
+            columns=self._task.columns(metrics),
             # The first execution of a program takes longer than the others.
             images_per_second=self._batch_size / statistics.median(seconds[1:] or seconds),
-            difference=math.sqrt(sums["squared_difference"] / scale) if scale else 0.0,
+            difference=math.sqrt(difference / scale) if scale else 0.0,
         )
 
 
-def _add(sums: Mapping[str, dict[str, float]], computed: Mapping[str, Metrics]) -> None:
+def evaluation_sums(task: Task, outputs: Array, reference: Array, batch: Batch) -> Metrics:
+    """Return sums over the examples whose mask is True.
+
+    Args:
+      task: whose values are summed.
+      outputs: of the model, [b ...].
+      reference: other outputs, to compare them with.
+      batch: of the evaluation data.
+
+    Returns:
+      The task's values; count; squared_difference of the outputs from `reference`, and squared_reference (float32:
+      counts are exact up to 2**24 examples a batch).
+    """
+    mask = batch["mask"]
+    inner = range(1, outputs.ndim)
+    values = {
+        **task.evaluate(outputs, batch),
+        COUNT: jnp.ones_like(mask),
+        DIFFERENCE: jnp.sum(jnp.square(outputs - reference), axis=inner),
+        REFERENCE: jnp.sum(jnp.square(reference), axis=inner),
+    }
+
+    def total(value: Array) -> Array:
+        # where, not a product: a NaN in the padding must not reach the sum.
+        counted = jnp.where(mask.reshape(-1, *[1] * (value.ndim - 1)), value.astype(jnp.float32), 0)
+        return jnp.sum(counted, axis=0)
+
+    return {name: total(value) for name, value in values.items()}
+
+
+def check_task(
+    task: Task, apply: Callable[..., Float[Array, "b ..."]], params: Params, batch: Mapping[str, Any]
+) -> None:
+    """Check on shapes alone what evaluations will give: a mistake in them would show when the first is due.
+
+    Args:
+      task: what is learned.
+      apply: (params, inputs) -> outputs, of the model.
+      params: shapes of its parameters.
+      batch: shapes of a batch, without a mask.
+
+    Raises:
+      ValueError: values that are not one for each example, or under a name that is taken, or no metric that the best
+        goes by.
+    """
+
+    def evaluate(params: Params, batch: Batch) -> Metrics:
+        return task.evaluate(apply(params, task.inputs(batch)).astype(jnp.float32), batch)
+
+    size = batch["image"].shape[0]
+    values = jax.eval_shape(evaluate, params, {**batch, "mask": jax.ShapeDtypeStruct((size,), bool)})
+    for name, value in values.items():
+        if name in (COUNT, DIFFERENCE, REFERENCE):
+            raise ValueError(
+                f"{type(task).__name__}.evaluate gives {name}, which is taken; expected another name"
+            )
+        if value.shape[:1] != (size,):
+            raise ValueError(
+                f"{type(task).__name__}.evaluate gives {name} of shape {value.shape}; expected one for each of the"
+                f" {size} examples of a batch, [{size}, ...]"
+            )
+    metrics = task.metrics({name: np.ones(value.shape[1:]) for name, value in values.items()})
+    if task.best not in metrics:
+        raise ValueError(
+            f"{type(task).__name__}.best is {task.best!r}; expected one of its metrics, {sorted(metrics)}"
+        )
+
+
+def _add(sums: Mapping[str, Sums], computed: Mapping[str, Metrics]) -> None:
     """Waits for the sums of a batch and adds them up, in float64 on the host."""
     for mode, values in computed.items():
         for name, value in jax.device_get(values).items():
-            sums[mode][name] += float(value)
+            sums[mode][name] += np.asarray(value, np.float64)
 
 
 @contextlib.contextmanager

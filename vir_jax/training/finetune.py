@@ -40,8 +40,8 @@ def read_pretrained(
     """Return the best weights of the run in `config.init_from`, fitted to the model of `config`.
 
     The moving average is taken where the run kept one, and the last weights where it was never evaluated, which is
-    logged. The position embedding is resampled to the new grid. Where the classes are the same by name, in any order,
-    the head keeps what it knows of each; else it starts afresh.
+    logged. The position embedding is resampled to the new grid. Where the task is the same and so are the classes by
+    name, in any order, the head keeps what it knows of each; else it starts afresh.
 
     Args:
       config: of the new run.
@@ -56,8 +56,11 @@ def read_pretrained(
     run = _best_or_last(config.init_from)
     check_same_model(run, config)
     changed = class_difference(run.class_names, class_names)
-    same = set(run.class_names) == set(class_names)
-    if changed:
+    same_task = run.config.task == config.task
+    same = same_task and set(run.class_names) == set(class_names)
+    if not same_task:
+        logging.warning("the pretrained model's task is %s; the head starts afresh", run.config.task)
+    elif changed:
         logging.warning(
             "the pretrained model knows %s; the head %s",
             changed,

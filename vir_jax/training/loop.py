@@ -23,13 +23,13 @@ from vir_jax.runs.config import validate
 from vir_jax.runs.lock import exclusive
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import MetricsWriter, Window, has_metrics
-from vir_jax.runs.model import make_predict
 from vir_jax.runs.preemption import PreemptedError, Preemption
 from vir_jax.runs.state import TrainState
 from vir_jax.runs.storage import RunPath, open_workdir
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
+from vir_jax.tasks import make_task
 from vir_jax.training.clock import Clock
-from vir_jax.training.evaluate import Evaluator
+from vir_jax.training.evaluate import Evaluator, check_task
 from vir_jax.training.finetune import Pretrained, read_pretrained, start_from
 from vir_jax.training.program import Program, check_on_mesh, make_program
 from vir_jax.training.start import check_same_data, data_identity, open_sources
@@ -59,7 +59,7 @@ def train(
       eval_source: examples to evaluate on; None opens `config.data`.
 
     Returns:
-      The metrics of the final evaluation: top1, top5, loss, count.
+      The metrics of the final evaluation: the task's, and the count of examples.
 
     Raises:
       ValueError: a config that cannot be run, with the field and what it should be.
@@ -118,9 +118,9 @@ def _train(
     total_steps = max(1, round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch))
 
     # ------------------------------------------------------------------ model, optimiser, step; nothing compiled yet
-    program = make_program(
-        config, mesh, num_classes=train_source.num_classes, steps_per_epoch=steps_per_epoch
-    )
+    task = make_task(config, train_source.class_names)
+    program = make_program(config, mesh, task=task, steps_per_epoch=steps_per_epoch)
+    check_task(task, program.model.apply, program.state.params, program.batch)
     forward_flops = program.model.flops(program.image_size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
     metadata = {
@@ -166,7 +166,8 @@ def _train(
         evaluated_on = {name: data[name] for name in ("dataset", "eval_split", "crop_fraction")}
         results = checkpoints.metrics(start, on=evaluated_on) or {}
         evaluator = Evaluator(
-            make_predict(program.model, mean=data.mean, std=data.std),
+            task,
+            program.model.apply,
             mesh,
             batch_size=config.eval_batch_size,
             modes=[config.model.mode],
@@ -179,7 +180,7 @@ def _train(
             weights = state.params if state.ema is None else state.ema
             evaluated = evaluator(weights, eval_batches, check=preemption.check)
             metrics = evaluated[config.model.mode].metrics
-            checkpoints.record_evaluation(step, metrics, on=evaluated_on)
+            checkpoints.record_evaluation(step, metrics, score=task.score(metrics), on=evaluated_on)
             return metrics
 
         # -------------------------------------------------------------- finished, or compile, restore or begin

@@ -13,8 +13,10 @@ from vir_jax.parallel.mesh import batch_sharding, check_divides
 from vir_jax.parallel.sharding import state_shardings
 from vir_jax.runs.model import ModelFunctions, image_size, model_functions
 from vir_jax.runs.state import TrainState, create_train_state
+from vir_jax.tasks import Task, make_task
+from vir_jax.tasks.task import Batch
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
-from vir_jax.training.step import Batch, Metrics, StepConfig, make_train_step
+from vir_jax.training.step import Metrics, StepConfig, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Program:
 
     Attributes:
       mesh: over which it is split.
+      task: what is learned.
       model: as pure functions.
       image_size: (height, width) of the training images, pixels.
       state: the train state's shapes, dtypes and shardings.
@@ -32,6 +35,7 @@ class Program:
     """
 
     mesh: Mesh
+    task: Task
     model: ModelFunctions
     image_size: tuple[int, int]
     state: TrainState
@@ -57,7 +61,7 @@ def check_on_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """
     check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
     check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
-    model = model_functions(config.model, 2)
+    model = model_functions(config.model, make_task(config, ("one class", "another")).num_outputs)
     params = jax.eval_shape(model.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((config.batch_size, *image_size(config.model), 3), "float32")
     with jax.set_mesh(mesh):
@@ -68,21 +72,21 @@ def check_on_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def make_program(
-    config: ml_collections.ConfigDict, mesh: Mesh, *, num_classes: int, steps_per_epoch: float
+    config: ml_collections.ConfigDict, mesh: Mesh, *, task: Task, steps_per_epoch: float
 ) -> Program:
     """Builds the model, optimiser and step of a config; nothing is compiled or allocated.
 
     Args:
       config: see `default_config`.
       mesh: its devices need not be on this machine.
-      num_classes: of the data.
+      task: what is learned; `make_task` makes it.
       steps_per_epoch: optimiser steps per pass over the training data.
 
     Raises:
       ValueError: a config that cannot be run, with the field and what it should be.
     """
     check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
-    model = model_functions(config.model, num_classes)
+    model = model_functions(config.model, task.num_outputs)
     schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
     optimizer = make_optimizer(**optimizer_options(config.optim))
 
@@ -99,24 +103,20 @@ def make_program(
     size = image_size(config.model)
     return Program(
         mesh=mesh,
+        task=task,
         model=model,
         image_size=size,
         state=state,
         batch=batch_shapes(config.batch_size, size, mesh),
         init=jax.jit(init, out_shardings=shardings),
-        step=make_train_step(model.apply, optimizer, schedule, step_config(config, num_classes)),
+        step=make_train_step(model.apply, task, optimizer, schedule, step_config(config)),
     )
 
 
-def step_config(config: ml_collections.ConfigDict, num_classes: int) -> StepConfig:
+def step_config(config: ml_collections.ConfigDict) -> StepConfig:
     """What the train step takes from a run's config."""
     return StepConfig(
         seed=config.seed,
-        num_classes=num_classes,
-        mean=config.data.mean,
-        std=config.data.std,
-        label_smoothing=config.label_smoothing,
-        **config.mixing,
         accumulation_steps=config.accumulation_steps,
         ema_decay=config.ema_decay,
     )

@@ -1,58 +1,40 @@
-"""The training step, a pure function of (state, batch), and the sums that evaluation adds up."""
+"""The training step, a pure function of (state, batch)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from vir_jax.models.pixels import normalize
 from vir_jax.runs.state import Params, TrainState, update_ema
-from vir_jax.training.mixing import mix, smooth_labels
+from vir_jax.tasks import Task
+from vir_jax.tasks.task import Batch
 
-Batch = dict[str, Array]
 Metrics = dict[str, Array]
-# (params, normalised images, key of drop path or None) -> logits.
-Apply = Callable[[Params, Array, Key[Array, ""] | None], Float[Array, "b classes"]]
+# (params, inputs, key of drop path or None) -> outputs.
+Apply = Callable[[Params, Array, Key[Array, ""] | None], Float[Array, "b ..."]]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What a step needs to know besides model and optimiser; see `default_config` for the meaning."""
+    """What a step needs to know besides model, task and optimiser; see `default_config` for the meaning."""
 
     seed: int
-    num_classes: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    label_smoothing: float
-    mixup_alpha: float
-    cutmix_alpha: float
-    switch_probability: float
     accumulation_steps: int
     ema_decay: float
 
 
-def in_top_k(logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int) -> Bool[Array, " b"]:
-    """Whether the label is among the k best classes; of equal scores the lower class wins, as in argmax.
-
-    NaN is never right: a score that is not at most the label's counts as ahead of it.
-    """
-    score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    lower = jnp.arange(logits.shape[1], dtype=jnp.int32) < labels[:, None]
-    ahead = ~(logits <= score) | ((logits == score) & lower)
-    return jnp.sum(ahead, axis=1, dtype=jnp.int32) < k
-
-
 def make_train_step(
     apply: Apply,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: StepConfig,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step: (state, {"image": uint8 [b y x 3], "label": int32 [b]}) -> (state, metrics).
+    """The step: (state, batch) -> (state, metrics), the task's among them.
 
     All randomness is folded from (seed, step), and the learning rate is the schedule's at the same step. A step whose
     loss, gradients or updates are not finite changes nothing but the step counter, and says so in metrics["finite"];
@@ -68,12 +50,8 @@ def make_train_step(
     def loss_function(
         params: Params, images: Array, targets: Array, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
-        logits = apply(params, images, key).astype(jnp.float32)
-        loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
-        # A mixed image counts as the class that it holds most of.
-        labels = jax.lax.argmax(targets, axis=1, index_dtype=jnp.int32)
-        accuracies = {f"top{k}": jnp.mean(in_top_k(logits, labels, k), dtype=jnp.float32) for k in (1, 5)}
-        return loss, {"loss": loss, **accuracies}
+        loss, metrics = task.loss(apply(params, images, key).astype(jnp.float32), targets)
+        return loss, {**metrics, "loss": loss}
 
     def gradients(
         params: Params, images: Array, targets: Array, key: Key[Array, ""]
@@ -99,17 +77,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        mix_key, drop_path_key = jax.random.split(key)
-        images = normalize(batch["image"], config.mean, config.std)
-        targets = smooth_labels(batch["label"], config.num_classes, config.label_smoothing)
-        images, targets = mix(
-            mix_key,
-            images,
-            targets,
-            mixup_alpha=config.mixup_alpha,
-            cutmix_alpha=config.cutmix_alpha,
-            switch_probability=config.switch_probability,
-        )
+        task_key, drop_path_key = jax.random.split(key)
+        images, targets = task.training_inputs(batch, task_key)
         grads, metrics = gradients(state.params, images, targets, drop_path_key)
 
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
@@ -133,27 +102,3 @@ def make_train_step(
         return dataclasses.replace(kept, step=state.step + 1), metrics
 
     return train_step
-
-
-def evaluation_sums(
-    logits: Float[Array, "b classes"],
-    labels: Int[Array, " b"],
-    mask: Bool[Array, " b"],
-    reference: Float[Array, "b classes"],
-) -> Metrics:
-    """Sums over the examples whose mask is True.
-
-    Returns:
-      loss, top1, top5, count; squared_difference of the logits from `reference`, and squared_reference
-      (float32: counts are exact up to 2**24 examples a batch).
-    """
-    values = {
-        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
-        "top1": in_top_k(logits, labels, 1),
-        "top5": in_top_k(logits, labels, 5),
-        "count": jnp.ones_like(mask),
-        "squared_difference": jnp.sum(jnp.square(logits - reference), axis=1),
-        "squared_reference": jnp.sum(jnp.square(reference), axis=1),
-    }
-    # where, not a product: a NaN in the padding must not reach the sum.
-    return {name: jnp.sum(jnp.where(mask, value.astype(jnp.float32), 0)) for name, value in values.items()}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vir_jax.models.pixels import normalize
-from vir_jax.training.mixing import cutmix, mix, mixup, random_boxes, smooth_labels
+from vir_jax.tasks.mixing import cutmix, mix, mixup, random_boxes, smooth_labels
 
 
 def test_normalize():

@@ -1,0 +1,92 @@
+"""Classification: one class an image; cross-entropy on soft targets, and how often the class is among the best."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vir_jax.tasks.mixing import mix, smooth_labels
+from vir_jax.tasks.task import Batch, Task
+
+
+class Classification(Task):
+    """Which of the data's classes an image shows, with label smoothing, mixup and cutmix."""
+
+    best = "top1"
+    higher_is_better = True
+    fields = ("label_smoothing", "mixing.mixup_alpha", "mixing.cutmix_alpha")
+
+    def __init__(self, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
+        super().__init__(config, class_names)
+        self._num_classes = len(class_names)
+        self._label_smoothing = config.label_smoothing
+        self._mixing = dict(config.mixing)
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of classes."""
+        return self._num_classes
+
+    def training_inputs(
+        self, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "b y x c"], Float[Array, "b classes"]]:
+        """Return mixed images and distributions over the classes."""
+        targets = smooth_labels(batch["label"], self._num_classes, self._label_smoothing)
+        return mix(key, self.inputs(batch), targets, **self._mixing)
+
+    def loss(
+        self, outputs: Float[Array, "b classes"], targets: Float[Array, "b classes"]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Return the cross-entropy in nats, and top-1 and top-5 as fractions."""
+        loss = jnp.mean(optax.softmax_cross_entropy(outputs, targets))
+        # A mixed image counts as the class that it holds most of.
+        labels = jax.lax.argmax(targets, axis=1, index_dtype=jnp.int32)
+        return loss, {f"top{k}": jnp.mean(in_top_k(outputs, labels, k), dtype=jnp.float32) for k in (1, 5)}
+
+    def evaluate(self, outputs: Float[Array, "b classes"], batch: Batch) -> dict[str, Array]:
+        """Return whether the label is the best class, or among the best five, and the cross-entropy in nats."""
+        labels = batch["label"]
+        return {
+            "top1": in_top_k(outputs, labels, 1),
+            "top5": in_top_k(outputs, labels, 5),
+            "loss": optax.softmax_cross_entropy_with_integer_labels(outputs, labels),
+        }
+
+    def metrics(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return top-1 and top-5 as fractions, and the loss in nats."""
+        return {name: float(means[name]) for name in ("top1", "top5", "loss")}
+
+    def columns(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Return the metrics as text."""
+        return {
+            "top-1": f"{metrics['top1']:.2%}",
+            "top-5": f"{metrics['top5']:.2%}",
+            "loss": f"{metrics['loss']:.4f}",
+        }
+
+
+def check_classifies(task: Task) -> None:
+    """Check that a run's outputs are the logits of classes, for whoever names the classes.
+
+    Raises:
+      ValueError: its task is another.
+    """
+    if not isinstance(task, Classification):
+        raise ValueError(
+            f"the run's task is {type(task).__name__}, whose outputs are no classes; expected classification"
+        )
+
+
+def in_top_k(logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int) -> Bool[Array, " b"]:
+    """Return whether the label is among the k best classes; of equal scores the lower class wins, as in argmax.
+
+    NaN is never right: a score that is not at most the label's counts as ahead of it.
+    """
+    score = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    lower = jnp.arange(logits.shape[1], dtype=jnp.int32) < labels[:, None]
+    ahead = ~(logits <= score) | ((logits == score) & lower)
+    return jnp.sum(ahead, axis=1, dtype=jnp.int32) < k
