@@ -18,14 +18,14 @@ from vir_jax.training.evaluate import TIMED_BATCHES, Evaluator, evaluation_sums
 from vir_jax.training.loop import train
 
 
-class Digits(Classification):
+class PixelsAsTheyAre(Classification):
     """With pixels as they are."""
 
     def inputs(self, batch):
         return batch["image"]
 
 
-DIGITS = Digits(default_config(), "0123456789")
+TASK = PixelsAsTheyAre(default_config(), "0123456789")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_every_example_counts_once(batch_size, length):
 
     batches = eval_loader(Numbered(), batch_size=batch_size, image_size=8, crop_fraction=1.0, num_threads=1)
     modes = ["parallel", "chunkwise"]
-    evaluator = Evaluator(DIGITS, apply, make_mesh(), batch_size=batch_size, modes=modes)
+    evaluator = Evaluator(TASK, apply, make_mesh(), batch_size=batch_size, modes=modes)
     results = evaluator(jnp.float32(30.0), batches)
     metrics = results["parallel"].metrics
     wrong = len(range(0, length, 5))
@@ -81,7 +81,7 @@ def test_every_example_counts_once(batch_size, length):
 def test_padding_is_not_counted(padding):
     logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [padding, padding]])
     batch = {"label": jnp.array([0, 0, 0]), "mask": jnp.array([True, True, False])}
-    sums = evaluation_sums(DIGITS, logits, logits + 1.0, batch)
+    sums = evaluation_sums(TASK, logits, logits + 1.0, batch)
     expected = {
         "loss": np.log(1 + np.exp(-2.0)) + np.log(1 + np.exp(1.0)),
         "top1": 1.0,
@@ -110,7 +110,7 @@ def counting():
         "mask": np.ones(8, bool),
     }
     mesh = make_mesh(devices=jax.devices()[:1])
-    evaluator = Evaluator(DIGITS, apply, mesh, batch_size=8, modes=["parallel", "recurrent"])
+    evaluator = Evaluator(TASK, apply, mesh, batch_size=8, modes=["parallel", "recurrent"])
     return evaluator, batch, computed
 
 
@@ -162,7 +162,7 @@ def test_speed_is_that_of_the_forward_pass(monkeypatch):
             }
 
     mesh = make_mesh(devices=jax.devices()[:1])
-    results = Evaluator(DIGITS, apply, mesh, batch_size=8, modes=["parallel"])(jnp.float32(1.0), stream())
+    results = Evaluator(TASK, apply, mesh, batch_size=8, modes=["parallel"])(jnp.float32(1.0), stream())
     assert 8 / 0.1 < results["parallel"].images_per_second <= 8 / 0.02
 
 

@@ -201,7 +201,7 @@ def test_an_outage_damages_no_checkpoint(bucket, finished, config):
 def test_an_outage_between_saves_costs_training_nothing(bucket, finished, caplog):
     with Checkpoints(finished) as checkpoints:
         bucket.refuse = lambda method, name: True
-        checkpoints.record_evaluation(11, {"top1": 1.0})
+        checkpoints.record_evaluation(11, {"top1": 1.0}, score=1.0)
         assert "the evaluation of step 11 was not recorded" in caplog.text
     assert "old checkpoints stay" in caplog.text
     bucket.refuse = lambda method, name: False

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import vir_jax.runs.checkpoint
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints, RemovedCheckpointError, SaveError
+from vir_jax.runs.checkpoint import Checkpoints, NotEvaluatedError, RemovedCheckpointError, SaveError
 from vir_jax.runs.config import default_config
 from vir_jax.runs.manifest import MANIFEST, DamagedCheckpointError, verify
 from vir_jax.runs.preemption import PreemptedError
@@ -249,7 +249,7 @@ def test_the_best_has_the_highest_score_and_nan_is_none(tmp_path):
             save(checkpoints, make_state(step))
             checkpoints.record_evaluation(step, {"loss": loss}, score=-loss)
             if step == 1:
-                with pytest.raises(ValueError, match="no checkpoint 'best'"):
+                with pytest.raises(NotEvaluatedError, match="none was evaluated"):
                     checkpoints.resolve("best")
         assert checkpoints.resolve("best") == 3
 

@@ -38,7 +38,7 @@ def workdir(tmp_path_factory, weights):
             state = TrainState(jnp.int32(step), raw, optax.sgd(1.0).init(raw), ema)
             checkpoints.save(state, progress={}, config=make_config(), metadata={"class_names": list(NAMES)})
             if top1:
-                checkpoints.record_evaluation(step, {"top1": top1})
+                checkpoints.record_evaluation(step, {"top1": top1}, score=top1)
     return folder
 
 

@@ -38,7 +38,7 @@ def write_run(folder, config, *, class_names=DIGITS, evaluated=True):
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, progress={}, config=config, metadata={"class_names": list(class_names)})
         if evaluated:
-            checkpoints.record_evaluation(7, {"top1": 0.5})
+            checkpoints.record_evaluation(7, {"top1": 0.5}, score=0.5)
     return raw, ema
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from vir_jax.runs.config import default_config
 from vir_jax.runs.model import model_functions

@@ -119,7 +119,7 @@ def load_run(
         run.weights,
         run.step,
         workdir,
-        ", ".join(" ".join(pair) for pair in run.task.columns(run.metrics).items()) + " when it was trained"
+        f"{run.task.best} {run.metrics[run.task.best]:.4f} when it was trained"
         if run.metrics
         else "not evaluated when it was trained",
     )
