@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from vir_jax.parallel.collectives import Traffic, collectives
 from vir_jax.parallel.mesh import make_mesh
+from vir_jax.training.program import make_program
 
 
 def compiled_text(function, *specs, out):
@@ -14,6 +15,16 @@ def compiled_text(function, *specs, out):
         jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, spec)) for spec in specs
     ]
     return jax.jit(function, out_shardings=NamedSharding(mesh, out)).lower(*shapes).compile().as_text()
+
+
+def step_traffic(config, slices):
+    config.accumulation_steps = slices
+    program = make_program(config, make_mesh(8), num_classes=10, steps_per_epoch=10)
+    return sum(traffic.bytes for traffic in collectives(program.compile().as_text()).values())
+
+
+def test_accumulation_sums_over_devices_once(digits_config):
+    assert step_traffic(digits_config, 4) <= 1.05 * step_traffic(digits_config, 1)
 
 
 def test_nothing_is_sent():

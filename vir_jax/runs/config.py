@@ -42,6 +42,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.epochs = 10.0  # Passes over the training data, warm-up included, cool-down not.
     config.batch_size = 128  # Examples per optimiser step, over all devices and processes.
     config.accumulation_steps = 1  # Slices a batch is computed in, one after another; divides batch_size.
+    config.reduce_dtype = "float32"  # Of gradients as the mesh's data axis sums them; "bfloat16" sends half.
     config.label_smoothing = 0.0  # Probability mass spread evenly over all classes.
     config.ema_decay = 0.0  # Of the moving average of the parameters; 0 keeps none.
     config.task = "classification"  # What is learned: a module of vir_jax.tasks, or "package.module:Class".
@@ -137,6 +138,7 @@ FIELDS = {
     "epochs": number(0, ends="()"),
     "batch_size": integer(1),
     "accumulation_steps": integer(1),
+    "reduce_dtype": one_of("float32", "bfloat16"),
     "label_smoothing": number(0, 1, "[)"),
     "ema_decay": number(0, 1, "[)"),
     "init_from": either(text(), one_of("")),

@@ -86,7 +86,9 @@ def in_top_k(logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
 
     NaN is never right: a score that is not at most the label's counts as ahead of it.
     """
-    score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    lower = jnp.arange(logits.shape[1], dtype=jnp.int32) < labels[:, None]
+    classes = jnp.arange(logits.shape[1], dtype=jnp.int32)
+    # Not a gather: XLA cannot split one over an axis of the mesh within a `shard_map` over another.
+    score = jnp.sum(logits, axis=1, keepdims=True, where=classes == labels[:, None])
+    lower = classes < labels[:, None]
     ahead = ~(logits <= score) | ((logits == score) & lower)
     return jnp.sum(ahead, axis=1, dtype=jnp.int32) < k

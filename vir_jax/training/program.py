@@ -118,6 +118,7 @@ def step_config(config: ml_collections.ConfigDict) -> StepConfig:
     return StepConfig(
         seed=config.seed,
         accumulation_steps=config.accumulation_steps,
+        reduce_dtype=config.reduce_dtype,
         ema_decay=config.ema_decay,
     )
 

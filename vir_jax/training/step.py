@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from vir_jax.runs.state import Params, TrainState, update_ema
 from vir_jax.tasks import Task
 from vir_jax.tasks.task import Batch
+from vir_jax.training.gradients import mean_gradients
 
 Metrics = dict[str, Array]
 # (params, inputs, key of drop path or None) -> outputs.
@@ -24,6 +25,7 @@ class StepConfig:
 
     seed: int
     accumulation_steps: int
+    reduce_dtype: str
     ema_decay: float
 
 
@@ -56,27 +58,17 @@ def make_train_step(
     def gradients(
         params: Params, images: Array, targets: Array, key: Key[Array, ""]
     ) -> tuple[Params, Metrics]:
-        """Means over the batch, computed in `accumulation_steps` slices."""
-        slices = config.accumulation_steps
-        gradient = jax.grad(loss_function, has_aux=True)
-        if slices == 1:
-            return gradient(params, images, targets, key)
-
-        def accumulate(total: Any, inputs: tuple[Array, Array, Key[Array, ""]]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
-
-        # Every slices-th example makes a slice, so that each device slices its own part of the batch.
-        images, targets = (jnp.swapaxes(x.reshape(-1, slices, *x.shape[1:]), 0, 1) for x in (images, targets))
-        inputs = (images, targets, jax.random.split(key, slices))
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], inputs)),
+        return mean_gradients(
+            jax.grad(loss_function, has_aux=True),
+            params,
+            (images, targets),
+            key,
+            slices=config.accumulation_steps,
+            reduce_dtype=config.reduce_dtype,
         )
-        total, _ = jax.lax.scan(accumulate, zeros, inputs)
-        return jax.tree.map(lambda x: x / slices, total)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), state.step)
         task_key, drop_path_key = jax.random.split(key)
         images, targets = task.training_inputs(batch, task_key)
         grads, metrics = gradients(state.params, images, targets, drop_path_key)
