@@ -1,14 +1,14 @@
 """Random keys that know which examples of the batch they draw for.
 
 The first axis of what is drawn is that of the examples. A part of a batch so draws what the whole batch would have drawn
-for it, whether the part is one device's or one slice's of gradient accumulation: a run is the same run on any mesh, in
+for it, whether the part is one device's or one slice's of gradient accumulation: a run is the same on any mesh, in
 any number of slices. JAX's own keys draw by shape, and would give every part the same numbers.
 """
 
 import jax
 import jax.extend.random
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, UInt32
+from jaxtyping import Array, Int, Integer, Key, UInt32
 
 Data = UInt32[Array, "4"]
 """A key of threefry, the number of the first example, and the step from one example to the next."""
@@ -37,7 +37,7 @@ def _with_rows(keys: Key[Array, "..."], data: Data) -> UInt32[Array, "... 4"]:
     return jnp.concatenate([jax.random.key_data(keys), rows], axis=-1)
 
 
-def _seed(seed: Int[Array, ""]) -> Data:
+def _seed(seed: Integer[Array, ""]) -> Data:
     key = jax.random.key(seed, impl="threefry2x32")
     return jnp.concatenate([jax.random.key_data(key), jnp.array([0, 1], jnp.uint32)])
 
@@ -46,7 +46,7 @@ def _split(data: Data, shape: tuple[int, ...]) -> UInt32[Array, "... 4"]:
     return _with_rows(jax.random.split(_plain(data), shape), data)
 
 
-def _fold_in(data: Data, number: Int[Array, ""]) -> Data:
+def _fold_in(data: Data, number: Integer[Array, ""]) -> Data:
     return _with_rows(jax.random.fold_in(_plain(data), number), data)
 
 
