@@ -33,12 +33,12 @@ def test_nothing_is_sent():
 
 def test_a_gather_counts_the_whole_array():
     found = collectives(compiled_text(lambda x: 2 * x, P("data"), out=P()))
-    assert found == {"all-gather": Traffic(count=1, bytes=16 * 64 * 4)}
+    assert found == {"all-gather": Traffic(count=1, bytes=16 * 64 * 4, dtypes={"f32": 16 * 64 * 4})}
 
 
 def test_a_sum_over_devices():
     found = collectives(compiled_text(lambda x: x.sum(0), P("data"), out=P()))
-    assert found == {"all-reduce": Traffic(count=1, bytes=64 * 4)}
+    assert found == {"all-reduce": Traffic(count=1, bytes=64 * 4, dtypes={"f32": 64 * 4})}
 
 
 def test_a_loop_counts_as_often_as_it_runs():
@@ -73,9 +73,9 @@ ENTRY %main (x: f32[8,4]) -> f32[2,4] {
 }
 """
     assert collectives(ADD + text) == {
-        "all-gather": Traffic(1, 8 * 4 * 2),
-        "collective-permute": Traffic(1, 6),
-        "reduce-scatter": Traffic(2, 4 * (2 * 4 + 2) * 4),
+        "all-gather": Traffic(1, 8 * 4 * 2, {"bf16": 8 * 4 * 2}),
+        "collective-permute": Traffic(1, 6, {"s8": 6}),
+        "reduce-scatter": Traffic(2, 4 * (2 * 4 + 2) * 4, {"f32": 4 * (2 * 4 + 2) * 4}),
     }
 
 
@@ -87,7 +87,19 @@ def test_parts_of_one_collective_count_once():
         "  %a = bf16[8] fusion(%x), kind=kCustom, calls=%begin\n"
         "  ROOT %b = bf16[8] fusion(%a), kind=kCustom, calls=%end\n}\n"
     )
-    assert collectives(ADD + text) == {"all-gather": Traffic(1, 16)}
+    assert collectives(ADD + text) == {"all-gather": Traffic(1, 16, {"bf16": 16})}
+
+
+def test_collectives_of_one_channel_that_stand_side_by_side_count_each():
+    """What XLA for TPUs makes of a `psum` of many arrays: some together, all in one channel."""
+    text = """
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %a = (f32[4]{0:T(8)}, /*index=1*/bf16[8]{0:T(8)}) all-reduce(%x, %y), channel_id=1, to_apply=%add
+  %b = f32[6]{0:T(8)} all-reduce(%z), channel_id=1, to_apply=%add
+  ROOT %c = f32[6]{0:T(8)} all-reduce(%w), channel_id=1, to_apply=%add
+}
+"""
+    assert collectives(ADD + text) == {"all-reduce": Traffic(3, 80, {"f32": 64, "bf16": 16})}
 
 
 def test_a_loop_of_a_tpu_runs_up_to_the_bound_of_its_condition():
@@ -112,7 +124,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 """
     for condition, times in (("up_to_24", 24), ("until_it_is_small", 1)):
         found = collectives(ADD + text.replace("CONDITION", condition))
-        assert found == {"all-reduce": Traffic(times, times * 16)}
+        assert found == {"all-reduce": Traffic(times, times * 16, {"f32": times * 16})}
 
 
 def test_other_text_is_refused():

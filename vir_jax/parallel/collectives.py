@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 KINDS = (
     "all-gather",
@@ -34,10 +36,12 @@ class Traffic:
       count: how often one is executed; those in a loop count once per iteration.
       bytes: of the whole (gathered, or not yet scattered) arrays on one device, summed over them. What crosses a link
         depends on the algorithm: in a ring nearly these bytes, for an all-reduce twice.
+      dtypes: these bytes by the arrays' dtype, as the compiler spells it: "f32", "bf16".
     """
 
     count: int
     bytes: int
+    dtypes: Mapping[str, int]
 
 
 def collectives(hlo: str) -> dict[str, Traffic]:
@@ -52,20 +56,26 @@ def collectives(hlo: str) -> dict[str, Traffic]:
     entry = _entry(hlo)
     computations = dict(_computations(hlo))
     runs = _runs(computations, entry=entry)
-    # TPUs overlap a collective with other work by splitting it over several fusions, which share its channel.
-    found: dict[str, tuple[str, int, int]] = {}
+    # TPUs overlap a collective with other work by splitting it over several fusions, each of which has the same
+    # channel and arrays. Several collectives made of one `psum` have one channel too, but stand side by side.
+    found: dict[Any, tuple[str, int, Counter[str]]] = {}
     for name, body in computations.items():
+        seen: Counter[Any] = Counter()
         for number, (result, opcode, rest) in enumerate(_INSTRUCTION.findall(body)):
             kind = opcode.removesuffix("-start")
             if kind in KINDS and name in runs:
                 channel = re.search(r"\bchannel_id=(\d+)", rest)
-                size = _size(kind, result, rest, asynchronous=opcode.endswith("-start"))
-                found[channel.group(1) if channel else f"{name}.{number}"] = (kind, runs[name], size)
-    total: dict[str, Traffic] = {}
-    for kind, times, size in found.values():
-        before = total.get(kind, Traffic(0, 0))
-        total[kind] = Traffic(before.count + times, before.bytes + times * size)
-    return dict(sorted(total.items()))
+                arrays = channel.group(1) if channel else (name, number), tuple(_SHAPE.findall(result))
+                sizes = _sizes(kind, result, rest, asynchronous=opcode.endswith("-start"))
+                found[arrays, seen[arrays]] = kind, runs[name], sizes
+                seen[arrays] += 1
+    counts: Counter[str] = Counter()
+    dtypes: dict[str, Counter[str]] = {}
+    for kind, times, sizes in found.values():
+        counts[kind] += times
+        for dtype, size in sizes.items():
+            dtypes.setdefault(kind, Counter())[dtype] += times * size
+    return {kind: Traffic(counts[kind], dtypes[kind].total(), dict(dtypes[kind])) for kind in sorted(counts)}
 
 
 def _entry(hlo: str) -> str:
@@ -119,14 +129,18 @@ def _trips(loop: str, computations: Mapping[str, str]) -> int:
     return int(value.group(1)) if value else 1
 
 
-def _size(kind: str, result: str, rest: str, *, asynchronous: bool) -> int:
-    sizes = [math.prod(map(int, dims.split(","))) * _itemsize(dtype) if dims else _itemsize(dtype)
-             for dtype, dims in _SHAPE.findall(result)]  # fmt: skip
+def _sizes(kind: str, result: str, rest: str, *, asynchronous: bool) -> Counter[str]:
+    """Bytes of a collective's whole arrays, by dtype."""
+    arrays = _SHAPE.findall(result)
     if asynchronous and kind == "all-gather":  # (operands, results)
-        sizes = sizes[len(sizes) // 2 :]
+        arrays = arrays[len(arrays) // 2 :]
     elif asynchronous and kind == "collective-permute":  # (operand, result, contexts)
-        sizes = sizes[1:2]
-    return sum(sizes) * (_group_size(rest) if kind == "reduce-scatter" else 1)
+        arrays = arrays[1:2]
+    parts = _group_size(rest) if kind == "reduce-scatter" else 1
+    sizes: Counter[str] = Counter()
+    for dtype, dims in arrays:
+        sizes[dtype] += parts * _itemsize(dtype) * math.prod(int(dim) for dim in dims.split(",") if dim)
+    return sizes
 
 
 def _itemsize(dtype: str) -> int:

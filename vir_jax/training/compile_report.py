@@ -167,7 +167,7 @@ def format_report(report: Report) -> str:
         lines.append(f"model          {report.model_flops / 1e9:,.1f} GFLOP per device and step")
     lines.append("communication  per device and step" if report.collectives else "communication  none")
     lines += [
-        f"  {kind:<22}{traffic.count:>7,} x {_size(traffic.bytes):>14} in all"
+        f"  {kind:<22}{traffic.count:>7,} x {_size(traffic.bytes):>14} in all, of {', '.join(traffic.dtypes)}"
         for kind, traffic in report.collectives.items()
     ]
     return "\n".join(lines)
