@@ -284,7 +284,8 @@ class Checkpoints:
         return decided_by_process_0(lambda: self._resolve(which), NotEvaluatedError, ValueError, BucketError)
 
     def _resolve(self, which: str) -> int:
-        steps = self.steps()
+        # Beside a run, one listing of the folder may miss both the old checkpoint, removed, and the new one.
+        steps = self.steps() or self.steps()
         if which == "last":
             step = max(steps, default=None)
         elif which == "best":
