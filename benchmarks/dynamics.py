@@ -27,7 +27,7 @@ from vir_jax.runs.state import create_train_state
 from vir_jax.tasks import make_task
 from vir_jax.tasks.task import Batch
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
-from vir_jax.training.program import step_config
+from vir_jax.training.plan import step_config
 from vir_jax.training.step import make_train_step
 
 RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("vi[rt]_*.py")))

@@ -28,7 +28,7 @@ from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.model import model_functions
 from vir_jax.tasks import make_task
 from vir_jax.training.compile_report import IMAGENET_EXAMPLES
-from vir_jax.training.program import make_program
+from vir_jax.training.plan import make_plan
 
 TIMM = "timm vit_base_patch16"
 MODELS = ("vir_s16", "vir_b16", "vit_s16", "vit_b16", TIMM)
@@ -82,15 +82,15 @@ def our_step(name: str, form: str, size: int, batch_size: int) -> tuple[Run, int
         config.model.mode = form
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     task = make_task(config, [str(number) for number in range(1000)])
-    program = make_program(config, mesh, task=task, steps_per_epoch=IMAGENET_EXAMPLES / batch_size)
-    step = program.compile()
-    state = program.init(jax.random.key(0))
+    plan = make_plan(config, mesh, task=task, steps_per_epoch=IMAGENET_EXAMPLES / batch_size)
+    step = plan.compile()
+    state = plan.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
         "label": rng.integers(0, 1000, batch_size, np.int32),
     }
-    batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, program.batch)
+    batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, plan.batch)
 
     def run(steps: int) -> None:
         nonlocal state

@@ -17,7 +17,7 @@ from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.config import flatten, validate
 from vir_jax.runs.migrations import migrate
 from vir_jax.tasks import make_task
-from vir_jax.training.program import make_program
+from vir_jax.training.plan import make_plan
 from vir_jax.training.summary import count_parameters
 
 # How ml_collections loads a recipe.
@@ -137,10 +137,10 @@ def test_its_step(name):
     config, _ = load(name)
     mesh = make_mesh(**config.mesh)
     task = make_task(config, [str(number) for number in range(num_classes(config))])
-    program = make_program(config, mesh, task=task, steps_per_epoch=100.0)
-    stepped, metrics = jax.eval_shape(program.step, program.state, program.batch)
+    plan = make_plan(config, mesh, task=task, steps_per_epoch=100.0)
+    stepped, metrics = jax.eval_shape(plan.step, plan.state, plan.batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stepped) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), program.state
+        lambda x: (x.shape, x.dtype), plan.state
     )
     assert metrics["loss"].shape == ()
 

@@ -18,7 +18,7 @@ from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.tasks import make_task
-from vir_jax.training.program import make_program
+from vir_jax.training.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 RUN = [
@@ -187,11 +187,11 @@ def test_what_two_processes_wrote_one_can_read_and_go_on_with(workdirs):
     config, _ = load("vir_digits")
     config.mesh.fsdp = 2
     mesh = make_mesh(**config.mesh, devices=jax.devices()[:4])
-    program = make_program(config, mesh, task=make_task(config, "0123456789"), steps_per_epoch=22.0)
+    plan = make_plan(config, mesh, task=make_task(config, "0123456789"), steps_per_epoch=22.0)
     states = []
     for name in ("one", "two"):
         with Checkpoints(folder / name, read_only=True) as checkpoints:
-            states.append(checkpoints.restore(program.state, checkpoints.resolve("last")))
+            states.append(checkpoints.restore(plan.state, checkpoints.resolve("last")))
     (one, progress), (two, other_progress) = states
     assert progress["data"] == other_progress["data"]
     for ours, theirs in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):

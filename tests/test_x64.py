@@ -17,7 +17,7 @@ from vir_jax.ops import MODES, retention
 from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.tasks import make_task
-from vir_jax.training.program import make_program
+from vir_jax.training.plan import make_plan
 
 FP32 = 3e-6
 IMAGE = (2, 8, 12, 3)
@@ -75,16 +75,14 @@ def test_a_training_step(digits_config):
     # Optax computes 1 - b^step in float64 then, to five digits more than 1 - 0.999 has in float32. This b loses none.
     digits_config.optim.b1 = digits_config.optim.b2 = 0.875
     mesh = make_mesh(devices=jax.devices()[:1])
-    program = make_program(
-        digits_config, mesh, task=make_task(digits_config, "0123456789"), steps_per_epoch=10.0
-    )
+    plan = make_plan(digits_config, mesh, task=make_task(digits_config, "0123456789"), steps_per_epoch=10.0)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (16, 8, 8, 3)).astype(np.uint8),
         "label": rng.integers(0, 10, 16).astype(np.int32),
     }
-    state = program.init(jax.random.key(0))
-    compare(program.step, state, batch)
+    state = plan.init(jax.random.key(0))
+    compare(plan.step, state, batch)
 
 
 @pytest.mark.usefixtures("kernels_run")

@@ -6,7 +6,8 @@ from jax.sharding import PartitionSpec as P
 
 from vir_jax.parallel.collectives import Traffic, collectives
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.training.program import make_program
+from vir_jax.tasks import make_task
+from vir_jax.training.plan import make_plan
 
 
 def compiled_text(function, *specs, out):
@@ -19,8 +20,8 @@ def compiled_text(function, *specs, out):
 
 def step_traffic(config, slices):
     config.accumulation_steps = slices
-    program = make_program(config, make_mesh(8), num_classes=10, steps_per_epoch=10)
-    return sum(traffic.bytes for traffic in collectives(program.compile().as_text()).values())
+    plan = make_plan(config, make_mesh(8), task=make_task(config, "0123456789"), steps_per_epoch=10)
+    return sum(traffic.bytes for traffic in collectives(plan.compile().as_text()).values())
 
 
 def test_accumulation_sums_over_devices_once(digits_config):

@@ -9,7 +9,7 @@ from vir_jax.data import AugmentConfig, open_source, train_loader
 from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.tasks import make_task
-from vir_jax.training.program import make_program
+from vir_jax.training.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("compiled_afresh")
 SIZES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2), "2x2": (2, 2, 1)}
@@ -22,18 +22,18 @@ class Run:
         self.mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
         self.config = config
         self.source = open_source("digits", "train")
-        self.program = make_program(
+        self.plan = make_plan(
             config,
             self.mesh,
             task=make_task(config, self.source.class_names),
             steps_per_epoch=len(self.source) / config.batch_size,
         )
-        self.compiled = self.program.compile()
-        self.state = self.program.init(jax.random.key(config.seed))
+        self.compiled = self.plan.compile()
+        self.state = self.plan.init(jax.random.key(config.seed))
         self.batches = train_loader(
             self.source,
             batch_size=config.batch_size,
-            image_size=self.program.image_size,
+            image_size=self.plan.image_size,
             augment=AugmentConfig(**config.augment, mean=config.data.mean, std=config.data.std),
             seed=config.seed,
             rows=local_rows(self.mesh, config.batch_size),
@@ -56,7 +56,7 @@ class Run:
 
     def restore(self, workdir):
         with Checkpoints(workdir, read_only=True) as checkpoints:
-            self.state, progress = checkpoints.restore(self.program.state, checkpoints.resolve("last"))
+            self.state, progress = checkpoints.restore(self.plan.state, checkpoints.resolve("last"))
         self.batches.set_state(progress["data"].encode())
 
 

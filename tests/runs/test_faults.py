@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import pytest
 
 import vir_jax.training.loop
-import vir_jax.training.program
+import vir_jax.training.plan
 from benchmarks.faults.bench import Bench
 from benchmarks.faults.damage import flip, truncate
 from benchmarks.faults.kills import sigkill
@@ -85,14 +85,14 @@ def config(short_config):
 
 def at_step(patch, step, action):
     """Does something when the metrics of a step have come in: during the next step, or where that one is logged."""
-    record = vir_jax.training.loop.record
+    take_metrics = vir_jax.training.loop.take_metrics
 
     def disturbed(number, *arguments):
-        record(number, *arguments)
+        take_metrics(number, *arguments)
         if number == step:
             action()
 
-    patch.setattr(vir_jax.training.loop, "record", disturbed)
+    patch.setattr(vir_jax.training.loop, "take_metrics", disturbed)
 
 
 def terminate():
@@ -373,10 +373,10 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_stops_the_run(config, t
 @pytest.fixture
 def failing_steps(monkeypatch):
     """Makes the loss of the steps 4 and 8 NaN."""
-    make = vir_jax.training.program.make_train_step
+    make = vir_jax.training.plan.make_train_step
 
-    def make_failing(*arguments):
-        step = make(*arguments)
+    def make_failing(*arguments, **options):
+        step = make(*arguments, **options)
 
         def train_step(state, batch):
             bad = (state.step == 3) | (state.step == 7)
@@ -388,7 +388,7 @@ def failing_steps(monkeypatch):
 
         return train_step
 
-    monkeypatch.setattr(vir_jax.training.program, "make_train_step", make_failing)
+    monkeypatch.setattr(vir_jax.training.plan, "make_train_step", make_failing)
 
 
 def test_steps_that_are_not_finite_are_counted_across_starts(config, tmp_path, failing_steps, caplog):

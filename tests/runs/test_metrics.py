@@ -3,16 +3,16 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from vir_jax.runs.metrics import MetricsWriter, Window, read_metrics
+from vir_jax.runs.metrics import MetricMeans, MetricsWriter, read_metrics
 from vir_jax.training.clock import Clock
 
 
 def test_a_windows_state_is_that_of_its_moment():
     """Checkpoints are written while training goes on: what is added meanwhile is of a later step."""
-    window = Window()
-    state = window.state()
-    window.add({"loss": 1.0})
-    assert state == Window().state()
+    means = MetricMeans()
+    state = means.state()
+    means.add({"loss": 1.0})
+    assert state == MetricMeans().state()
 
 
 def test_lines_and_events(tmp_path):
@@ -43,11 +43,11 @@ def test_lines_after_the_restored_step_are_taken_out(tmp_path):
 
 
 def test_window_goes_on_from_its_saved_state():
-    whole, first = Window(), Window()
+    whole, first = MetricMeans(), MetricMeans()
     for value in (0.1, 0.7, 1.3):
         whole.add({"loss": value})
     first.add({"loss": 0.1})
-    second = Window(**json.loads(json.dumps(first.state())))
+    second = MetricMeans(**json.loads(json.dumps(first.state())))
     for value in (0.7, 1.3):
         second.add({"loss": value})
     assert second.pop_means() == whole.pop_means() == {"loss": pytest.approx(0.7)}

@@ -176,7 +176,7 @@ def test_a_run_starts_from_another_ones_weights(tmp_path, digits_config):
 
 def test_a_mistake_in_init_from_claims_no_workdir(tmp_path, first, monkeypatch):
     """Nothing is compiled or written before it is found; the corrected command is no other config."""
-    monkeypatch.setattr("vir_jax.training.program.Program.compile", lambda self: pytest.fail("compiled"))
+    monkeypatch.setattr("vir_jax.training.plan.TrainingPlan.compile", lambda self: pytest.fail("compiled"))
     right = first.init_from
     for wrong in (f"{right}_typo", str(tmp_path)):
         first.init_from = wrong

@@ -71,7 +71,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def nothing_compiled(monkeypatch):
-    monkeypatch.setattr("vir_jax.training.program.Program.compile", lambda self: pytest.fail("compiled"))
+    monkeypatch.setattr("vir_jax.training.plan.TrainingPlan.compile", lambda self: pytest.fail("compiled"))
 
 
 def assert_untouched(workdir):

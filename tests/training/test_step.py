@@ -43,7 +43,7 @@ def make_step(model, config=PLAIN, learning_rate=1e-3, task=None):
     schedule, optimizer = optax.constant_schedule(learning_rate), optax.adamw(1.0)
     state = create_train_state(model.init(jax.random.key(0)), optimizer, ema=True)
     return state, jax.jit(
-        make_train_step(model.apply, task or make_classification(), optimizer, schedule, config)
+        make_train_step(model.train, task or make_classification(), optimizer, schedule, config)
     )
 
 
@@ -108,7 +108,7 @@ def test_the_learning_rate_is_that_of_the_step_whatever_was_skipped():
 
     def apply(params, images, key):
         pixels = images.mean((1, 2)) @ params["kernel"]
-        return jnp.where(jnp.any(images != images[0, 0, 0, 0]), pixels, jnp.nan)
+        return jnp.where(jnp.any(images != images[0, 0, 0, 0]), pixels, jnp.nan), {}
 
     step = jax.jit(make_train_step(apply, make_classification(), optimizer, schedule, PLAIN))
     state = create_train_state(params, optimizer, ema=False)

@@ -168,7 +168,7 @@ def _short(value: float | int) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-class Window:
+class MetricMeans:
     """Means of the step metrics since the last line was written; saved with every checkpoint.
 
     A run that is stopped and goes on then writes the very numbers of one that was never stopped.
@@ -191,11 +191,11 @@ class Window:
         self.count += 1
 
     def pop_means(self) -> dict[str, float]:
-        """The means, and an empty window again."""
+        """Return the means, and begin anew."""
         means = {name: total / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
     def state(self) -> dict[str, Any]:
-        """JSON data that `Window(**state)` goes on from; a copy, for it is written while the next step is added."""
+        """Return JSON data that `MetricMeans(**state)` goes on from: a copy, written while the next step is added."""
         return {"sums": dict(self.sums), "count": self.count, "skipped_steps": self.skipped_steps}

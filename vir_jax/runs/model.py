@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from vir_jax.models import VisionModel, create_model, flops
 from vir_jax.models.pixels import normalize
+from vir_jax.models.variables import split_variables
 from vir_jax.parallel.sharding import parameter_axes
 from vir_jax.runs.state import Params
 
@@ -22,7 +23,11 @@ Options: TypeAlias = "Mapping[str, Any] | ml_collections.ConfigDict"
 
 @dataclasses.dataclass(frozen=True)
 class ModelFunctions:
-    """Pure functions of a model: `init(key) -> variables` and `apply(params, images, key) -> outputs`.
+    """A model as pure functions of its variables, a nested dict of float32 arrays, here called `params`.
+
+    They are its parameters and, where it has some, statistics that no gradient changes, such as the running mean of
+    batch normalisation: these lie at their places among the parameters, so that whatever is done to a run's parameters
+    (average, checkpoint, sharding) is done to them.
 
     Attributes:
         make: of random keys, the model.
@@ -43,8 +48,8 @@ class ModelFunctions:
         return parameter_axes(nnx.state(self.abstract))
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Return fresh parameters, a nested dict of float32 arrays."""
-        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(key)), nnx.Param))
+        """Return fresh variables."""
+        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(key))))
 
     def apply(
         self,
@@ -63,6 +68,23 @@ class ModelFunctions:
             mode: form of the mixer; None takes the model's own.
         """
         return self.model(params)(images, mode=mode, key=key)
+
+    def train(
+        self, params: Params, images: Float[Array, "b y x 3"], key: Key[Array, ""]
+    ) -> tuple[Float[Array, "b classes"], Params]:
+        """Return what `apply` does in training, and the statistics after it, at their places among the parameters."""
+        _, trained, statistics = split_variables(self.model(params))
+        model = nnx.merge(self.graph, trained, jax.lax.stop_gradient(statistics))
+        model.train()
+        outputs = model(images, key=key)
+        _, _, statistics = split_variables(model)
+        return outputs, nnx.to_pure_dict(statistics)
+
+    @functools.cached_property
+    def has_statistics(self) -> bool:
+        """Whether there are variables besides parameters: the examples of a batch meet in them."""
+        _, _, statistics = split_variables(self.abstract)
+        return bool(statistics)
 
     def model(self, params: Params) -> VisionModel:
         """Return the model with these parameters."""

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-Params = Any  # Nested dict of arrays, float32.
+Params = (
+    Any  # Nested dict of arrays, float32: parameters, and a model's statistics at their places among them.
+)
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +35,13 @@ def create_train_state(params: Params, optimizer: optax.GradientTransformation, 
         opt_state=optimizer.init(params),
         ema=params if ema else None,
     )
+
+
+def with_statistics(params: Params, statistics: Params) -> Params:
+    """Return the parameters with a model's statistics put in their places, a nested dict of these alone."""
+    if not isinstance(statistics, dict):
+        return statistics
+    return params | {name: with_statistics(params[name], part) for name, part in statistics.items()}
 
 
 def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:

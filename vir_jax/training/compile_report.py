@@ -26,7 +26,7 @@ from vir_jax.parallel.mesh import make_mesh
 from vir_jax.parallel.sharding import unsplit
 from vir_jax.runs.config import validate
 from vir_jax.tasks import make_task
-from vir_jax.training.program import make_program
+from vir_jax.training.plan import make_plan
 
 IMAGENET_EXAMPLES = 1_281_167
 
@@ -84,17 +84,17 @@ def compile_report(
     validate(config)
     devices = topology_devices(topology)
     mesh = make_mesh(**config.mesh, devices=devices)
-    program = make_program(
+    plan = make_plan(
         config,
         mesh,
         task=make_task(config, [str(number) for number in range(num_classes)]),
         steps_per_epoch=num_examples / config.batch_size,
     )
     chip = CHIPS.get(devices[0].device_kind)
-    flops = program.model.flops(program.image_size)
+    flops = plan.model.flops(plan.image_size)
     memory, overflow, traffic = {}, None, {}
     try:
-        compiled = program.compile()
+        compiled = plan.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -108,10 +108,10 @@ def compile_report(
         memory=memory,
         capacity=None if chip is None else chip.memory,
         overflow=overflow,
-        state=bytes_per_device(program.state),
+        state=bytes_per_device(plan.state),
         model_flops=flops and 3 * flops * config.batch_size / mesh.size,
         collectives=traffic,
-        unsplit=unsplit(program.state.params, mesh, program.model.axes),
+        unsplit=unsplit(plan.state.params, mesh, plan.model.axes),
     )
 
 

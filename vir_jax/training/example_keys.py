@@ -1,9 +1,11 @@
 """Random keys that know which examples of the batch they draw for.
 
-The first axis of what is drawn is that of the examples. A part of a batch so draws what the whole batch would have drawn
-for it, whether the part is one device's or one slice's of gradient accumulation: a run is the same on any mesh, in
-any number of slices. JAX's own keys draw by shape, and would give every part the same numbers.
+The first axis of what is drawn is that of the examples. A part of a batch so draws what the whole batch would have
+drawn for it, whether the part is one device's or one slice's of gradient accumulation: a run is the same on any mesh,
+in any number of slices. JAX's own keys draw by shape, and would give every part the same numbers.
 """
+
+from typing import Any
 
 import jax
 import jax.extend.random
@@ -46,7 +48,7 @@ def _split(data: Data, shape: tuple[int, ...]) -> UInt32[Array, "... 4"]:
     return _with_rows(jax.random.split(_plain(data), shape), data)
 
 
-def _fold_in(data: Data, number: Integer[Array, ""]) -> Data:
+def _fold_in(data: Data, number: Any) -> Data:
     return _with_rows(jax.random.fold_in(_plain(data), number), data)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Key
 
 from vir_jax.ops.sequence import platform
@@ -31,11 +30,13 @@ def mean_gradients(
     key: Key[Array, ""],
     *,
     slices: int,
-    reduce_dtype: DTypeLike,
+    reduce_dtype: str,
+    apart: bool = True,
 ) -> Means:
     """Compute the means of gradients and metrics over a batch.
 
-    They are the same on any mesh and in any number of slices, but for rounding.
+    They are the same on any mesh and in any number of slices, but for rounding. Not so where the examples of a slice
+    meet (batch normalisation): on any mesh, but not in any number of slices.
 
     Args:
       gradient: (params, *examples, key) -> means over these examples. It draws by `example_key`s: the first axis of
@@ -45,15 +46,14 @@ def mean_gradients(
       key: of the batch.
       slices: the parts that each device computes one after another; divides its examples.
       reduce_dtype: of the sum over the data axis; within a device sums are float32.
+      apart: whether no example looks at another. Else all devices compute as one, the partitioner sums over them in
+        every slice, and in the dtype of the computation.
 
     Raises:
-      ValueError: a sum over CPU devices in another dtype than float32; compiling it, XLA would end the process.
+      ValueError: see `check_reduce_dtype`.
     """
-    parts = _parts()
-    if parts > 1 and platform() == "cpu" and reduce_dtype != "float32":
-        raise ValueError(
-            f"config.reduce_dtype is {reduce_dtype!r}, in which XLA does not sum over CPU devices; expected 'float32'"
-        )
+    check_reduce_dtype(reduce_dtype, apart=apart)
+    parts = _parts() if apart else 1
     per_part = examples[0].shape[0] // parts
 
     def of_part(params: Params, examples: tuple[Array, ...], key: Key[Array, ""], first: Array) -> Means:
@@ -73,6 +73,26 @@ def mean_gradients(
     return jax.shard_map(
         of_all, in_specs=(whole, split, whole, split), out_specs=whole, axis_names={AXIS}, check_vma=False
     )(params, examples, key, first)
+
+
+def check_reduce_dtype(reduce_dtype: str, *, apart: bool) -> None:
+    """Check that gradients can be summed in a dtype over the data axis of the mesh in context.
+
+    Raises:
+      ValueError: another one than float32, on CPU devices (compiling that sum, XLA would end the process) or where
+        examples are not computed apart.
+    """
+    if reduce_dtype == "float32":
+        return
+    if not apart:
+        raise ValueError(
+            f"config.reduce_dtype is {reduce_dtype!r}, which a model with batch statistics does not use: its gradients"
+            " are summed in the dtype of the computation; expected 'float32', the default"
+        )
+    if _parts() > 1 and platform() == "cpu":
+        raise ValueError(
+            f"config.reduce_dtype is {reduce_dtype!r}, in which XLA does not sum over CPU devices; expected 'float32'"
+        )
 
 
 def _parts() -> int:

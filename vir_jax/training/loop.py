@@ -22,7 +22,7 @@ from vir_jax.runs.checkpoint import Checkpoints, has_checkpoints
 from vir_jax.runs.config import validate
 from vir_jax.runs.lock import exclusive
 from vir_jax.runs.log import quiet_libraries
-from vir_jax.runs.metrics import MetricsWriter, Window, has_metrics
+from vir_jax.runs.metrics import MetricMeans, MetricsWriter, has_metrics
 from vir_jax.runs.preemption import PreemptedError, Preemption
 from vir_jax.runs.state import TrainState
 from vir_jax.runs.storage import RunPath, open_workdir
@@ -31,7 +31,7 @@ from vir_jax.tasks import make_task
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import Evaluator, check_task
 from vir_jax.training.finetune import Pretrained, read_pretrained, start_from
-from vir_jax.training.program import Program, check_on_mesh, make_program
+from vir_jax.training.plan import TrainingPlan, check_on_mesh, make_plan
 from vir_jax.training.start import check_same_data, data_identity, open_sources
 from vir_jax.training.summary import summarize
 
@@ -119,9 +119,9 @@ def _train(
 
     # ------------------------------------------------------------------ model, optimiser, step; nothing compiled yet
     task = make_task(config, train_source.class_names)
-    program = make_program(config, mesh, task=task, steps_per_epoch=steps_per_epoch)
-    check_task(task, program.model.apply, program.state.params, program.batch)
-    forward_flops = program.model.flops(program.image_size)
+    plan = make_plan(config, mesh, task=task, steps_per_epoch=steps_per_epoch)
+    check_task(task, plan.model.apply, plan.state.params, plan.batch)
+    forward_flops = plan.model.flops(plan.image_size)
     train_flops = forward_flops and 3 * forward_flops  # The backward pass costs twice the forward one.
     metadata = {
         **data_identity(train_source),
@@ -131,14 +131,12 @@ def _train(
     }
     pretrained: Pretrained = {}
     if config.init_from and not has_checkpoints(workdir):
-        pretrained = read_pretrained(
-            config, shapes=program.state.params, class_names=train_source.class_names
-        )
+        pretrained = read_pretrained(config, shapes=plan.state.params, class_names=train_source.class_names)
 
     batches = train_loader(
         train_source,
         batch_size=config.batch_size,
-        image_size=program.image_size,
+        image_size=plan.image_size,
         augment=AugmentConfig(**config.augment, mean=data.mean, std=data.std),
         seed=config.seed,
         rows=local_rows(mesh, config.batch_size),
@@ -149,7 +147,7 @@ def _train(
     eval_batches = eval_loader(
         eval_source,
         batch_size=config.eval_batch_size,
-        image_size=program.image_size,
+        image_size=plan.image_size,
         crop_fraction=data.crop_fraction,
         rows=local_rows(mesh, config.eval_batch_size),
         num_threads=data.threads,
@@ -167,7 +165,7 @@ def _train(
         results = checkpoints.metrics(start, on=evaluated_on) or {}
         evaluator = Evaluator(
             task,
-            program.model.apply,
+            plan.model.apply,
             mesh,
             batch_size=config.eval_batch_size,
             modes=[config.model.mode],
@@ -188,17 +186,15 @@ def _train(
         if finished:
             logging.info("%s is finished: nothing is left to do", workdir)
         if start < total_steps:
-            compiled = program.compile()
-            logging.info(
-                "\n%s", summarize(program.state, mesh, program.model.axes, compiled, flops=train_flops)
-            )
-        window, skipped_before = Window(), 0
+            compiled = plan.compile()
+            logging.info("\n%s", summarize(plan.state, mesh, plan.model.axes, compiled, flops=train_flops))
+        means, skipped_before = MetricMeans(), 0
         if start and not finished:
-            state, progress = checkpoints.restore(program.state, start)
+            state, progress = checkpoints.restore(plan.state, start)
             batches.set_state(progress["data"].encode())
-            window, skipped_before = Window(**progress["window"]), progress["skipped"]
+            means, skipped_before = MetricMeans(**progress["window"]), progress["skipped"]
         elif not finished:
-            state = fresh_state(program, config.seed, pretrained)
+            state = fresh_state(plan, config.seed, pretrained)
         write_config(workdir, config)
 
         # -------------------------------------------------------------- the loop
@@ -219,7 +215,7 @@ def _train(
                 clock.tick()
                 # Reading the metrics of the step before leaves the device one step of work ahead.
                 if in_flight is not None:
-                    record(*in_flight, window, checkpoints, config.max_skipped_steps)
+                    take_metrics(*in_flight, means, checkpoints, config.max_skipped_steps)
                 in_flight = step, metrics
 
                 log = step % config.log_every == 0 or step == total_steps
@@ -228,13 +224,13 @@ def _train(
                 saving = saving or (log and checkpoints.failed())
                 if log or saving:
                     check_lock()
-                    record(*in_flight, window, checkpoints, config.max_skipped_steps)
+                    take_metrics(*in_flight, means, checkpoints, config.max_skipped_steps)
                     in_flight = None
                     skipped = skipped_before + sum_over_processes(batches.skipped)
                 if log:
-                    train_metrics = {f"train/{name}": value for name, value in window.pop_means().items()}
+                    train_metrics = {f"train/{name}": value for name, value in means.pop_means().items()}
                     speed = clock.read(remaining_steps=total_steps - step)
-                    skips = {"data/skipped": skipped, "skipped_steps": window.skipped_steps}
+                    skips = {"data/skipped": skipped, "skipped_steps": means.skipped_steps}
                     writer.write(step, {**train_metrics, **speed, **skips})
                 writer.advance()
                 # Saved first, evaluated then: whatever happens to the evaluation, the step is done.
@@ -242,7 +238,7 @@ def _train(
                     with clock.paused():
                         progress = {
                             "data": batches.get_state().decode(),
-                            "window": window.state(),
+                            "window": means.state(),
                             "skipped": skipped,
                         }
                         writer.sync()
@@ -298,34 +294,38 @@ def find_start(
     return start
 
 
-def fresh_state(program: Program, seed: int, pretrained: Pretrained) -> TrainState:
+def fresh_state(plan: TrainingPlan, seed: int, pretrained: Pretrained) -> TrainState:
     """Return the state before the first step: initialised, or with the weights of another run."""
-    state = program.init(jax.random.key(seed))
+    state = plan.init(jax.random.key(seed))
     if not pretrained:
         return state
     params = start_from(pretrained, state.params)
     return dataclasses.replace(state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
 
 
-def record(
-    step: int, metrics: Mapping[str, Array], window: Window, checkpoints: Checkpoints, max_skipped_steps: int
+def take_metrics(
+    step: int,
+    metrics: Mapping[str, Array],
+    means: MetricMeans,
+    checkpoints: Checkpoints,
+    max_skipped_steps: int,
 ) -> None:
-    """Waits for a step and adds its metrics to the window, or leaves it out where they are not finite.
+    """Waits for a step and adds its metrics to the means, or leaves it out where they are not finite.
 
     Raises:
       NonFiniteError: one step more than may be left out, with its number, loss and norms, and the last checkpoint.
     """
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if values.pop("finite"):
-        window.add(values)
+        means.add(values)
         return
-    window.skipped_steps += 1
+    means.skipped_steps += 1
     norms = ", ".join(f"{name} norm {values[f'{name}_norm']}" for name in ("gradient", "update", "parameter"))
     message = f"step {step}: loss {values['loss']}, {norms}; the step was not applied."
-    if window.skipped_steps > max_skipped_steps:
+    if means.skipped_steps > max_skipped_steps:
         raise NonFiniteError(
             f"{message} Last checkpoint: step {checkpoints.latest_step()}. The same command would come to the same"
             " end: go on from there with a lower config.optim.lr or config.optim.clip_norm, or leave such steps out"
             f" with a config.max_skipped_steps above {max_skipped_steps}."
         )
-    logging.warning("%s Left out: %d of at most %d.", message, window.skipped_steps, max_skipped_steps)
+    logging.warning("%s Left out: %d of at most %d.", message, means.skipped_steps, max_skipped_steps)

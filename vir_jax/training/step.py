@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from vir_jax.runs.state import Params, TrainState, update_ema
+from vir_jax.runs.state import Params, TrainState, update_ema, with_statistics
 from vir_jax.tasks import Task
 from vir_jax.tasks.task import Batch
 from vir_jax.training.gradients import mean_gradients
 
 Metrics = dict[str, Array]
-# (params, inputs, key of drop path or None) -> outputs.
-Apply = Callable[[Params, Array, Key[Array, ""] | None], Float[Array, "b ..."]]
+# (params, inputs, key of drop path) -> outputs, and the model's statistics, {} where it has none.
+Apply = Callable[[Params, Array, Key[Array, ""]], tuple[Float[Array, "b ..."], Params]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: StepConfig,
+    *,
+    apart: bool = True,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step: (state, batch) -> (state, metrics), the task's among them.
 
@@ -43,20 +45,23 @@ def make_train_step(
 
     Args:
       apply: the model.
+      task: what is learned.
       optimizer: gives the updates of learning rate 1; `make_optimizer` makes one.
       schedule: learning rate by step, counted from 0.
       config: the rest.
+      apart: whether no example of a batch looks at another; see `mean_gradients`.
     """
 
     def loss_function(
         params: Params, images: Array, targets: Array, key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], Metrics]:
-        loss, metrics = task.loss(apply(params, images, key).astype(jnp.float32), targets)
-        return loss, {**metrics, "loss": loss}
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Params]]:
+        outputs, statistics = apply(params, images, key)
+        loss, metrics = task.loss(outputs.astype(jnp.float32), targets)
+        return loss, ({**metrics, "loss": loss}, statistics)
 
     def gradients(
         params: Params, images: Array, targets: Array, key: Key[Array, ""]
-    ) -> tuple[Params, Metrics]:
+    ) -> tuple[Params, tuple[Metrics, Params]]:
         return mean_gradients(
             jax.grad(loss_function, has_aux=True),
             params,
@@ -64,18 +69,19 @@ def make_train_step(
             key,
             slices=config.accumulation_steps,
             reduce_dtype=config.reduce_dtype,
+            apart=apart,
         )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), state.step)
         task_key, drop_path_key = jax.random.split(key)
         images, targets = task.training_inputs(batch, task_key)
-        grads, metrics = gradients(state.params, images, targets, drop_path_key)
+        grads, (metrics, statistics) = gradients(state.params, images, targets, drop_path_key)
 
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = optax.tree.scale(learning_rate, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = with_statistics(optax.apply_updates(state.params, updates), statistics)
         ema = None
         if state.ema is not None:
             ema = update_ema(state.ema, params, state.step, config.ema_decay)

@@ -6,7 +6,7 @@ import pytest
 import vir_jax.training.loop
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.training.loop import train
-from vir_jax.training.program import Program, check_on_mesh, step_config
+from vir_jax.training.plan import TrainingPlan, check_on_mesh, step_config
 from vir_jax.training.step import StepConfig
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -36,7 +36,7 @@ def test_all_of_a_config_is_checked_first(tmp_path, digits_config, monkeypatch, 
         raise AssertionError("it was compiled, or data were opened")
 
     monkeypatch.setattr(vir_jax.training.loop, "open_sources", never)
-    monkeypatch.setattr(Program, "compile", never)
+    monkeypatch.setattr(TrainingPlan, "compile", never)
     section, _, key = field.rpartition(".")
     (digits_config[section] if section else digits_config)[key] = value
     workdir = tmp_path / "run"
@@ -53,4 +53,7 @@ def test_what_fits_a_mesh_passes(digits_config):
 def test_the_step_takes_what_the_config_says(digits_config):
     """Each number comes through under its own name."""
     digits_config.seed, digits_config.ema_decay, digits_config.accumulation_steps = 11, 0.75, 4
-    assert step_config(digits_config) == StepConfig(seed=11, ema_decay=0.75, accumulation_steps=4)
+    digits_config.reduce_dtype = "bfloat16"
+    assert step_config(digits_config) == StepConfig(
+        seed=11, ema_decay=0.75, accumulation_steps=4, reduce_dtype="bfloat16"
+    )

@@ -15,12 +15,13 @@ from vir_jax.runs.model import ModelFunctions, image_size, model_functions
 from vir_jax.runs.state import TrainState, create_train_state
 from vir_jax.tasks import Task, make_task
 from vir_jax.tasks.task import Batch
+from vir_jax.training.gradients import check_reduce_dtype
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
 from vir_jax.training.step import Metrics, StepConfig, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class TrainingPlan:
     """A run's computation.
 
     Attributes:
@@ -65,15 +66,16 @@ def check_on_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     params = jax.eval_shape(model.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((config.batch_size, *image_size(config.model), 3), "float32")
     with jax.set_mesh(mesh):
+        check_reduce_dtype(config.reduce_dtype, apart=not model.has_statistics)
         try:
             jax.eval_shape(model.apply, params, images)
         except ValueError as error:
             raise ValueError(f"config.model: {error}") from error
 
 
-def make_program(
+def make_plan(
     config: ml_collections.ConfigDict, mesh: Mesh, *, task: Task, steps_per_epoch: float
-) -> Program:
+) -> TrainingPlan:
     """Builds the model, optimiser and step of a config; nothing is compiled or allocated.
 
     Args:
@@ -101,7 +103,7 @@ def make_program(
         shardings,
     )
     size = image_size(config.model)
-    return Program(
+    return TrainingPlan(
         mesh=mesh,
         task=task,
         model=model,
@@ -109,7 +111,9 @@ def make_program(
         state=state,
         batch=batch_shapes(config.batch_size, size, mesh),
         init=jax.jit(init, out_shardings=shardings),
-        step=make_train_step(model.apply, task, optimizer, schedule, step_config(config)),
+        step=make_train_step(
+            model.train, task, optimizer, schedule, step_config(config), apart=not model.has_statistics
+        ),
     )
 
 
