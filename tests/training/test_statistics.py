@@ -79,7 +79,7 @@ def norm_of(params):
 
 def test_a_step_moves_them_as_batch_normalisation_says(config):
     """running = 0.9 running + 0.1 batch, of what the stem computed with the parameters of before the step."""
-    config.mixing.mixup_alpha = 0.0
+    config.mixing.mixup_alpha = config.mixing.cutmix_alpha = 0.0
     plan, (state, first, _) = stepped(config, (1, 1, 1))
     assert plan.model.has_statistics
     assert not model_functions(config.model, 10).has_statistics
