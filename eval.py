@@ -27,7 +27,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "over all devices; default
 
 
 def main(argv: list[str]) -> None:
-    """Flags in, one call into vir_jax."""
+    """Turn the flags into one call of vir_jax."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
     initialize_from_flags()

@@ -27,7 +27,7 @@ JSON = flags.DEFINE_bool("json", False, "one JSON object a line")
 
 
 def main(argv: list[str]) -> int:
-    """Flags in, one call into vir_jax."""
+    """Turn the flags into one call of vir_jax."""
     if len(argv) < 2:
         raise app.UsageError("name image files or folders")
     try:

@@ -40,7 +40,7 @@ def evaluate_workdir(
     batch_size: int | None = None,
     source: Source | None = None,
 ) -> dict[str, ModeResult]:
-    """Evaluates a checkpoint of a run.
+    """Evaluate a checkpoint of a run.
 
     Labels are matched by name, as `match_classes` says: the data may have a part of the model's classes.
 
@@ -128,7 +128,7 @@ def evaluation_mesh(config: ml_collections.ConfigDict) -> Mesh:
 
 
 def format_results(results: Mapping[str, ModeResult]) -> str:
-    """A table of the modes, a line each."""
+    """Return a table of the modes, a line each."""
     rows = [
         {
             "mode": mode,

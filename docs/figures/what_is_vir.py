@@ -14,7 +14,7 @@ HEADS = 6
 
 
 def draw_patches(axes: Axes) -> None:
-    """The order in which tokens are read."""
+    """Draw the order in which tokens are read."""
     numbers = np.arange(1, ROWS * COLS + 1).reshape(ROWS, COLS)
     for (y, x), number in np.ndenumerate(numbers):
         axes.add_patch(Rectangle((x, y), 0.94, 0.94, facecolor="0.9", edgecolor="0.4"))
@@ -35,7 +35,7 @@ def draw_patches(axes: Axes) -> None:
 
 
 def draw_mask(axes: Axes) -> None:
-    """The decay mask of the head that forgets fastest."""
+    """Draw the decay mask of the head that forgets fastest."""
     n = ROWS * COLS + 1
     mask = np.array(decay_mask(n, vir_log_decay(HEADS))[0])
     mask = np.where(np.tri(n, dtype=bool), mask, np.nan)
@@ -67,7 +67,7 @@ def draw_recurrence(axes: Axes) -> None:
 
 
 def main() -> None:
-    """Writes the picture beside this file."""
+    """Write the picture beside this file."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), width_ratios=(0.9, 1.15, 1.2), layout="constrained")
     for draw, panel in zip((draw_patches, draw_mask, draw_recurrence), axes, strict=True):
         draw(panel)

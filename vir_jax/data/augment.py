@@ -91,7 +91,7 @@ def augment_image(
     *,
     decode: Callable[..., UInt8[np.ndarray, "y x 3"]] = decode_image,
 ) -> UInt8[np.ndarray, "_y _x 3"]:
-    """One random view of an image.
+    """Return one random view of an image.
 
     Args:
       image: an encoded file or RGB pixels; pixels are not written to.
@@ -133,7 +133,7 @@ def augment_image(
 def random_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random box in an image of `height` x `width` pixels.
+    """Return (top, left, height, width) of a random box in an image of `height` x `width` pixels.
 
     Area and aspect ratio are drawn until the box fits, ten times at most; then the largest central box of an
     allowed ratio is taken.
@@ -157,7 +157,7 @@ def random_resized_crop(
     *,
     decode: Callable[..., UInt8[np.ndarray, "y x 3"]] = decode_image,
 ) -> UInt8[np.ndarray, "_y _x 3"]:
-    """A random box of the image, resized to `size`.
+    """Return a random box of the image, resized to `size`.
 
     The box is drawn before a JPEG is decoded: where it is at least twice the size that is wanted, the image
     is decoded at a half, quarter or eighth (see `decode_image`).
@@ -192,7 +192,7 @@ def random_pad_crop(
 def color_jitter(
     image: UInt8[np.ndarray, "y x 3"], strength: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Brightness, contrast and saturation by factors uniform in 1 -+ strength, in random order."""
+    """Change brightness, contrast and saturation by factors uniform in 1 -+ strength, in random order."""
     operations = (ra.brightness, ra.contrast, ra.color)
     for index in rng.permutation(len(operations)):
         image = operations[index](image, rng.uniform(max(0, 1 - strength), 1 + strength))

@@ -92,7 +92,7 @@ def open_in_strips(open_file: Opener, magic: bytes, background: Colour, warn: Wa
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG after its EXIF orientation, from its header alone; None for other files.
+    """Return height and width of a JPEG after its EXIF orientation, from its header alone; None for other files.
 
     Raises:
       CorruptImageError: empty data, or more than `MAX_PIXELS` pixels.
@@ -105,7 +105,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
-    """(height, width, EXIF orientation) as stored, or None where libjpeg-turbo cannot give RGB."""
+    """Return (height, width, EXIF orientation) as stored, or None where libjpeg-turbo cannot give RGB."""
     if not data:
         raise CorruptImageError("the image is empty (0 bytes)")
     try:
@@ -119,7 +119,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """EXIF orientation of a JPEG, 1..8; 1 (as stored) where there is none that can be read."""
+    """Return the EXIF orientation of a JPEG, 1..8; 1 (as stored) where there is none that can be read."""
     position = 2  # after the start-of-image marker: segments of marker, length, content
     while data[position : position + 1] == b"\xff" and data[position + 1] != _START_OF_SCAN:
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")

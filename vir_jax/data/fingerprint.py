@@ -76,7 +76,7 @@ def _changed(places: Sequence[int], stored: Sequence[Any], now: Sequence[Any]) -
 
 
 def _spread(size: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `size`, evenly spaced."""
+    """Return at most `count` of the numbers below `size`, evenly spaced."""
     return [index * size // count for index in range(count)] if size > count else list(range(size))
 
 

@@ -57,7 +57,7 @@ class FolderSource:
         return {"image": Path(path).read_bytes(), "label": label}
 
     def name(self, index: int) -> str:
-        """The file's path."""
+        """Return the file's path."""
         return self._examples[index][0]
 
 

@@ -65,7 +65,7 @@ def train_loader(
     max_corrupt_fraction: float = MAX_CORRUPT_FRACTION,
     background: Colour = WHITE,
 ) -> "TrainLoader":
-    """Endless batches of shuffled and augmented examples, or some rows of each.
+    """Return endless batches of shuffled and augmented examples, or some rows of each.
 
     Args:
       source: the examples.
@@ -147,7 +147,7 @@ class TrainLoader(Iterator[TrainBatch]):
         return batch
 
     def get_state(self) -> bytes:
-        """The position after the last batch taken, as JSON; the same in every process."""
+        """Return the position after the last batch taken, as JSON; the same in every process."""
         return json.dumps({"position": self._position, **self._identity}).encode()
 
     def set_state(self, state: bytes) -> None:
@@ -174,7 +174,7 @@ class TrainLoader(Iterator[TrainBatch]):
 
 
 def _load_place(examples: grain.MapDataset, places: "_Places", start: int, index: int) -> dict[str, Any]:
-    """The `index`-th example loaded here, counted from position `start` of the global order."""
+    """Return the `index`-th example loaded here, counted from position `start` of the global order."""
     return examples[start + places.position(index)]
 
 
@@ -187,7 +187,7 @@ def _load_augmented(
     config: AugmentConfig,
     background: Colour,
 ) -> dict[str, Any]:
-    """A random view of example `index`, or of one drawn at random where that is corrupt."""
+    """Return a random view of example `index`, or of one drawn at random where that is corrupt."""
     corrupt = np.full(MAX_ATTEMPTS, -1)  # numbers of those tried in vain
     for attempt in range(MAX_ATTEMPTS):
         try:
@@ -218,7 +218,7 @@ def eval_loader(
     max_corrupt_fraction: float = MAX_CORRUPT_FRACTION,
     background: Colour = WHITE,
 ) -> "EvalLoader":
-    """One pass over a source: every example exactly once over all processes, and as many batches in each.
+    """Return one pass over a source: every example exactly once over all processes, and as many batches in each.
 
     Args:
       source: the examples, read in their own order.
@@ -294,7 +294,7 @@ class EvalLoader:
 def _load_centered(
     index: int, *, source: Source, size: tuple[int, int], crop_fraction: float, background: Colour
 ) -> dict[str, Any]:
-    """The central crop of example `index`, or a masked blank where that is padding or corrupt."""
+    """Return the central crop of example `index`, or a masked blank where that is padding or corrupt."""
     blank = {"image": np.zeros((*size, 3), np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
     if index >= len(source):
         return {**blank, "skipped": 0}
@@ -317,7 +317,7 @@ def _load_centered(
 
 
 def _decoder(source: Source, index: int, background: Colour) -> Callable[..., UInt8[np.ndarray, "y x 3"]]:
-    """`decode_image` for one example, which is named where it is doubtful."""
+    """Return `decode_image` for one example, which is named where it is doubtful."""
 
     def warn(doubt: str) -> None:
         logging.log_first_n(logging.WARNING, "%s: %s", MAX_WARNINGS, source.name(index), doubt)
@@ -333,7 +333,7 @@ class _Places:
     rows: Sequence[int]  # of each batch, loaded here
 
     def position(self, index: int) -> int:
-        """In the global order, of the `index`-th example loaded here."""
+        """Return the place in the global order of the `index`-th example loaded here."""
         batch, row = divmod(index, len(self.rows))
         return batch * self.batch_size + self.rows[row]
 
@@ -347,7 +347,7 @@ class _Batching:
     prefetch: int  # batches ahead
 
     def iterate(self, examples: grain.MapDataset) -> grain.DatasetIterator:
-        """Batches of consecutive examples; an incomplete last one is left out.
+        """Return batches of consecutive examples; an incomplete last one is left out.
 
         Threads work on chunks of a few examples: handing over each example by itself costs more than a tenth
         of a millisecond, in the one thread that asks for batches.
@@ -366,7 +366,7 @@ def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarra
 
 
 def _num_cores() -> int:
-    """Cores that this process may use, where the system can tell."""
+    """Return the cores that this process may use, where the system can tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

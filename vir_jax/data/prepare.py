@@ -45,7 +45,7 @@ class PreparationError(RuntimeError):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module's docstring."""
+    """Run the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m vir_jax.data.prepare",
         description=__doc__,
@@ -135,7 +135,7 @@ def convert(dataset: str, convert_from: str, data_dir: str | None) -> None:
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file: each is its length (8 bytes), a checksum (4), the data, a checksum (4)."""
+    """Return the records of a TFRecord file: each is its length (8 bytes), a checksum (4), the data, a checksum (4)."""
     with open(path, "rb") as file:
         while head := file.read(12):
             length = int.from_bytes(head[:8], "little")
@@ -197,7 +197,7 @@ def _check_example(source: TfdsSource, index: int, *, has_labels: bool, is_image
 
 
 def imagenet_wordnet_id(file_name: str) -> str:
-    """The class that a file's name implies.
+    """Return the class that a file's name implies.
 
     "n01440764_10026.JPEG" of the training set says it; "ILSVRC2012_val_00000123.JPEG" is number 123 of the
     published list of validation labels, which TFDS ships.
@@ -208,7 +208,7 @@ def imagenet_wordnet_id(file_name: str) -> str:
 
 @functools.cache
 def imagenet_validation_labels() -> list[str]:
-    """The 50,000 WordNet ids of the validation images, in the order of their numbers."""
+    """Return the 50,000 WordNet ids of the validation images, in the order of their numbers."""
     return Path(tfds.core.tfds_path(f"datasets/{IMAGENET}/validation_labels.txt")).read_text().split()
 
 
@@ -237,7 +237,7 @@ def check_imagenet_archives(folder: Path, *, allow_partial: bool) -> None:
 
 
 def _file_names(archive: Path) -> list[str]:
-    """Names of all entries; folders and other strays show by a trailing slash."""
+    """Return the names of all entries; folders and other strays show by a trailing slash."""
     with tarfile.open(archive, "r:") as tar:
         return [member.name if member.isfile() else f"{member.name}/" for member in tar]
 

@@ -86,7 +86,7 @@ def equalize(image: RGBImage) -> RGBImage:
 
 
 def invert(image: RGBImage) -> RGBImage:
-    """255 minus every value."""
+    """Subtract every value from 255."""
     return cv2.bitwise_not(image)
 
 
@@ -145,7 +145,7 @@ _SMOOTHING = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def affine(image: RGBImage, matrix: np.ndarray, interpolation: int, fill: Color) -> RGBImage:
-    """The image as seen through `matrix`, whose coordinates have (0, 0) at the corner of the first pixel."""
+    """Return the image as seen through `matrix`, whose coordinates have (0, 0) at the corner of the first pixel."""
     matrix = matrix.astype(np.float64)
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5  # OpenCV counts from the centre of the first pixel
     return cv2.warpAffine(
@@ -159,24 +159,24 @@ def affine(image: RGBImage, matrix: np.ndarray, interpolation: int, fill: Color)
 
 
 def rotation(degrees: float, height: int, width: int) -> np.ndarray:
-    """About the centre; positive degrees turn the image counter-clockwise."""
+    """Turn the image about its centre, counter-clockwise by positive degrees."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
     return np.array([[c, -s, x - c * x + s * y], [s, c, y - s * x - c * y]])
 
 
 def shear_x(slope: float) -> np.ndarray:
-    """Row y moves by -slope * y."""
+    """Move row y by -slope * y."""
     return np.array([[1, slope, 0], [0, 1, 0]])
 
 
 def shear_y(slope: float) -> np.ndarray:
-    """Column x moves by -slope * x."""
+    """Move column x by -slope * x."""
     return np.array([[1, 0, 0], [slope, 1, 0]])
 
 
 def translation(x: float, y: float) -> np.ndarray:
-    """Everything moves by (-x, -y) pixels."""
+    """Move everything by (-x, -y) pixels."""
     return np.array([[1, 0, x], [0, 1, y]])
 
 

@@ -14,7 +14,7 @@ cv2.setNumThreads(0)
 def eval_transform(
     image: UInt8[np.ndarray, "y x 3"], image_size: int | tuple[int, int], crop_fraction: float = 0.875
 ) -> UInt8[np.ndarray, "_y _x 3"]:
-    """Central crop, resized in one step with Pillow's antialiased bicubic filter.
+    """Return the central crop, resized in one step with Pillow's antialiased bicubic filter.
 
     The crop is the largest central box of the target's aspect ratio, its sides times `crop_fraction`: for a
     square target the usual "resize the shorter side to size / crop_fraction, cut out the centre", without
@@ -59,5 +59,5 @@ def resize(
 
 
 def size_pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an image size given as one side or as a pair."""
+    """Return (height, width) of an image size given as one side or as a pair."""
     return (image_size, image_size) if isinstance(image_size, int) else image_size

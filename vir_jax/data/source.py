@@ -30,10 +30,10 @@ class Source(Protocol):
         """Name of every class, in the order of the labels."""
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
 
     def __getitem__(self, index: int) -> Example:
-        """Example number `index`, 0 <= index < len(self). Its image is not to be written to."""
+        """Return example number `index`, 0 <= index < len(self). Its image is not to be written to."""
 
     def name(self, index: int) -> str:
-        """What a person needs to find example `index`: a path, or split, number and file name."""
+        """Return what a person needs to find example `index`: a path, or split, number and file name."""

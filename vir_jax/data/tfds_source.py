@@ -42,13 +42,13 @@ class TfdsSource:
         return {"image": record[self._image_key], "label": int(record[self._label_key])}
 
     def name(self, index: int) -> str:
-        """Set, split and number, with the file name or id where the set stores one."""
+        """Return set, split and number, with the file name or id where the set stores one."""
         name = f"{self._dataset} {self._split}[{index}]"
         stored = self.file_name(index)
         return f"{name} ({stored})" if stored else name
 
     def file_name(self, index: int) -> str:
-        """The file name or id that is stored with example `index`; empty where there is none."""
+        """Return the file name or id that is stored with example `index`; empty where there is none."""
         try:
             record = self._records[index]
         except Exception:  # it is asked for where an example is reported as unreadable
@@ -58,7 +58,7 @@ class TfdsSource:
 
 
 def open_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """The builder of a set that is already on disk, made from the files there: no builder's code runs.
+    """Return the builder of a set that is already on disk, made from the files there: no builder's code runs.
 
     Raises:
       ValueError: TFDS knows no such set; its default folder is in the environment, and no local one.
@@ -83,7 +83,7 @@ def open_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
 
 
 def prepare_command(dataset: str, data_dir: str | None) -> str:
-    """The command that prepares `dataset` where `open_source` looks for it."""
+    """Return the command that prepares `dataset` where `open_source` looks for it."""
     command = f"python -m vir_jax.data.prepare --dataset={dataset}"
     if data_dir is not None:
         command += f" --data_dir={data_dir}"

@@ -202,7 +202,7 @@ def _palette(page: tifffile.TiffPage) -> np.ndarray:
 
 
 def _obstacle(page: tifffile.TiffPage) -> str | None:
-    """Why a page that tifffile decompresses cannot be read from top to bottom in parts; None if it can."""
+    """Return why a page that tifffile decompresses cannot be read from top to bottom in parts; None if it can."""
     if _in_planes(page):
         return "its colours lie in separate planes"
     if page.photometric == _PHOTOMETRIC.PALETTE:
@@ -213,7 +213,7 @@ def _obstacle(page: tifffile.TiffPage) -> str | None:
 
 
 def _undecodable(page: tifffile.TiffPage) -> str | None:
-    """Why tifffile does not give a page's colours; None if it does."""
+    """Return why tifffile does not give a page's colours; None if it does."""
     jpeg = page.compression == _COMPRESSION.JPEG
     if page.compression in _CCITT:
         return f"its compression is {page.compression!r}"

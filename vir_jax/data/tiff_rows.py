@@ -83,7 +83,7 @@ def planes(page: tifffile.TiffPage) -> Rows:
 
 
 def _is_packed(page: tifffile.TiffPage) -> bool:
-    """Whether numbers begin in the middle of a byte."""
+    """Return whether numbers begin in the middle of a byte."""
     return page.bitspersample not in (8, 16)
 
 

@@ -167,7 +167,7 @@ class ImageStream:
         self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
 
     def _identity(self) -> dict[str, Any]:
-        """All that a state means nothing without; equal where a state may be restored. JSON data."""
+        """Return all that a state means nothing without; equal where a state may be restored. JSON data."""
         weights = 0
         for leaf in jax.tree.leaves(self._variables):
             weights = zlib.crc32(np.asarray(leaf).tobytes(), weights)

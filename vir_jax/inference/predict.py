@@ -55,7 +55,7 @@ def predict_files(
     top: int = 5,
     streamed: bool = False,
 ) -> Iterator[Prediction]:
-    """Classifies image files one after another; those that cannot be read are told, and do not stop the rest.
+    """Classify image files one after another; those that cannot be read are told, and do not stop the rest.
 
     Args:
       workdir: folder of the run.
@@ -134,7 +134,7 @@ def _classify_files(
     batch: int,
     files: Sequence[Path],
 ) -> list[Logits | Exception]:
-    """The logits of each file, or what went wrong; one call of the model, always of `batch` images."""
+    """Return the logits of each file, or what went wrong; one call of the model, always of `batch` images."""
     images = [_attempt(transform, file) for file in files]
     good = [image for image in images if not isinstance(image, Exception)]
     if not good:

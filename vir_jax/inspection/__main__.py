@@ -19,7 +19,7 @@ COMPARE = flags.DEFINE_list("compare", [], "more workdirs, whose training curves
 
 
 def main(argv: list[str]) -> None:
-    """Flags in, figures out."""
+    """Draw the figures that the flags ask for."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
     try:

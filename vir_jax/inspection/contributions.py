@@ -44,7 +44,7 @@ class LayerContributions(NamedTuple):
     bias: Float32[Array, "c"]
 
     def shares(self) -> Float32[Array, "b h n"]:
-        """Each term's part of the sum of all, along its direction: they sum to 1, and may be negative."""
+        """Return each term's part of the sum of all, along its direction: they sum to 1, and may be negative."""
         total = self.terms.sum(axis=(1, 2))
         along = exact_einsum("bhnc,bc->bhn", self.terms, total)
         return along / exact_einsum("bc,bc->b", total, total)[:, None, None]
@@ -63,12 +63,12 @@ class LogitContributions(NamedTuple):
     constant: Float32[Array, "b"]  # The shift of the final norm and the bias of the head.
 
     def total(self) -> Float32[Array, "b"]:
-        """The logit."""
+        """Return the logit."""
         layers = self.retention.sum(axis=(2, 3)) + self.retention_bias + self.mlp
         return layers.sum(axis=1) + self.class_token + self.constant
 
     def before_layer(self, layer: int) -> Float32[Array, "b"]:
-        """What the residual stream carries into a layer, all that was added before it."""
+        """Return what the residual stream carries into a layer, all that was added before it."""
         layers = self.retention.sum(axis=(2, 3)) + self.retention_bias + self.mlp
         return layers[:, :layer].sum(axis=1) + self.class_token
 
@@ -76,7 +76,7 @@ class LogitContributions(NamedTuple):
 def layer_contributions(
     model: VisionModel, images: Float[Array, "b H W 3"], layers: Sequence[int]
 ) -> dict[int, LayerContributions]:
-    """What each token, through each head, adds to the class token in each of some layers.
+    """Return what each token, through each head, adds to the class token in each of some layers.
 
     Args:
         model: a ViR, 1-D or 2-D, bidirectional or not.
@@ -114,7 +114,7 @@ def _layer_contributions(
 def logit_contributions(
     model: VisionModel, images: Float[Array, "b H W 3"], classes: Int[Array, "b"]
 ) -> LogitContributions:
-    """The terms that one logit of each image is the sum of.
+    """Return the terms that one logit of each image is the sum of.
 
     The sum is that of the model to the precision of its compute dtype: about 1e-6, relatively, in fp32.
 
@@ -173,6 +173,6 @@ def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array)
 def _class_token_weights(
     mixer: HeadsMixer, q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], grid: tuple[int, int]
 ) -> Float32[Array, "b h n"]:
-    """a[h,m] = d^-1/2 (q_cls . k_m) D_h[cls,m]."""
+    """Return a[h,m] = d^-1/2 (q_cls . k_m) D_h[cls,m]."""
     scores = mixer.head_dim**-0.5 * exact_einsum("bhd,bnhd->bhn", q[:, -1], k)
     return scores * class_token_decay(mixer, q.shape[1], grid)

@@ -15,7 +15,7 @@ class Curve(NamedTuple):
 
 
 def metric_curves(lines: Sequence[Mapping[str, float | int | None]]) -> dict[str, Curve]:
-    """Every metric by name ("train/loss", "eval/top1"), at the steps where it was written.
+    """Return every metric by name ("train/loss", "eval/top1"), at the steps where it was written.
 
     Args:
         lines: of a run's `metrics.jsonl`; null stands for what was not finite.

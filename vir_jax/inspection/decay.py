@@ -17,7 +17,7 @@ RetentionKind = Literal["1d", "2d"]
 
 
 def half_life(log_decay: Float32[Array, "h"]) -> Float32[Array, "h"]:
-    """Steps after which a head remembers half: gamma^steps = 1/2.
+    """Return steps after which a head remembers half: gamma^steps = 1/2.
 
     A step is a token in 1-D, and in 2-D a row or a column, for each of which the decay is gamma.
     """
@@ -25,7 +25,7 @@ def half_life(log_decay: Float32[Array, "h"]) -> Float32[Array, "h"]:
 
 
 def half_life_in_rows(log_decay: Float32[Array, "h"], cols: int, kind: RetentionKind) -> Float32[Array, "h"]:
-    """Rows of patches after which a head remembers half of what stood right above.
+    """Return rows of patches after which a head remembers half of what stood right above.
 
     In 1-D a row is `cols` tokens away, so that this depends on the image's width; in 2-D it is one step.
     """
@@ -35,7 +35,8 @@ def half_life_in_rows(log_decay: Float32[Array, "h"], cols: int, kind: Retention
 def decay_row(
     log_decay: Float32[Array, "h"], query: int, grid: tuple[int, int], kind: RetentionKind
 ) -> Float32[Array, "h n"]:
-    """Row `query` of the decay mask over patches and class token: what is left of each token when this one reads.
+    """Return row `query` of the decay mask over patches and class token: what is left of each token when this one
+    reads.
 
     `query` is a token's index: a patch's, or rows * cols, or -1, for the class token. n = rows * cols + 1.
 
@@ -56,7 +57,7 @@ def decay_row(
 
 
 def on_grid(per_token: Float[Array, "*lead n"], grid: tuple[int, int]) -> Float[Array, "*lead rows cols"]:
-    """Values per token as maps over the image; the class token, which has no place on it, is left out.
+    """Return values per token as maps over the image; the class token, which has no place on it, is left out.
 
     A bidirectional model reads every patch twice, forwards, then backwards: both values are added.
 
@@ -79,7 +80,7 @@ def on_grid(per_token: Float[Array, "*lead n"], grid: tuple[int, int]) -> Float[
 def decay_at_arrival(
     log_decay: Float32[Array, "h"], patches: int, grid: tuple[int, int], kind: RetentionKind
 ) -> Float32[Array, "h t m"]:
-    """What is left of patch m in the state once t patches have been read; t = 0 .. patches.
+    """Return what is left of patch m in the state once t patches have been read; t = 0 .. patches.
 
     In 1-D the state S_t is that of the recurrence: gamma^(t-1-m) for m < t, for any number of patches (a bidirectional
     model reads each twice). In 2-D it is the state in the last column of the row that is being read, what is

@@ -52,24 +52,24 @@ def layout_of(model: VisionModel, images: Float[Array, "b H W 3"]) -> Layout:
 
 
 def class_token_decay(mixer: Mixer, n: int, grid: tuple[int, int]) -> Float32[Array, "h n"]:
-    """D[cls, m]: what is left of each of n tokens when the class token, the last of them, reads."""
+    """Return D[cls, m]: what is left of each of n tokens when the class token, the last of them, reads."""
     kind = retention_kind(mixer)
     line = (1, n - 1)  # In 1-D the order is all there is, be it that of one pass over the grid or of two.
     return decay_row(mixer.log_decay, -1, grid if kind == "2d" else line, kind)
 
 
 def arrival_decay(mixer: Mixer, n: int, grid: tuple[int, int]) -> Float32[Array, "h t m"]:
-    """`decay_at_arrival` of the n - 1 patches that come before the class token."""
+    """Return `decay_at_arrival` of the n - 1 patches that come before the class token."""
     return decay_at_arrival(mixer.log_decay, n - 1, grid, retention_kind(mixer))
 
 
 def retention_scale(block: Block) -> Float32[Array, "c"]:
-    """Per channel, what the block's LayerScale multiplies its retention by."""
+    """Return, per channel, what the block's LayerScale multiplies its retention by."""
     scale = block.layer_scale1
     return jnp.ones(block.norm1.num_features, jnp.float32) if scale is None else scale.scale[...]
 
 
 def exact_einsum(equation: str, *operands: Array) -> Array:
-    """einsum in fp32, on accelerators too."""
+    """Compute an einsum in fp32, on accelerators too."""
     operands = tuple(x.astype(jnp.float32) for x in operands)
     return jnp.einsum(equation, *operands, precision=jax.lax.Precision.HIGHEST)

@@ -32,7 +32,7 @@ class Cost(NamedTuple):
 
 
 def tokens_by_mode(model: VisionModel, images: Float[Array, "b H W 3"]) -> dict[str, Float[Array, "b n c"]]:
-    """Tokens after the final norm, in every mode.
+    """Return tokens after the final norm, in every mode.
 
     Raises:
         ValueError: the model mixes tokens by another operator than retention, and has one mode alone.
@@ -50,7 +50,7 @@ def tokens_by_mode(model: VisionModel, images: Float[Array, "b H W 3"]) -> dict[
 def errors_by_token(
     tokens: Mapping[str, Float[Array, "b n *c"]],
 ) -> dict[tuple[str, str], Float64[np.ndarray, "n"]]:
-    """For each pair of modes, the relative RMS difference of every token.
+    """Return, for each pair of modes, the relative RMS difference of every token.
 
     The RMS is taken over the batch and a token's channels, and divided by the RMS of the first mode's token; 0 where
     both are zero.

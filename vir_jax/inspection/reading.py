@@ -13,7 +13,7 @@ from vir_jax.models import VisionModel
 
 
 def logits_as_read(model: VisionModel, images: Float[Array, "b H W 3"]) -> Float32[Array, "b t classes"]:
-    """Logits of a class token that comes after the first t patches, for every t = 0 .. patches.
+    """Return logits of a class token that comes after the first t patches, for every t = 0 .. patches.
 
     No patch sees one that comes later, so the patches' keys and values are those of the whole image, and the class
     tokens of all times are computed side by side: each reads the patches before it and itself. The last one's logits

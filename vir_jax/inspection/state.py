@@ -32,12 +32,12 @@ class StateSummary(NamedTuple):
 def state_at(
     k: Float[Array, "b m h d"], v: Float[Array, "b m h e"], decay: Float32[Array, "h m"]
 ) -> Float32[Array, "b h d e"]:
-    """S = sum_m D[m] k_m^T v_m, for one row of decays."""
+    """Return S = sum_m D[m] k_m^T v_m, for one row of decays."""
     return exact_einsum("hm,bmhd,bmhe->bhde", decay, k, v)
 
 
 def effective_rank(state: Float32[Array, "*lead d e"]) -> Float32[Array, "*lead"]:
-    """exp(entropy of the normalised singular values); 0 for a state of zeros."""
+    """Return exp(entropy of the normalised singular values); 0 for a state of zeros."""
     singular = jnp.linalg.svd(state, compute_uv=False)
     total = singular.sum(axis=-1)
     share = singular / jnp.where(total > 0, total, 1.0)[..., None]
@@ -45,7 +45,7 @@ def effective_rank(state: Float32[Array, "*lead d e"]) -> Float32[Array, "*lead"
 
 
 def patches_held(weights: Float32[Array, "*lead m"]) -> Float32[Array, "*lead"]:
-    """(sum w)^2 / sum w^2: m for equal weights, 1 for a single one, 0 for none."""
+    """Return (sum w)^2 / sum w^2: m for equal weights, 1 for a single one, 0 for none."""
     squares = jnp.sum(weights**2, axis=-1)
     return jnp.where(squares > 0, jnp.sum(weights, axis=-1) ** 2 / jnp.where(squares > 0, squares, 1.0), 0.0)
 
@@ -53,7 +53,7 @@ def patches_held(weights: Float32[Array, "*lead m"]) -> Float32[Array, "*lead"]:
 def summarize_states(
     k: Float[Array, "b m h d"], v: Float[Array, "b m h e"], decay: Float32[Array, "h t m"]
 ) -> StateSummary:
-    """Norm, effective rank and patches held of every state, shape [b, h, t] each.
+    """Return norm, effective rank and patches held of every state, shape [b, h, t] each.
 
     Args:
         k: keys of the patches.
@@ -73,7 +73,7 @@ def summarize_states(
 
 
 def states_as_read(model: VisionModel, images: Float[Array, "b H W 3"]) -> StateSummary:
-    """`summarize_states` of every layer, shape [b, l, h, t] each.
+    """Return `summarize_states` of every layer, shape [b, l, h, t] each.
 
     Raises:
         ValueError: the model has no state: it mixes tokens by another operator than retention.

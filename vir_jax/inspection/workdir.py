@@ -33,15 +33,15 @@ class TrainedModel:
     step: int
 
     def prepare(self, image: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """An RGB image cropped and resized as in the run's evaluation."""
+        """Return an RGB image cropped and resized as in the run's evaluation."""
         return eval_transform(image, image_size(self.config.model), self.config.data.crop_fraction)
 
     def normalize(self, images: UInt8[np.ndarray, "b H W 3"]) -> Float[Array, "b H W 3"]:
-        """Prepared images as the model takes them."""
+        """Return prepared images as the model takes them."""
         return normalize(jnp.asarray(images), self.config.data.mean, self.config.data.std)
 
     def logits(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b classes"]:
-        """Of normalised images, in the mode that the run was trained in."""
+        """Return the logits of normalised images, in the mode that the run was trained in."""
         graph, params = nnx.split(self.model)
         mode = self.config.model.mode
         return jax.jit(lambda params, images: nnx.merge(graph, params)(images, mode=mode))(params, images)
@@ -50,7 +50,7 @@ class TrainedModel:
 def load_model(
     workdir: str | os.PathLike[str], *, checkpoint: str = "last", weights: str | None = None
 ) -> TrainedModel:
-    """The model of a run.
+    """Return the model of a run.
 
     Args:
         workdir: folder of the run.
@@ -68,7 +68,7 @@ def load_model(
 
 
 def read_curves(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
-    """`metric_curves` of a run.
+    """Return `metric_curves` of a run.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -80,7 +80,7 @@ def read_curves(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
 
 
 def load_image(trained: TrainedModel, image: str) -> UInt8[np.ndarray, "H W 3"]:
-    """An image as the model's evaluation would see it.
+    """Return an image as the model's evaluation would see it.
 
     Args:
         trained: of `load_model`.

@@ -189,7 +189,7 @@ class VisionModel(nnx.Module):
         key: PRNGKeyArray | None = None,
         names: frozenset[str] = frozenset(),
     ) -> tuple[Float[Array, "b n c"], Layout, dict[str, Array], dict[str, Shaped[Array, "l ..."]]]:
-        """The last block's tokens, their layout, the stem's intermediates, and those named of all blocks."""
+        """Return the last block's tokens, their layout, the stem's intermediates, and those named of all blocks."""
         x, layout, embedded = self.stem(images)
         x, kept = self.stage(x, layout, mode=self.mode if mode is None else mode, key=key, names=names)
         return x, layout, embedded, kept

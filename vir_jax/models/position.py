@@ -124,7 +124,7 @@ def resample_position_embedding(
 def resampling_weights(
     size: int, new_size: int | Int[Array, ""], *, start: int | Int[Array, ""] = 0, count: int
 ) -> Float[Array, "count size"]:
-    """What `resample_position_embedding` does along one axis, as a matrix, and of that the rows asked for.
+    """Return what `resample_position_embedding` does along one axis, as a matrix, and of that the rows asked for.
 
     Row i holds the weights with which the `size` old points make point start + i of `new_size` new ones. So a
     part of a grid is resampled without the rest of it: E'[y, x] = sum_ij W_rows[y, i] W_cols[x, j] E[i, j].

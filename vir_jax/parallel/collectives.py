@@ -45,7 +45,7 @@ class Traffic:
 
 
 def collectives(hlo: str) -> dict[str, Traffic]:
-    """Counts the collectives that each device takes part in when the program runs once.
+    """Count the collectives that each device takes part in when the program runs once.
 
     Args:
       hlo: `jax.stages.Compiled.as_text()`.
@@ -86,7 +86,7 @@ def _entry(hlo: str) -> str:
 
 
 def _computations(hlo: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of each computation."""
+    """Return (name, text) of each computation."""
     starts = list(_COMPUTATION.finditer(hlo))
     ends = [match.start() for match in starts[1:]] + [len(hlo)]
     for match, end in zip(starts, ends, strict=True):
@@ -94,7 +94,7 @@ def _computations(hlo: str) -> Iterator[tuple[str, str]]:
 
 
 def _runs(computations: Mapping[str, str], *, entry: str) -> dict[str, int]:
-    """How often each computation is run; a loop of unknown length counts as one iteration."""
+    """Return how often each computation is run; a loop of unknown length counts as one iteration."""
     calls = {
         name: [
             (called.strip(" %"), _trips(rest, computations) if opcode == "while" else 1)
@@ -116,7 +116,7 @@ def _runs(computations: Mapping[str, str], *, entry: str) -> dict[str, int]:
 
 
 def _trips(loop: str, computations: Mapping[str, str]) -> int:
-    """How often a loop runs; 1 where that is not known."""
+    """Return how often a loop runs; 1 where that is not known."""
     if known := _TRIPS.search(loop):
         return int(known.group(1))
     named = _CONDITION.search(loop)
@@ -130,7 +130,7 @@ def _trips(loop: str, computations: Mapping[str, str]) -> int:
 
 
 def _sizes(kind: str, result: str, rest: str, *, asynchronous: bool) -> Counter[str]:
-    """Bytes of a collective's whole arrays, by dtype."""
+    """Return the bytes of a collective's whole arrays, by dtype."""
     arrays = _SHAPE.findall(result)
     if asynchronous and kind == "all-gather":  # (operands, results)
         arrays = arrays[len(arrays) // 2 :]
@@ -144,7 +144,7 @@ def _sizes(kind: str, result: str, rest: str, *, asynchronous: bool) -> Counter[
 
 
 def _itemsize(dtype: str) -> int:
-    """Bytes of an element; `pred` and types below a byte take one."""
+    """Return the bytes of an element; `pred` and types below a byte take one."""
     digits = re.search(r"\d+", dtype)
     return max(int(digits.group()) // 8, 1) if digits else 1
 

@@ -7,7 +7,7 @@ import jax
 
 
 def bytes_per_device(state: Any) -> int:
-    """Bytes of a tree of shapes with shardings that one device holds."""
+    """Return the bytes of a tree of shapes with shardings that one device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)
@@ -15,7 +15,7 @@ def bytes_per_device(state: Any) -> int:
 
 
 def compiled_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes on each device of a compiled step: arguments, outputs not aliased to them, temporaries, sum.
+    """Return the bytes on each device of a compiled step: arguments, outputs not aliased to them, temporaries, sum.
 
     Empty where the backend does not tell.
     """

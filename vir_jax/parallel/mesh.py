@@ -18,7 +18,7 @@ BATCH_AXES = ("data", "fsdp")
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh with the axes data, fsdp and tensor; one size may be -1 and takes the devices left over.
+    """Return a mesh with the axes data, fsdp and tensor; one size may be -1 and takes the devices left over.
 
     Devices are laid out by the network: neighbours on the tensor axis are neighbours on the chip's links, and the data
     axis, then fsdp, crosses from one slice (TPUs) or node (GPUs) to the next.
@@ -45,7 +45,7 @@ def make_mesh(
 
 
 def over_slices(sizes: tuple[int, int, int], slices: int) -> tuple[int, int, int]:
-    """How many slices each mesh axis crosses: data as many as it can, then fsdp; tensor stays inside a slice."""
+    """Return how many slices each mesh axis crosses: data as many as it can, then fsdp; tensor stays inside a slice."""
     data, fsdp, tensor = sizes
     data_over = math.gcd(data, slices)
     fsdp_over = math.gcd(fsdp, slices // data_over)
@@ -58,7 +58,7 @@ def over_slices(sizes: tuple[int, int, int], slices: int) -> tuple[int, int, int
 
 
 def mesh_shape(num_devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
-    """The sizes of the axes, with -1 filled in; see `make_mesh`."""
+    """Return the sizes of the axes, with -1 filled in; see `make_mesh`."""
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     described = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -76,17 +76,17 @@ def mesh_shape(num_devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits the leading axis of a batch over the data and fsdp axes."""
+    """Split the leading axis of a batch over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Return into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_divides(name: str, size: int, mesh: Mesh, *, slices: int = 1) -> None:
-    """Checks that the mesh divides a batch, each of its `slices`.
+    """Check that the mesh divides a batch, each of its `slices`.
 
     Raises:
       ValueError: with the numbers, under the name that the user knows the size by.
@@ -101,7 +101,7 @@ def check_divides(name: str, size: int, mesh: Mesh, *, slices: int = 1) -> None:
 
 @functools.cache
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
-    """The rows of a global batch that the devices of this process hold, ascending.
+    """Return the rows of a global batch that the devices of this process hold, ascending.
 
     They need not be in one piece, as devices are laid out by the network and not by process; and processes may hold
     the same rows, where a tensor axis spans them.
@@ -111,12 +111,12 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
 
 
 def _rows(index: Any, batch_size: int) -> range:
-    """The rows that an index (a tuple of slices) of an array takes."""
+    """Return the rows that an index (a tuple of slices) of an array takes."""
     return range(*index[0].indices(batch_size))
 
 
 def put_batch(batch: Mapping[str, object], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
-    """Assembles a global batch from this process's `local_rows` of it; nothing moves between processes.
+    """Assemble a global batch from this process's `local_rows` of it; nothing moves between processes.
 
     Args:
       batch: NumPy arrays, their first axis the local rows.

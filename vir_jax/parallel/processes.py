@@ -29,7 +29,7 @@ PROCESS_ID = flags.DEFINE_integer(
 def initialize(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the other processes of the run; comes before anything asks JAX for its devices.
+    """Join the other processes of the run; comes before anything asks JAX for its devices.
 
     Without arguments JAX looks for a cluster that it knows, and where it finds none, the process is alone. All but
     process 0 log warnings only.
@@ -66,12 +66,12 @@ def initialize(
 
 
 def initialize_from_flags() -> None:
-    """`initialize` with what the command line says."""
+    """Call `initialize` with what the command line says."""
     initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
 
 def sum_over_processes(value: int) -> int:
-    """The sum of a number that each process has its own of. Every process must call it."""
+    """Return the sum of a number that each process has its own of. Every process must call it."""
     if jax.process_count() == 1:
         return value
     return int(np.sum(multihost_utils.process_allgather(np.int32(value))))

@@ -91,7 +91,7 @@ def unsplit(params: Any, mesh: Mesh | AbstractMesh, axes: Axes) -> list[str]:
 
 
 def _names(path: str, shape: tuple[int, ...], axes: Axes) -> tuple[str | None, ...]:
-    """The name of each dimension of the parameter whose path ends `path`.
+    """Return the name of each dimension of the parameter whose path ends `path`.
 
     None for all of them where there is no such parameter, or the leaf is a reduced form of it, such as an optimiser's
     scalar.

@@ -212,7 +212,7 @@ def _open(bucket: str) -> tensorstore.KvStore:
 
 
 def _explain(answer: str) -> str:
-    """The first line of TensorStore's message, and what is to be done."""
+    """Return the first line of TensorStore's message, and what is to be done."""
     hints = {
         "NOT_FOUND": "there is no such bucket, or it is not to be seen with these credentials",
         "PERMISSION_DENIED": "the account may not do that; it needs roles/storage.objectUser on the bucket",

@@ -104,7 +104,7 @@ class Checkpoints:
         config: ml_collections.ConfigDict,
         metadata: Mapping[str, Any],
     ) -> None:
-        """Starts to write a checkpoint of `state.step`, when the one before is written.
+        """Start to write a checkpoint of `state.step`, when the one before is written.
 
         Args:
           state: the train state.
@@ -130,7 +130,7 @@ class Checkpoints:
             self._report(error)
 
     def finish(self) -> None:
-        """Waits until the save in progress is complete, or reports that it failed."""
+        """Wait until the save in progress is complete, or report that it failed."""
         if self._writing is not None:
             try:
                 self._checkpointer.wait_until_finished()
@@ -141,7 +141,7 @@ class Checkpoints:
                 self._newest, self._writing = self._writing, None
 
     def failed(self) -> bool:
-        """Whether the last save failed and should be tried again soon.
+        """Return whether the last save failed and should be tried again soon.
 
         Several processes find that out together, when the next save begins: until then it is False.
         """
@@ -156,7 +156,7 @@ class Checkpoints:
     def record_evaluation(
         self, step: int, metrics: Mapping[str, float], *, score: float, on: Mapping[str, Any] | None = None
     ) -> None:
-        """Writes what an evaluation of a checkpoint gave beside its weights, if they were saved.
+        """Write what an evaluation of a checkpoint gave beside its weights, if they were saved.
 
         Args:
           step: which one.
@@ -175,7 +175,7 @@ class Checkpoints:
                 logging.error("the evaluation of step %d was not recorded: %s", step, error)
 
     def _seal(self) -> None:
-        """Called when everything is written, in process 0 alone, before the checkpoint gets its own name."""
+        """Finish a checkpoint when all is written, in process 0 alone, before it gets its own name."""
         assert self._writing is not None
         write_manifest(self._storage.pending(self._path(self._writing)), step=self._writing)
 
@@ -198,7 +198,7 @@ class Checkpoints:
                 self._remove_leftovers()  # So that the next one finds their room.
 
     def _drain(self) -> None:
-        """Takes what other errors Orbax has of a save: it gives one at a time, and else with the next save."""
+        """Take what other errors Orbax has of a save: it gives one at a time, and else with the next save."""
         while True:
             try:
                 self._checkpointer.wait_until_finished()
@@ -208,7 +208,7 @@ class Checkpoints:
                 return
 
     def _tidy(self) -> None:
-        """Removes checkpoints that are neither new nor best, while none is being written."""
+        """Remove checkpoints that are neither new nor best, while none is being written."""
         if not self._writes:
             return
         with _outage_is_logged("old checkpoints stay"):
@@ -226,7 +226,7 @@ class Checkpoints:
     # ---------------------------------------------------------------- choosing
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, ascending. Those that were put aside as damaged do not count."""
+        """Return the steps of all checkpoints, ascending. Those that were put aside as damaged do not count."""
         paths = (path for path in self._folder.iterdir() if path.name.isdigit())
         return sorted(int(path.name) for path in paths if self._storage.committed(path))
 
@@ -275,7 +275,7 @@ class Checkpoints:
         return aside
 
     def resolve(self, which: str) -> int:
-        """The step that "last", "best" or a number stands for.
+        """Return the step that "last", "best" or a number stands for.
 
         Raises:
           NotEvaluatedError: "best", where there are checkpoints but none was evaluated.
@@ -328,7 +328,7 @@ class Checkpoints:
         return function(self.resolve(which))
 
     def _best(self) -> int | None:
-        """The first one with the highest score of those evaluated on what the newest of them was."""
+        """Return the first one with the highest score of those evaluated on what the newest of them was."""
         records = {step: record for step in self.steps() if (record := self._record(step))}
         on = records[max(records)]["on"] if records else None
         scores = {
@@ -352,7 +352,7 @@ class Checkpoints:
         return record["metrics"] if record and on in (None, record["on"]) else None
 
     def _record(self, step: int) -> dict[str, Any] | None:
-        """The intact record of an evaluation; None where there is none."""
+        """Return the intact record of an evaluation; None where there is none."""
         path = self._path(step) / EVALUATION
         try:
             record = json.loads(path.read_text())
@@ -376,7 +376,7 @@ class Checkpoints:
     # ---------------------------------------------------------------- restoring
 
     def restore(self, target: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """State and progress of a checkpoint that `newest_intact` has found.
+        """Restore state and progress of a checkpoint that `newest_intact` has found.
 
         Args:
           target: shapes, dtypes and shardings to restore to (`jax.ShapeDtypeStruct` leaves).
@@ -399,7 +399,7 @@ class Checkpoints:
         return state, self._checkpointer.restore(self._path(step), args=progress).progress
 
     def _restore_arrays(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Items of arrays, by name, in the structure, shapes and shardings that are wanted of each."""
+        """Restore items of arrays, by name, in the structure, shapes and shardings that are wanted of each."""
         stored = {name: self._stored(step, name) for name in wanted}
         targets = {name: as_stored(wanted[name], stored[name]) for name in wanted}
         items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
@@ -407,7 +407,7 @@ class Checkpoints:
         return {name: from_stored(restored[name], wanted[name]) for name in wanted}
 
     def _stored(self, step: int, item: str) -> Any:
-        """Shapes and dtypes of a checkpoint's item, nested as it was stored."""
+        """Return shapes and dtypes of a checkpoint's item, nested as it was stored."""
         return ocp.StandardCheckpointHandler().metadata(self._path(step) / item).tree
 
     def restore_config(self, step: int) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
@@ -433,7 +433,7 @@ class Checkpoints:
         return config, metadata
 
     def restore_params(self, step: int, *, weights: str, target: Params | None = None) -> Params:
-        """The parameters alone, or their moving average.
+        """Return the parameters alone, or their moving average.
 
         Args:
           step: which checkpoint.
@@ -461,7 +461,7 @@ class Checkpoints:
             return self._restore_arrays(step, {item: target})[item]
 
     def has_ema(self, step: int) -> bool:
-        """Whether a checkpoint holds a moving average.
+        """Return whether a checkpoint holds a moving average.
 
         Raises:
           DamagedCheckpointError: its manifest is gone or cannot be read.
@@ -470,7 +470,7 @@ class Checkpoints:
         return self._decided(step, lambda: "ema" in written_items(self._path(step), step=step))
 
     def _decided(self, step: int, decide: Callable[[], T]) -> T:
-        """What process 0 reads of a checkpoint, for all."""
+        """Return what process 0 reads of a checkpoint, for all."""
 
         def read() -> T:
             with self._reading(step):
@@ -480,7 +480,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Says of whatever goes wrong in reading a checkpoint that it was removed meanwhile, where it was."""
+        """Say of whatever goes wrong in reading a checkpoint that it was removed meanwhile, where it was."""
         try:
             yield
         except Exception as error:
@@ -492,7 +492,7 @@ class Checkpoints:
             ) from error
 
     def _verify(self, step: int, items: Collection[str]) -> None:
-        """`verify`, and name the other checkpoints where this one is damaged."""
+        """Verify a checkpoint, and name the other checkpoints where this one is damaged."""
         try:
             verify(self._path(step), step=step, items=items)
         except DamagedCheckpointError as error:
@@ -542,7 +542,7 @@ def has_checkpoints(workdir: RunPath) -> bool:
 
 @contextlib.contextmanager
 def _outage_is_logged(consequence: str) -> Iterator[None]:
-    """A bucket that does not answer costs training nothing but what it was asked."""
+    """Log that a bucket did not answer: it costs training nothing but what it was asked."""
     try:
         yield
     except BucketError as error:

@@ -69,7 +69,7 @@ class Lease:
         return self
 
     def _watch(self, found: Version, holder: str) -> Version:
-        """Waits until the holder found has ended or must be dead; returns what to replace.
+        """Wait until the holder found has ended or must be dead; return what to replace.
 
         Raises:
           LeaseHeldError: it lives.
@@ -107,7 +107,7 @@ class Lease:
                 self._generation, self._renewed = generation, began
 
     def _replace(self, data: bytes | None, *, patience: float = PATIENCE) -> bytes | None:
-        """The new generation, or None where the lock is another's."""
+        """Return the new generation, or None where the lock is another's."""
         generation = self._path.replace_if(data, self._generation, patience=patience)
         if generation is None:
             found = self._path.read(patience=patience)

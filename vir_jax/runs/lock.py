@@ -23,7 +23,7 @@ class WorkdirInUseError(RuntimeError):
 
 @contextlib.contextmanager
 def exclusive(workdir: RunPath) -> Iterator[Callable[[], None]]:
-    """Holds the workdir for this run; process 0 does, for all. Every process must call it.
+    """Hold the workdir for this run; process 0 does, for all. Every process must call it.
 
     On a disk the kernel lets go of the lock when the process ends, however it ends, so that a killed run blocks nobody.
     Over NFS the lock holds between hosts (Linux makes it a lock of the server's); a host that vanishes keeps it until

@@ -18,7 +18,7 @@ _KEPT = {
 
 
 def quiet_libraries() -> None:
-    """Drops what chatty libraries log below the level that matters. Calling it twice is harmless."""
+    """Drop what chatty libraries log below the level that matters. Calling it twice is harmless."""
     # Of a save that fails, Orbax leaves every array's own failure to asyncio's log; the first is an exception.
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     logging.get_absl_handler().addFilter(keep)
@@ -26,6 +26,6 @@ def quiet_libraries() -> None:
 
 
 def keep(record: standard_logging.LogRecord) -> bool:
-    """Whether a log record is shown."""
+    """Return whether a log record is shown."""
     folders = Path(record.pathname).parents
     return all(record.levelno >= level for folder, level in _KEPT.items() if folder in folders)

@@ -20,7 +20,7 @@ class DamagedCheckpointError(RuntimeError):
 
 
 def write_manifest(folder: RunPath, *, step: int) -> None:
-    """Writes size and SHA-256 of every file below `folder`, once each is on the disk.
+    """Write size and SHA-256 of every file below `folder`, once each is on the disk.
 
     Args:
       folder: of a checkpoint that is complete but for its manifest.
@@ -37,7 +37,7 @@ def write_manifest(folder: RunPath, *, step: int) -> None:
 
 
 def verify(folder: RunPath, *, step: int, items: Collection[str] | None = None) -> None:
-    """Checks the files of a checkpoint against its manifest.
+    """Check the files of a checkpoint against its manifest.
 
     Args:
       folder: of the checkpoint.
@@ -71,7 +71,7 @@ def verify(folder: RunPath, *, step: int, items: Collection[str] | None = None) 
 
 
 def written_items(folder: RunPath, *, step: int) -> set[str]:
-    """The folders that a checkpoint had when it was written.
+    """Return the folders that a checkpoint had when it was written.
 
     Raises:
       DamagedCheckpointError: the manifest is gone or cannot be read.
@@ -80,7 +80,7 @@ def written_items(folder: RunPath, *, step: int) -> set[str]:
 
 
 def _read(folder: RunPath, step: int) -> dict[str, Content]:
-    """What each file held."""
+    """Return what each file held."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         written = int(manifest["step"])

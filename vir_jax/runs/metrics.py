@@ -66,7 +66,7 @@ class MetricsWriter:
         )
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Writes one line. Values are plain numbers; those that are not finite become null in the JSONL."""
+        """Write one line. Values are plain numbers; those that are not finite become null in the JSONL."""
         if not self._active:
             return
         line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
@@ -86,7 +86,7 @@ class MetricsWriter:
             logging.error("%s: %s; %d bytes wait", self._path, error, len(self._unwritten))
 
     def sync(self) -> None:
-        """Returns when the lines so far are found by readers; a checkpoint that is saved then does not miss them."""
+        """Wait until readers find the lines so far; a checkpoint that is saved then does not miss them."""
         if self._active:
             try:
                 self._jsonl.sync()
@@ -117,7 +117,7 @@ class MetricsWriter:
             self._events = None
 
     def advance(self) -> None:
-        """Moves the progress bar by a step."""
+        """Move the progress bar by a step."""
         if self._active:
             self._bar.update()
 
@@ -138,18 +138,18 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float | int | None]]:
-    """The lines of a run's `metrics.jsonl`, in order."""
+    """Return the lines of a run's `metrics.jsonl`, in order."""
     return [json.loads(line) for line in (open_workdir(workdir) / METRICS_FILE).read_text().splitlines()]
 
 
 def has_metrics(workdir: RunPath) -> bool:
-    """Whether a run has written metrics there."""
+    """Return whether a run has written metrics there."""
     path = workdir / METRICS_FILE
     return path.exists() and bool(path.read_bytes())
 
 
 def _drop_lines_after(path: RunPath, step: int) -> None:
-    """Keeps whole lines of steps up to `step`, but for its evaluation; a line cut off by a kill goes as well."""
+    """Keep whole lines of steps up to `step`, but for its evaluation; a line cut off by a kill goes as well."""
     if not path.exists():
         return
     kept = []
@@ -185,7 +185,7 @@ class MetricMeans:
         self.skipped_steps = skipped_steps
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Adds one step's values."""
+        """Add one step's values."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1

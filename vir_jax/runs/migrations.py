@@ -25,39 +25,39 @@ RENAMED: dict[str, str] = {
 
 
 def _remat_names_what_is_computed_anew(fields: Fields) -> None:
-    """`remat` was whether to keep a block's input alone."""
+    """Name what is computed anew: `remat` was whether to keep a block's input alone."""
     if isinstance(fields.get("model.remat"), bool):
         fields["model.remat"] = "full" if fields["model.remat"] else "elementwise"
 
 
 def _layer_scale_is_a_field(fields: Fields) -> None:
-    """The model's family used to decide."""
+    """Set `layer_scale`, which the model's family used to decide."""
     if "model.name" in fields:
         fields.setdefault("model.layer_scale", 1e-5 if fields["model.name"].startswith("vir") else None)
 
 
 def _image_size_has_one_spelling(fields: Fields) -> None:
-    """A square is its side; it could be (side,) and (side, side), too."""
+    """Make a square its side; it could be (side,) and (side, side), too."""
     size = fields.get("model.image_size")
     if isinstance(size, list | tuple) and size[0] == size[-1]:
         fields["model.image_size"] = size[0]
 
 
 def _readout_names_the_class_token(fields: Fields) -> None:
-    """The class token is ViR's last and ViT's first."""
+    """Name the class token, ViR's last and ViT's first."""
     place = "last" if fields.get("model.name", "").startswith("vir") else "first"
     if fields.get("model.readout") == place:
         fields["model.readout"] = "class_token"
 
 
 def _size_mu_is_pico(fields: Fields) -> None:
-    """64 wide, 4 deep; mu is another size elsewhere."""
+    """Call 64 wide, 4 deep pico; mu is another size elsewhere."""
     if "model.name" in fields:
         fields["model.name"] = re.sub(r"^(vi[rt])_mu(?=\d)", r"\1_pico", fields["model.name"])
 
 
 def _color_jitter_that_acts(fields: Fields) -> None:
-    """Beside RandAugment it never did."""
+    """Turn colour jitter off beside RandAugment, where it never did anything."""
     if fields.get("augment.randaugment_ops", 0) > 0 and "augment.color_jitter" in fields:
         fields["augment.color_jitter"] = 0.0
 

@@ -59,7 +59,7 @@ def from_stored(restored: Any, wanted: Any) -> Any:
 
 
 def _is_older(wanted: Any, stored: Any) -> bool:
-    """Whether they are a model's arrays, wanted by today's names and stored by others."""
+    """Return whether they are a model's arrays, wanted by today's names and stored by others."""
     wanted_names, stored_names = (
         [dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)] for tree in (wanted, stored)
     )
@@ -69,7 +69,7 @@ def _is_older(wanted: Any, stored: Any) -> bool:
 
 
 def _old_name(name: str) -> str:
-    """The dotted path at which an older checkpoint has an array, a parameter or what an optimiser keeps for one."""
+    """Return the dotted path of an array, a parameter or what an optimiser keeps for one, in an older checkpoint."""
     for today, before in _RENAMED.items():
         head, found, tail = name.partition(today + ".")
         if found and (not head or head.endswith(".")):

@@ -30,7 +30,7 @@ class Preemption:
         self._asked = 0  # times, the same on every process
 
     def requested(self) -> bool:
-        """Whether to stop now. Every process must ask equally often, and gets the same answer."""
+        """Return whether to stop now. Every process must ask equally often, and gets the same answer."""
         if jax.process_count() > 1 and not self._noticed:
             self._asked += 1
             self._noticed = multihost_utils.reached_preemption_sync_point(self._asked)

@@ -28,7 +28,7 @@ class TrainState:
 
 
 def create_train_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -45,7 +45,7 @@ def with_statistics(params: Params, statistics: Params) -> Params:
 
 
 def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
-    """ema + (1 - d) (params - ema), with d = min(decay, (1 + step) / (10 + step)).
+    """Return ema + (1 - d) (params - ema), with d = min(decay, (1 + step) / (10 + step)).
 
     The smaller d of the first steps forgets the random initial parameters; after 9 / (1 - decay) steps it
     is `decay` itself.
@@ -54,6 +54,6 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) 
 
 
 def ema_decay(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
-    """min(decay, (1 + step) / (10 + step)), step counted from 0."""
+    """Return min(decay, (1 + step) / (10 + step)), step counted from 0."""
     steps = step.astype(jnp.float32)
     return jnp.minimum(decay, (1 + steps) / (10 + steps))

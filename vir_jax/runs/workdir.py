@@ -46,7 +46,7 @@ TUNING_FIELDS = (
 
 
 def check_config(workdir: RunPath, config: ml_collections.ConfigDict) -> bool:
-    """Checks a config against that of the run that the workdir holds, if it holds one. Every process must call it.
+    """Check a config against that of the run that the workdir holds, if it holds one. Every process must call it.
 
     Returns:
       Whether the workdir says what config its run has.
@@ -92,7 +92,7 @@ def check_resumable(workdir: RunPath, old: ml_collections.ConfigDict, new: ml_co
 
 
 def write_config(workdir: RunPath, config: ml_collections.ConfigDict) -> None:
-    """Makes the workdir this run's, once nothing stands in the way of its first step. Every process must call it."""
+    """Make the workdir this run's, once nothing stands in the way of its first step. Every process must call it."""
 
     def write() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def write_config(workdir: RunPath, config: ml_collections.ConfigDict) -> None:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    """The dotted names of all fields that differ, with `old -> new`."""
+    """Return the dotted names of all fields that differ, with `old -> new`."""
     before, after = flatten(old), flatten(new)
     missing = "(absent)"
     return {

@@ -11,19 +11,19 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def smooth_labels(labels: Int[Array, " b"], num_classes: int, smoothing: float) -> Float[Array, "b classes"]:
-    """One-hot targets with `smoothing` of the mass spread evenly over all classes."""
+    """Return one-hot targets with `smoothing` of the mass spread evenly over all classes."""
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * (1 - smoothing) + smoothing / num_classes
 
 
 def swap_neighbours(x: Array) -> Array:
-    """Examples 1, 0, 3, 2, ...: each one's partner."""
+    """Return examples 1, 0, 3, 2, ...: each one's partner."""
     return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
 def mixup(
     images: Float[Array, "b y x c"], targets: Float[Array, "b classes"], weight: Float[Array, " b"]
 ) -> tuple[Float[Array, "b y x c"], Float[Array, "b classes"]]:
-    """weight * (image, target) + (1 - weight) * the partner's; partners share one weight."""
+    """Return weight * (image, target) + (1 - weight) * the partner's; partners share one weight."""
     w = weight[:, None, None, None]
     images = w * images + (1 - w) * swap_neighbours(images)
     return images, _mix_targets(targets, weight)
@@ -32,7 +32,7 @@ def mixup(
 def cutmix(
     images: Float[Array, "b y x c"], targets: Float[Array, "b classes"], box: Bool[Array, "b y x"]
 ) -> tuple[Float[Array, "b y x c"], Float[Array, "b classes"]]:
-    """The partner's pixels inside the box; targets weighted by the area that each image keeps."""
+    """Return the partner's pixels inside the box; targets weighted by the area that each image keeps."""
     images = jnp.where(box[..., None], swap_neighbours(images), images)
     return images, _mix_targets(targets, 1 - jnp.mean(box, axis=(1, 2), dtype=jnp.float32))
 
@@ -44,7 +44,7 @@ def _mix_targets(targets: Float[Array, "b classes"], weight: Float[Array, " b"])
 def random_boxes(
     key: Key[Array, ""], area: Float[Array, " b"], height: int, width: int
 ) -> Bool[Array, "b y x"]:
-    """One box an image, of the given share of its area before clipping at the border, in a random place.
+    """Return one box an image, of the given share of its area before clipping at the border, in a random place.
 
     The box has the image's aspect ratio and its centre is uniform over the image (Yun et al., section 3.2).
     """
@@ -69,7 +69,7 @@ def mix(
     cutmix_alpha: float,
     switch_probability: float,
 ) -> tuple[Float[Array, "b y x c"], Float[Array, "b classes"]]:
-    """Mixup or cutmix, drawn for each pair, with weights from Beta(alpha, alpha).
+    """Apply mixup or cutmix, drawn for each pair, with weights from Beta(alpha, alpha).
 
     Args:
       key: of this step.

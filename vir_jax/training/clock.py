@@ -10,7 +10,7 @@ from vir_jax.parallel.hardware import CHIPS
 
 
 def peak_flops() -> float | None:
-    """Peak bf16 FLOP/s of all devices together; None where it is not known (CPUs, other chips)."""
+    """Return peak bf16 FLOP/s of all devices together; None where it is not known (CPUs, other chips)."""
     chip = CHIPS.get(jax.devices()[0].device_kind)
     return None if chip is None else chip.peak_flops * jax.device_count()
 
@@ -31,11 +31,11 @@ class Clock:
         self._steps = 0
 
     def tick(self) -> None:
-        """Counts a step."""
+        """Count a step."""
         self._steps += 1
 
     def read(self, *, remaining_steps: int) -> dict[str, float]:
-        """Means since the last reading.
+        """Return means since the last reading.
 
         Returns:
           images_per_second; eta_seconds, of the steps alone; mfu, the model's FLOPs (recomputation not counted)
@@ -55,7 +55,7 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out the time of an evaluation or a checkpoint."""
+        """Leave out the time of an evaluation or a checkpoint."""
         begun = time.perf_counter()
         yield
         self._started += time.perf_counter() - begun

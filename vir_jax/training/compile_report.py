@@ -70,7 +70,7 @@ def compile_report(
     num_classes: int = 1000,
     num_examples: int = IMAGENET_EXAMPLES,
 ) -> Report:
-    """Compiles the training step of a config for a topology.
+    """Compile the training step of a config for a topology.
 
     Args:
       config: see `default_config`.
@@ -116,7 +116,7 @@ def compile_report(
 
 
 def topology_devices(topology: str) -> list[Any]:
-    """The devices of a machine by name.
+    """Return the devices of a machine by name.
 
     Args:
       topology: "cpu:8" for eight of this machine's simulated devices, or a TPU slice as "v5e:4x4"; several slices
@@ -148,7 +148,7 @@ def topology_devices(topology: str) -> list[Any]:
 
 
 def format_report(report: Report) -> str:
-    """The report as text for people."""
+    """Return the report as text for people."""
     lines = [
         f"devices        {math.prod(report.mesh.values())} x {report.device_kind}",
         "mesh           " + ", ".join(f"{axis}={size}" for axis, size in report.mesh.items()),
@@ -178,7 +178,7 @@ def _size(size: int) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Flags in, a printed report out."""
+    """Print the report that the flags ask for."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
     topology = flags.FLAGS.topology

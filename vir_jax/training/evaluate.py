@@ -110,7 +110,9 @@ class Evaluator:
     def _compute(
         self, params: Params, batch: Batch, seconds: dict[str, list[float]] | None
     ) -> dict[str, Metrics]:
-        """Sums over a batch by mode, on their way; where `seconds` are to be added to, computed one after another."""
+        """Return sums over a batch by mode, on their way; where `seconds` are to be added to, computed one after
+        another.
+        """
         for mode in () if self._compiled else self._modes:
             self._compiled[mode] = self._forward.lower(params, batch, mode=mode).compile()
         reference, sums = None, {}
@@ -210,7 +212,7 @@ def check_task(
 
 
 def _add(sums: Mapping[str, Sums], computed: Mapping[str, Metrics]) -> None:
-    """Waits for the sums of a batch and adds them up, in float64 on the host."""
+    """Wait for the sums of a batch and add them up, in float64 on the host."""
     for mode, values in computed.items():
         for name, value in jax.device_get(values).items():
             sums[mode][name] += np.asarray(value, np.float64)
@@ -218,7 +220,7 @@ def _add(sums: Mapping[str, Sums], computed: Mapping[str, Metrics]) -> None:
 
 @contextlib.contextmanager
 def closing_iterator(iterable: Iterable[T]) -> Iterator[Iterator[T]]:
-    """Iterates, and closes an iterator that can be closed however the block ends: the threads of a loader, then."""
+    """Iterate, and close an iterator that can be closed however the block ends: the threads of a loader, then."""
     iterator = iter(iterable)
     try:
         yield iterator

@@ -154,6 +154,6 @@ def _best_or_last(workdir: str) -> Run:
 
 
 def _meaning(model: VisionModel) -> dict[str, Any]:
-    """The options of a model that give its weights their meaning, those not given replaced by what they stand for."""
+    """Return the options that give a model's weights their meaning, defaults filled in."""
     options = {name: value for name, value in model.options.items() if name not in MAY_DIFFER}
     return options | {"retention": model.stage.blocks.mixer.retention}

@@ -47,7 +47,7 @@ def train(
     train_source: Source | None = None,
     eval_source: Source | None = None,
 ) -> dict[str, float]:
-    """Trains a model, or goes on with the run that the workdir holds.
+    """Train a model, or go on with the run that the workdir holds.
 
     On SIGTERM the run saves after the step it is at, and stops. A run that is finished is not trained again: its
     metrics are those on record.
@@ -310,7 +310,7 @@ def take_metrics(
     checkpoints: Checkpoints,
     max_skipped_steps: int,
 ) -> None:
-    """Waits for a step and adds its metrics to the means, or leaves it out where they are not finite.
+    """Wait for a step and add its metrics to the means, or leave it out where they are not finite.
 
     Raises:
       NonFiniteError: one step more than may be left out, with its number, loss and norms, and the last checkpoint.

@@ -21,7 +21,7 @@ SCHEDULE_FIELDS = ("lr", "warmup_lr", "final_lr", "warmup_epochs", "cooldown_epo
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch: float) -> optax.Schedule:
-    """Linear warm-up, then a cosine, then constant: a function of the step, counted from 0.
+    """Return linear warm-up, then a cosine, then constant: a function of the step, counted from 0.
 
     Args:
       config: the run's `optim` section and `epochs`.
@@ -73,7 +73,7 @@ def make_optimizer(name: str, *, clip_norm: float = 0.0, **options: Any) -> opta
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: kernels alone.
+    """Return True for the leaves that weight decay applies to: kernels alone.
 
     Biases, norms, LayerScale, position embedding and class token are left out.
     """
@@ -89,7 +89,7 @@ def _adamw(
 def lamb(
     *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """LAMB (You et al., 2020, arXiv 1904.00962) as timm has it, whose trust ratio is for kernels alone.
+    """Return LAMB (You et al., 2020, arXiv 1904.00962) as timm has it, whose trust ratio is for kernels alone.
 
     A kernel moves by the learning rate times its own norm. Everything that weight decay leaves out (biases, norms,
     LayerScale, embeddings, class token) moves as under Adam: a ratio would let a LayerScale of 1e-5 or a bias that

@@ -45,7 +45,7 @@ class TrainingPlan:
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
     def compile(self) -> jax.stages.Compiled:
-        """The compiled step, which reuses the old state's memory; minutes where the model is large."""
+        """Return the compiled step, which reuses the old state's memory; minutes where the model is large."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
         with jax.set_mesh(self.mesh):
@@ -76,7 +76,7 @@ def check_on_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 def make_plan(
     config: ml_collections.ConfigDict, mesh: Mesh, *, task: Task, steps_per_epoch: float
 ) -> TrainingPlan:
-    """Builds the model, optimiser and step of a config; nothing is compiled or allocated.
+    """Build the model, optimiser and step of a config; nothing is compiled or allocated.
 
     Args:
       config: see `default_config`.
@@ -118,7 +118,7 @@ def make_plan(
 
 
 def step_config(config: ml_collections.ConfigDict) -> StepConfig:
-    """What the train step takes from a run's config."""
+    """Return what the train step takes from a run's config."""
     return StepConfig(
         seed=config.seed,
         accumulation_steps=config.accumulation_steps,
@@ -128,6 +128,6 @@ def step_config(config: ml_collections.ConfigDict) -> StepConfig:
 
 
 def batch_shapes(batch_size: int, size: tuple[int, int], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global training batch."""
+    """Return shapes of a global training batch."""
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
     return {"image": shape((batch_size, *size, 3), "uint8"), "label": shape((batch_size,), "int32")}

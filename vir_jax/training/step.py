@@ -37,7 +37,7 @@ def make_train_step(
     *,
     apart: bool = True,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step: (state, batch) -> (state, metrics), the task's among them.
+    """Return the step: (state, batch) -> (state, metrics), the task's among them.
 
     All randomness is folded from (seed, step), and the learning rate is the schedule's at the same step. A step whose
     loss, gradients or updates are not finite changes nothing but the step counter, and says so in metrics["finite"];

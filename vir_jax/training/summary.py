@@ -11,14 +11,14 @@ from vir_jax.runs.state import Params, TrainState
 
 
 def count_parameters(params: Params) -> int:
-    """Number of scalars in a tree of arrays or shapes."""
+    """Return the number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def summarize(
     state: TrainState, mesh: Mesh, axes: Axes, compiled: jax.stages.Compiled, *, flops: int | None
 ) -> str:
-    """A text of the parameters by top-level module, the mesh, and the memory of one device.
+    """Return a text of the parameters by top-level module, the mesh, and the memory of one device.
 
     Args:
       state: shapes with shardings.

@@ -19,7 +19,7 @@ LAYERS = 4  # Taken apart, at most: the last ones.
 def draw_layer_shares(
     shares: Mapping[int, Float32[Array, "h n"]], image: UInt8[np.ndarray, "H W 3"], grid: tuple[int, int]
 ) -> Figure:
-    """What part of the class token's retention each patch is, layer by layer and head by head.
+    """Draw what part of the class token's retention each patch is, layer by layer and head by head.
 
     Args:
         shares: by layer, `LayerContributions.shares` of one image.
@@ -49,7 +49,7 @@ def draw_layer_shares(
 def draw_logit(
     terms: LogitContributions, image: UInt8[np.ndarray, "H W 3"], grid: tuple[int, int], *, class_name: str
 ) -> Figure:
-    """What one logit of the first image is the sum of: the last layer's patches and heads, and everything else."""
+    """Draw what one logit of the first image is the sum of: the last layer's patches, its heads, all else."""
     first = LogitContributions(*(np.asarray(field)[0] for field in terms))
     last = np.asarray(on_grid(terms.retention[0, -1], grid))
     heads = evenly_spaced(len(last), HEADS)
@@ -80,7 +80,7 @@ def draw_logit(
 
 
 def _draw_waterfall(axes: Axes, bars: Sequence[tuple[str, float]]) -> None:
-    """Terms from left to right, each beginning where the one before ends; the last bar is their sum."""
+    """Draw terms from left to right, each beginning where the one before ends; the last bar is their sum."""
     ends = np.cumsum([value for _, value in bars])
     starts = np.concatenate([[0.0], ends[:-1]])
     for index, ((_, value), start) in enumerate(zip(bars, starts, strict=True)):

@@ -17,7 +17,7 @@ PANELS = (
 
 
 def draw_curves(runs: Mapping[str, Mapping[str, Curve]]) -> Figure:
-    """Loss, top-1, learning rate and gradient norm against the step.
+    """Draw loss, top-1, learning rate and gradient norm against the step.
 
     Training is drawn as lines, evaluation as markers; a run has one shade and dash.
 

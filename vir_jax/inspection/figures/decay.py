@@ -17,7 +17,7 @@ NAMES = {"1d": "1-D, raster order", "2d": "2-D, both axes"}
 
 
 def draw_masks(log_decay: Float32[Array, "h"], grid: tuple[int, int], *, heads: int = 4) -> Figure:
-    """The decay mask of several heads, in 1-D and in 2-D, as matrices over patches and class token."""
+    """Draw the decay mask of several heads, in 1-D and in 2-D, as matrices over patches and class token."""
     n = math.prod(grid) + 1
     masks = {"1d": decay_mask(n, log_decay), "2d": decay_mask_2d(grid, log_decay, trailing=1)}
     chosen = evenly_spaced(len(log_decay), heads)
@@ -54,7 +54,9 @@ def draw_seen_from(
     *,
     heads: int = 4,
 ) -> Figure:
-    """Rows of the masks folded back on the image: what a query patch at (row, column) sees; None: the class token."""
+    """Draw rows of the masks folded back on the image: what a query patch at (row, column) sees; None: the class
+    token.
+    """
     index = -1 if query is None else query[0] * grid[1] + query[1]
     chosen = evenly_spaced(len(log_decay), heads)
     who = "the class token" if query is None else f"the patch at row {query[0]}, column {query[1]} (framed)"
@@ -79,7 +81,7 @@ def draw_seen_from(
 def draw_widths(
     log_decay: Float32[Array, "h"], widths: Sequence[int], *, rows: int = 8, head: int = 0
 ) -> Figure:
-    """What one patch sees in images of several widths: in raster order that depends on the width, in 2-D not."""
+    """Draw what one patch sees in images of several widths: in raster order that depends on the width, in 2-D not."""
     patch = 0.17  # Inches.
     figure = new_figure(
         patch * sum(widths) + 2.2,
@@ -103,7 +105,7 @@ def draw_widths(
 
 
 def draw_half_lives(log_decay: Float32[Array, "h"], widths: Sequence[int]) -> Figure:
-    """Half-life of each head in tokens, and in rows of images of several widths."""
+    """Draw the half-life of each head in tokens, and in rows of images of several widths."""
     figure = new_figure(10.0, 3.4, "Half-life of each head's memory")
     tokens, rows = figure.subplots(1, 2)
     heads = np.arange(len(log_decay))
@@ -125,6 +127,6 @@ def draw_half_lives(log_decay: Float32[Array, "h"], widths: Sequence[int]) -> Fi
 
 
 def head_title(log_decay: Float32[Array, "h"], head: int) -> str:
-    """The head's number, decay and half-life."""
+    """Return the head's number, decay and half-life."""
     gamma, steps = math.exp(float(log_decay[head])), float(half_life(log_decay)[head])
     return f"head {head}: $\\gamma$ = {gamma:.4f},\nhalf left after {steps:.0f} steps"

@@ -14,7 +14,7 @@ FLOOR = 1e-9  # Where differences of exactly zero are drawn: far below the round
 
 
 def draw_mode_errors(errors: Mapping[tuple[str, str], Float64[np.ndarray, "n"]], *, what: str) -> Figure:
-    """Relative RMS difference of every token between each pair of modes.
+    """Draw the relative RMS difference of every token between each pair of modes.
 
     Args:
         errors: of `errors_by_token`.

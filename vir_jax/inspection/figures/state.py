@@ -17,7 +17,7 @@ HEADS, LAYERS, CLASSES, MOMENTS = 4, 4, 5, 6  # Shown at most.
 def draw_states(
     summary: StateSummary, log_decay: Float32[Array, "h"], *, state_bytes: int, kind: str
 ) -> Figure:
-    """Norm, effective rank and memory of each head's state against the patches read; a column for each layer.
+    """Draw norm, effective rank and memory of each head's state against the patches read; a column for each layer.
 
     Args:
         summary: of `states_as_read`, the first image of which is shown.
@@ -62,7 +62,7 @@ def draw_reading(
     *,
     class_names: Sequence[str],
 ) -> Figure:
-    """The probability of the classes that get likeliest at any time, against the patches read by then.
+    """Draw the probability of the classes that get likeliest at any time, against the patches read by then.
 
     Args:
         logits: of `logits_as_read`, for one image.
@@ -97,7 +97,7 @@ def draw_reading(
 def _draw_read(
     axes: Axes, image: UInt8[np.ndarray, "H W 3"], grid: tuple[int, int], read: int, title: str
 ) -> None:
-    """The image with the patches that are unread made light. A bidirectional model's second reading hides none."""
+    """Lighten the patches of the image that are unread; a bidirectional model's second reading hides none."""
     unread = (np.arange(grid[0] * grid[1]) >= read).reshape(grid)
     height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
     hidden = np.kron(unread, np.ones((height, width), bool))[..., None]

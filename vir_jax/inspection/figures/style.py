@@ -35,19 +35,19 @@ def line(index: int) -> dict[str, Any]:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure, inches, its title above everything. It belongs to no window: pyplot is not needed."""
+    """Make an empty figure, inches, its title above everything. It belongs to no window: pyplot is not needed."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
 def evenly_spaced(count: int, at_most: int) -> list[int]:
-    """All of 0 .. count - 1, or `at_most` of them, evenly spread, first and last among them."""
+    """Return all of 0 .. count - 1, or `at_most` of them, evenly spread, first and last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, at_most))})
 
 
 def draw_map(axes: Axes, values: np.ndarray, title: str, **limits: Any) -> AxesImage:
-    """Values on the grid of patches, without ticks."""
+    """Draw values on the grid of patches, without ticks."""
     picture = axes.imshow(values, interpolation="nearest", **limits)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=9)
@@ -55,12 +55,12 @@ def draw_map(axes: Axes, values: np.ndarray, title: str, **limits: Any) -> AxesI
 
 
 def draw_signed(axes: Axes, values: np.ndarray, title: str, limit: float) -> AxesImage:
-    """A map of signed values on a scale that is symmetric about zero."""
+    """Draw a map of signed values on a scale that is symmetric about zero."""
     return draw_map(axes, values, title, cmap=SIGNED, vmin=-limit, vmax=limit)
 
 
 def draw_image(axes: Axes, image: np.ndarray, title: str, grid: tuple[int, int]) -> None:
-    """An RGB image, with the borders of its patches where they are few enough to be seen."""
+    """Draw an RGB image, with the borders of its patches where they are few enough to be seen."""
     height, width = image.shape[:2]
     draw_map(axes, image, title)
     if max(grid) <= 16:
@@ -71,7 +71,7 @@ def draw_image(axes: Axes, image: np.ndarray, title: str, grid: tuple[int, int])
 
 
 def mark_cell(axes: Axes, row: int, col: int) -> None:
-    """A frame around one patch."""
+    """Draw a frame around one patch."""
     for colour, width in (("white", 2.6), ("black", 1.2)):
         axes.add_patch(
             Rectangle((col - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=width, zorder=3)
@@ -79,6 +79,6 @@ def mark_cell(axes: Axes, row: int, col: int) -> None:
 
 
 def largest(values: Sequence[np.ndarray] | np.ndarray) -> float:
-    """The largest absolute value, or 1 where all are zero: the limit of a symmetric scale."""
+    """Return the largest absolute value, or 1 where all are zero: the limit of a symmetric scale."""
     limit = max(float(np.abs(x).max()) for x in values)
     return limit if limit > 0 and math.isfinite(limit) else 1.0
