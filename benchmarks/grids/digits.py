@@ -1,0 +1,14 @@
+"""ViR-pico/2 and ViT-pico/2 on scikit-learn's digits: a grid of minutes, to see how one works.
+
+python -m benchmarks.ablation benchmarks/grids/digits.py
+"""
+
+RECIPE = "configs/vir_digits.py"
+SEEDS = (0, 1, 2)
+# 506 steps; their curve, and enough readings of the time.
+COMMON = {"eval_every": 50, "log_every": 25, "checkpoint_every": 1000}
+ROWS = {
+    "vir": {},
+    "vit": {"model.name": "vit_pico2", "model.layer_scale": None},
+    "no_layer_scale": {"model.layer_scale": None},
+}
