@@ -13,6 +13,7 @@ from vir_jax.data.prepare import main as prepare
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.paths import PathError, check_path, check_paths
 from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.config import default_config
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.training.loop import train
@@ -106,7 +107,7 @@ def test_from_python(path, tmp_path, monkeypatch, digits_config):
         lambda: train(digits_config, path),
         lambda: evaluate_workdir(path),
         lambda: Checkpoints(path),
-        lambda: Checkpoints(path, read_only=True),
+        lambda: CheckpointReader(path),
         lambda: read_metrics(path),
         lambda: open_source("folder", "train", data_dir=path),
         lambda: open_source("cifar10", "train", data_dir=path),

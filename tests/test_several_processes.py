@@ -15,7 +15,7 @@ from PIL import Image
 from tests.test_configs import load
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.tasks import make_task
 from vir_jax.training.plan import make_plan
@@ -77,7 +77,7 @@ import jax
 from absl import app
 
 from vir_jax.parallel.processes import check_equal, decided_by_process_0, initialize_from_flags
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.lock import WorkdirInUseError, exclusive
 from vir_jax.runs.workdir import check_config
 from vir_jax.runs.config import default_config
@@ -101,7 +101,7 @@ def main(argv):
     workdir = Path(argv[1] if process == 0 else argv[2])
     config = default_config()
     said = {}
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with CheckpointReader(workdir) as checkpoints:
         said["newest"] = checkpoints.newest_intact()
         said["step"] = checkpoints.resolve("last")
         said["ema"] = checkpoints.has_ema(said["step"])
@@ -190,7 +190,7 @@ def test_what_two_processes_wrote_one_can_read_and_go_on_with(workdirs):
     plan = make_plan(config, mesh, task=make_task(config, "0123456789"), steps_per_epoch=22.0)
     states = []
     for name in ("one", "two"):
-        with Checkpoints(folder / name, read_only=True) as checkpoints:
+        with CheckpointReader(folder / name) as checkpoints:
             states.append(checkpoints.restore(plan.state, checkpoints.resolve("last")))
     (one, progress), (two, other_progress) = states
     assert progress["data"] == other_progress["data"]

@@ -17,7 +17,7 @@ from benchmarks.ablation.runs import Outcome
 from benchmarks.timing import markdown_table
 from vir_jax.inspection.curves import metric_curves
 from vir_jax.inspection.figures.style import new_figure
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.runs.model import model_functions
 from vir_jax.tasks import make_task
@@ -94,7 +94,7 @@ def record_of(grid: Grid, run: Run, outcome: Outcome) -> Record:
 
 
 def _read(run: Run) -> Result:
-    with Checkpoints(run.workdir, read_only=True) as checkpoints:
+    with CheckpointReader(run.workdir) as checkpoints:
         config, metadata = checkpoints.restore_config(checkpoints.resolve("last"))
     task = make_task(config, metadata["class_names"])
     shapes = jax.eval_shape(model_functions(config.model, task.num_outputs).init, jax.random.key(0))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.faults.bench import Bench, Record, ended, expect
 from benchmarks.faults.runs import arrays, differences, saved_step
-from vir_jax.runs.checkpoint import FOLDER
+from vir_jax.runs.checkpoint_reader import FOLDER
 from vir_jax.runs.manifest import DamagedCheckpointError, verify
 
 FLIPS = 1000

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vir_jax.runs.checkpoint import EVALUATION, FOLDER, Checkpoints
+from vir_jax.runs.checkpoint_reader import FOLDER, CheckpointReader
+from vir_jax.runs.evaluation_record import FILE as EVALUATION
 from vir_jax.runs.metrics import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +163,7 @@ def _checkpoints(workdir: Path) -> list[str]:
 
 def final_state(workdir: Path) -> dict[str, Any]:
     """All that a run leaves behind that should not depend on its fate: arrays, progress, evaluation, metrics."""
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with CheckpointReader(workdir) as checkpoints:
         step = checkpoints.resolve("last")
         best = checkpoints.resolve("best")
         evaluation = checkpoints.metrics(step)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.faults.bench import Bench, Record, ended, expect
 from benchmarks.faults.runs import ROOT, Run, last_step, saved_step
-from vir_jax.runs.checkpoint import FOLDER
+from vir_jax.runs.checkpoint_reader import FOLDER
 from vir_jax.runs.manifest import verify
 
 

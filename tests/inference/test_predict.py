@@ -21,6 +21,7 @@ from vir_jax.data import decode_image, open_source
 from vir_jax.inference.predict import predict_files
 from vir_jax.models.pixels import normalize
 from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.config import default_config
 from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import TrainState
@@ -84,7 +85,7 @@ def folder(tmp_path_factory, digits):
 
 def expected_probabilities(workdir, pixels, weights="ema"):
     """By the model itself, restored leaf by leaf."""
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with CheckpointReader(workdir) as checkpoints:
         step = checkpoints.resolve("last")
         config, metadata = checkpoints.restore_config(step)
         params = checkpoints.restore_params(step, weights=weights)

@@ -8,6 +8,7 @@ import pytest
 from vir_jax.data import AugmentConfig, open_source, train_loader
 from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.tasks import make_task
 from vir_jax.training.plan import make_plan
 
@@ -55,7 +56,7 @@ class Run:
             checkpoints.save(self.state, progress=progress, config=self.config, metadata={})
 
     def restore(self, workdir):
-        with Checkpoints(workdir, read_only=True) as checkpoints:
+        with CheckpointReader(workdir) as checkpoints:
             self.state, progress = checkpoints.restore(self.plan.state, checkpoints.resolve("last"))
         self.batches.set_state(progress["data"].encode())
 

@@ -20,6 +20,7 @@ from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs import lease
 from vir_jax.runs.bucket import BucketError, BucketPath
 from vir_jax.runs.checkpoint import Checkpoints, SaveError
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.load import load_run
 from vir_jax.runs.manifest import DamagedCheckpointError
 from vir_jax.runs.metrics import read_metrics
@@ -94,7 +95,7 @@ def kill_at(server, folder, config, pattern):
 
 
 def saved(folder):
-    with Checkpoints(folder, read_only=True) as checkpoints:
+    with CheckpointReader(folder) as checkpoints:
         return checkpoints.steps()
 
 
@@ -193,7 +194,7 @@ def test_an_outage_damages_no_checkpoint(bucket, finished, config):
     with pytest.raises(BucketError, match="PERMISSION_DENIED"):
         train(config, finished)
     bucket.refuse = lambda method, name: method == "GET" and name.endswith("evaluation.json")
-    with Checkpoints(finished, read_only=True) as checkpoints, pytest.raises(BucketError):
+    with CheckpointReader(finished) as checkpoints, pytest.raises(BucketError):
         checkpoints.metrics(11)
     assert finished.files() == before
 
@@ -230,7 +231,7 @@ def test_a_copy_on_a_disk_is_the_same_run(finished_once, tmp_path, config):
 def test_evaluation_and_fine_tuning_read_a_bucket(finished_once, config, folder):
     (result,) = evaluate_workdir(str(finished_once), checkpoint="last").values()
     best = load_run(str(finished_once), "best")
-    with Checkpoints(finished_once, read_only=True) as checkpoints:
+    with CheckpointReader(finished_once) as checkpoints:
         assert result.metrics == pytest.approx(checkpoints.metrics(11))
     config.init_from = str(finished_once)
     fitted = read_pretrained(config, shapes=best.params, class_names=best.class_names)

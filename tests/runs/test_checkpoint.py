@@ -16,9 +16,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-import vir_jax.runs.checkpoint
+import vir_jax.runs.checkpoint_reader
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints, NotEvaluatedError, RemovedCheckpointError, SaveError
+from vir_jax.runs.checkpoint import Checkpoints, SaveError
+from vir_jax.runs.checkpoint_reader import CheckpointReader, NotEvaluatedError, RemovedCheckpointError
 from vir_jax.runs.config import default_config
 from vir_jax.runs.manifest import MANIFEST, DamagedCheckpointError, verify
 from vir_jax.runs.preemption import PreemptedError
@@ -59,7 +60,7 @@ def test_newest_and_best_are_kept(tmp_path):
             save(checkpoints, make_state(step))
             if step in top1:
                 checkpoints.record_evaluation(step, {"top1": top1[step]}, score=top1[step])
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with CheckpointReader(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == checkpoints.resolve("last") == 9
         assert checkpoints.resolve("best") == 4
         assert checkpoints.resolve("8") == 8
@@ -105,7 +106,7 @@ def test_weights_alone(tmp_path):
     state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x + 1, state.params))
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, state)
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with CheckpointReader(tmp_path) as checkpoints:
         assert checkpoints.has_ema(1)
         config, metadata = checkpoints.restore_config(1)
         for weights, expected in (("raw", state.params), ("ema", state.ema)):
@@ -129,7 +130,7 @@ def test_a_checkpoint_is_read_without_the_kernel_that_it_was_trained_with(tmp_pa
 def test_no_average_kept(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, make_state(1, ema=False))
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with CheckpointReader(tmp_path) as checkpoints:
         assert not checkpoints.has_ema(1)
         with pytest.raises(ValueError, match="holds no EMA: the run had ema_decay = 0"):
             checkpoints.restore_params(1, weights="ema")
@@ -137,7 +138,7 @@ def test_no_average_kept(tmp_path):
 
 def test_no_checkpoints_to_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoints in"):
-        Checkpoints(tmp_path / "absent", read_only=True)
+        CheckpointReader(tmp_path / "absent")
 
 
 # --- A run that goes on while its checkpoints are read ---
@@ -161,14 +162,14 @@ def removed_when_verified(monkeypatch):
             if step in steps and items == ("params",):
                 remove(workdir, step)
 
-        monkeypatch.setattr(vir_jax.runs.checkpoint, "verify", verify_and_remove)
+        monkeypatch.setattr(vir_jax.runs.checkpoint_reader, "verify", verify_and_remove)
 
     return removing
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_reader_takes_the_next_when_its_checkpoint_is_removed(three_steps, removed_when_verified):
-    with Checkpoints(three_steps, read_only=True) as checkpoints:
+    with CheckpointReader(three_steps) as checkpoints:
 
         def read(step):
             checkpoints.restore_config(step)
@@ -186,7 +187,7 @@ def test_a_reader_takes_the_next_when_its_checkpoint_is_removed(three_steps, rem
 @pytest.mark.parametrize("method", ["has_ema", "restore_config", "restore_params"])
 def test_every_method_tells_removed_from_damaged(three_steps, method):
     options = {"weights": "raw"} if method == "restore_params" else {}
-    with Checkpoints(three_steps, read_only=True) as checkpoints:
+    with CheckpointReader(three_steps) as checkpoints:
         remove(three_steps, 3)
         with pytest.raises(RemovedCheckpointError, match=r"step 3 .* was removed by the run meanwhile"):
             getattr(checkpoints, method)(3, **options)
@@ -197,7 +198,7 @@ def test_every_method_tells_removed_from_damaged(three_steps, method):
 
 
 def test_a_checkpoint_that_is_always_removed_ends_in_an_error(three_steps, monkeypatch):
-    with Checkpoints(three_steps, read_only=True) as checkpoints:
+    with CheckpointReader(three_steps) as checkpoints:
         monkeypatch.setattr(checkpoints, "_resolve", lambda which: 99)
         with pytest.raises(RemovedCheckpointError, match="step 99"):
             checkpoints.read("last", checkpoints.has_ema)
@@ -224,7 +225,7 @@ def test_reading_beside_a_run(tmp_path):
         done.set()
 
     writer = threading.Thread(target=run)
-    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+    with CheckpointReader(tmp_path / "run") as checkpoints:
 
         def weights(step):
             checkpoints.restore_config(step)
@@ -312,7 +313,7 @@ def three_steps(tmp_path):
 
 def read_weights(workdir, step):
     """As evaluation does."""
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with CheckpointReader(workdir) as checkpoints:
         for weights in ("raw", "ema") if checkpoints.has_ema(step) else ("raw",):
             checkpoints.restore_params(step, weights=weights)
 
@@ -348,7 +349,7 @@ def test_damage_does_not_move_the_best(three_steps):
 def test_a_damaged_evaluation_counts_as_none(three_steps, caplog):
     path = three_steps / "checkpoints" / "2" / "evaluation.json"
     path.write_text(path.read_text().replace("0.5", "7.5", 1))
-    with Checkpoints(three_steps, read_only=True) as checkpoints:
+    with CheckpointReader(three_steps) as checkpoints:
         assert checkpoints.metrics(2) is None
         assert checkpoints.resolve("best") == 1
     assert "evaluation.json is damaged" in caplog.text
@@ -513,5 +514,5 @@ def test_a_run_that_could_not_be_saved_was_not_preempted(tmp_path):
         run()
     with pytest.raises(PreemptedError):
         run()
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with CheckpointReader(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 2

@@ -27,7 +27,8 @@ from benchmarks.faults.runs import differences, final_state
 from vir_jax.data import TooManyCorruptError, TrainLoader, open_source
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints, SaveError
+from vir_jax.runs.checkpoint import SaveError
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.lock import WorkdirInUseError, exclusive
 from vir_jax.runs.manifest import DamagedCheckpointError
 from vir_jax.runs.metrics import read_metrics
@@ -131,7 +132,7 @@ def no_pickle(monkeypatch):
 
 
 def test_sigterm_saves_and_the_next_start_goes_on(config, stopped, whole, no_pickle):
-    with Checkpoints(stopped, read_only=True) as checkpoints:
+    with CheckpointReader(stopped) as checkpoints:
         assert checkpoints.steps() == [6, 8]
     assert read_metrics(stopped)[-1]["step"] == 8
     train(config, stopped)
@@ -158,7 +159,7 @@ def test_sigterm_during_an_evaluation(config, tmp_path, whole):
     with pytest.raises(PreemptedError, match="during an evaluation"):
         train(config, tmp_path, eval_source=TerminatingSource())
     assert not any("eval/top1" in line for line in read_metrics(tmp_path))
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with CheckpointReader(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 6
         assert checkpoints.metrics(6) is None
     train(config, tmp_path)
@@ -283,7 +284,7 @@ def test_an_evaluation_on_other_data_is_another_evaluation(config, stopped, capl
     for change in ("data.eval_split changed on resume: 'test' -> 'train'", "model.mode changed on resume"):
         assert change in caplog.text
     assert results["count"] == len(open_source("digits", "train"))
-    with Checkpoints(stopped, read_only=True) as checkpoints:
+    with CheckpointReader(stopped) as checkpoints:
         assert checkpoints.resolve("best") == 11  # Step 6 was evaluated on the test images.
     config.data.eval_split = "test"  # A finished run that was never evaluated on these.
     assert train(config, stopped)["count"] == len(open_source("digits", "test"))

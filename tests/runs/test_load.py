@@ -7,7 +7,8 @@ import pytest
 
 from vir_jax.models.pixels import normalize
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints, NotEvaluatedError, has_checkpoints
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import NotEvaluatedError, has_checkpoints
 from vir_jax.runs.config import default_config
 from vir_jax.runs.load import load_run
 from vir_jax.runs.model import model_functions

@@ -15,7 +15,7 @@ import vir_jax.tasks
 from tests.tasks.brightness import Brightness
 from vir_jax.data import open_source
 from vir_jax.inference.predict import predict_files
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.config import default_config, validate
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.tasks import Task, find_task, known_tasks, make_task
@@ -141,7 +141,7 @@ def test_the_best_is_chosen_by_the_figure_of_the_task(tmp_path, digits_config):
     results = train(config, tmp_path)
     assert set(results) == {"error", "count"}
     errors = {line["step"]: line["eval/error"] for line in read_metrics(tmp_path) if "eval/error" in line}
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with CheckpointReader(tmp_path) as checkpoints:
         assert checkpoints.resolve("best") == min(errors, key=lambda step: errors[step])
         assert checkpoints.metrics(checkpoints.resolve("last")) == results
     assert "train/top1" not in read_metrics(tmp_path)[0]
@@ -180,6 +180,6 @@ def test_from_the_command_line(tmp_path):
     assert error < blind / 2
     evaluated = run("eval.py", workdir, "--mode=all", "--checkpoint=best").stdout.splitlines()
     assert evaluated[0].split() == ["mode", "error", "images", "images/s", "difference"]
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with CheckpointReader(tmp_path) as checkpoints:
         best = checkpoints.metrics(checkpoints.resolve("best"))["error"]
     assert [line.split()[1] for line in evaluated[1:]] == [f"{best:.4f}"] * 3

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.config import default_config
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.runs.model import model_functions
@@ -162,7 +163,7 @@ def test_a_run_starts_from_another_ones_weights(tmp_path, digits_config):
     digits_config.optim.lr = digits_config.optim.warmup_lr = digits_config.optim.final_lr = 1e-9
     metrics = train(digits_config, tmp_path / "second")
     assert metrics["count"] == 355
-    with Checkpoints(tmp_path / "second", read_only=True) as second:
+    with CheckpointReader(tmp_path / "second") as second:
         new = second.restore_params(second.resolve("last"), weights="raw")
     for name in ("readout", "stage"):
         chex.assert_trees_all_close(new[name], ema[name], atol=1e-6)

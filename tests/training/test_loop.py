@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vir_jax.data import open_source
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.training.loop import NonFiniteError, train
 
@@ -38,7 +38,7 @@ class InterruptedSource:
 
 
 def final_state(workdir):
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with CheckpointReader(workdir) as checkpoints:
         step = checkpoints.resolve("last")
         weights = {name: checkpoints.restore_params(step, weights=name) for name in ("raw", "ema")}
         return step, jax.tree.map(np.asarray, weights), checkpoints.metrics(step)
@@ -54,7 +54,7 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(tmp_path, digits_confi
     stopped = tmp_path / "stopped"
     with pytest.raises(Interrupted):
         train(digits_config, stopped, train_source=InterruptedSource(64 * 14))
-    with Checkpoints(stopped, read_only=True) as checkpoints:
+    with CheckpointReader(stopped) as checkpoints:
         saved = checkpoints.latest_step()
     assert saved is not None
     assert 0 < saved < 23

@@ -15,6 +15,7 @@ from vir_jax.data import open_source
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.config import default_config
 from vir_jax.runs.load import load_run
 from vir_jax.runs.metrics import read_metrics
@@ -182,7 +183,7 @@ def copy(begun, tmp_path):
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(begun):
-    with Checkpoints(begun / "run", read_only=True) as checkpoints:
+    with CheckpointReader(begun / "run") as checkpoints:
         _, metadata = checkpoints.restore_config(checkpoints.resolve("last"))
     assert metadata["class_names"] == ["a", "b"]
     assert metadata["training_data"]["examples"] == 32

@@ -10,7 +10,7 @@ from flax import nnx
 import vir_jax.training.loop
 from vir_jax.data import open_source
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.model import ModelFunctions, model_functions
 from vir_jax.tasks import make_task
 from vir_jax.training.loop import train
@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on_with_them(config, tmp_path, monkeypatch)
     train(config, tmp_path / "stopped")
     states = []
     for name in ("whole", "stopped"):
-        with Checkpoints(tmp_path / name, read_only=True) as checkpoints:
+        with CheckpointReader(tmp_path / name) as checkpoints:
             states.append(checkpoints.restore_params(checkpoints.resolve("last"), weights="ema"))
     assert np.any(np.asarray(norm_of(states[0])["mean"]) != 0)
     jax.tree.map(np.testing.assert_array_equal, *states)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from vir_jax.models import VisionModel
 from vir_jax.parallel.sharding import state_shardings
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.model import ModelFunctions, model_functions
 from vir_jax.runs.state import Params
 from vir_jax.runs.storage import RunPath, open_workdir
@@ -112,7 +112,7 @@ def load_run(
             mesh=over,
         )
 
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with CheckpointReader(workdir) as checkpoints:
         run = checkpoints.read(checkpoint, read)
     logging.info(
         "read the %s weights of step %d in %s: %s",

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from vir_jax.data.classes import class_difference
 from vir_jax.models import VisionModel, resample_position_embedding
 from vir_jax.parallel.sharding import dotted
-from vir_jax.runs.checkpoint import NotEvaluatedError
+from vir_jax.runs.checkpoint_reader import NotEvaluatedError
 from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import Params

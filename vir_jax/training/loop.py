@@ -18,7 +18,8 @@ from vir_jax.data import AugmentConfig, Source, check_examples, eval_loader, tra
 from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import check_equal, decided_by_process_0, sum_over_processes
 from vir_jax.paths import check_paths
-from vir_jax.runs.checkpoint import Checkpoints, has_checkpoints
+from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import has_checkpoints
 from vir_jax.runs.config import validate
 from vir_jax.runs.lock import exclusive
 from vir_jax.runs.log import quiet_libraries
