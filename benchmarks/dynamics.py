@@ -93,7 +93,7 @@ def dry_run(
         optax.snapshot("gradient_norms", norms_by_block),
         make_optimizer(**optimizer_options(config.optim)),
     )
-    train_step = make_train_step(model.apply, task, optimizer, schedule, step_config(config))
+    train_step = make_train_step(model.train, task, optimizer, schedule, step_config(config))
 
     @jax.jit
     def step(state: Any, batch: Batch) -> Any:
