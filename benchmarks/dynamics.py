@@ -56,13 +56,13 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The dry run of one recipe; `model` is the one that ran."""
+    """The dry run of one recipe: `model` is the one that ran, `losses` are all, `steps` those of the table."""
 
     recipe: str
     model: str
     optimizer: str
-    peak: int  # Step of the highest learning rate.
-    steps: list[Step]
+    losses: list[float]
+    steps: dict[int, Step]  # By number, from 0.
 
 
 def load(recipe: str) -> ml_collections.ConfigDict:
@@ -133,15 +133,20 @@ def measure(recipe: str, *, steps: int) -> Record:
     """The dry run of a recipe."""
     config = load(recipe)
     run = list(dry_run(config, steps=steps))
-    peak = int(np.argmax([step.learning_rate for step in run]))
-    return Record(recipe, config.model.name, config.optim.name, peak, run)
+    peak, last = int(np.argmax([step.learning_rate for step in run])), len(run) - 1
+    numbers = (0, peak, (peak + last) // 2, (peak + 3 * last) // 4, last)
+    return Record(
+        recipe,
+        config.model.name,
+        config.optim.name,
+        [step.loss for step in run],
+        {number: run[number] for number in numbers},
+    )
 
 
 def table(record: Record) -> str:
     """A recipe's moves by kind of parameter, its loss and its gradients, at five steps."""
-    last = len(record.steps) - 1
-    numbers = [0, record.peak, (record.peak + last) // 2, (record.peak + 3 * last) // 4, last]
-    chosen = [record.steps[number] for number in numbers]
+    chosen = list(record.steps.values())
     rows = [
         ["learning rate", *(f"{step.learning_rate:.1e}" for step in chosen)],
         ["loss", *(f"{step.loss:.3f}" for step in chosen)],
@@ -157,7 +162,7 @@ def table(record: Record) -> str:
             name = group if block is None else f"{group}, {block}"
             rows.append([f"gradient norm, {name}", *(f"{value:.1e}" for value in values)])
     title = f"`{record.recipe}` by `{record.optimizer}`, run as `{record.model}`"
-    return markdown_table([title, *(f"step {number}" for number in numbers)], rows)
+    return markdown_table([title, *(f"step {number}" for number in record.steps)], rows)
 
 
 def _share(step: Step, kind: str) -> str:
@@ -168,7 +173,7 @@ def _share(step: Step, kind: str) -> str:
 def markdown(records: list[Record]) -> str:
     """The page of all recipes."""
     return (
-        f"The dry run of every recipe: {len(records[0].steps)} steps of {BATCH_SIZE} of scikit-learn's digits, the"
+        f"The dry run of every recipe: {len(records[0].losses)} steps of {BATCH_SIZE} of scikit-learn's digits, the"
         " recipe's own loss, mixing,\ndrop path, optimiser and schedule. Of each kind of parameter its RMS before the"
         " step, and the RMS of what the step adds in\nper cent of it. Gradient norms are before clipping; blocks count"
         " from the first. Written by `python -m benchmarks.dynamics`.\n\n" + "\n".join(map(table, records))
