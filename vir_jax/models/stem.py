@@ -39,7 +39,8 @@ class Stem(nnx.Module):
     """Patch embedding, position embedding and class token (docs/method.md, section 3).
 
     Parameters: `embedding`, `position.embedding [1, rows, cols, c]` (only where learned), `class_token [1, 1, c]`,
-    `class_position_embedding [1, 1, c]` (only where the class token comes first; a last one has no position).
+    `class_position_embedding [1, 1, c]` (only where positions are added and the class token comes first; a last one has
+    no position).
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class Stem(nnx.Module):
         self.embedding = Patchify(patch, dim, dtype=dtype, rngs=rngs)
         self.position = POSITIONS[position](patch_grid(image_size, patch), dim, rngs=rngs)
         self.class_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, dim), jnp.float32))
-        if class_token == "first":
-            self.class_position_embedding = nnx.Param(normal(0.02)(rngs.params(), (1, 1, dim), jnp.float32))
+        self.class_position_embedding = (
+            nnx.Param(normal(0.02)(rngs.params(), (1, 1, dim), jnp.float32))
+            if class_token == "first" and self.position.embeds
+            else None
+        )
 
     def layout(self, image_size: Sequence[int]) -> Layout:
         """Return where the tokens of an image of (height, width) pixels stand.
@@ -96,7 +100,7 @@ class Stem(nnx.Module):
     def class_tokens(self, batch: int) -> Float[Array, "b 1 c"]:
         """Return the class token of every image."""
         token = self.class_token[...]
-        if self.place == "first":
+        if self.class_position_embedding is not None:
             token += self.class_position_embedding[...]
         return jnp.broadcast_to(token, (batch, 1, self.dim))
 

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from vir_jax.models.layout import ClassTokenPlace, Layout
 from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
 from vir_jax.models.model import VisionModel
-from vir_jax.models.position import POSITIONS
+from vir_jax.models.position import POSITIONS, ROPE
 from vir_jax.models.readout import READOUTS, Readout, Reads
 from vir_jax.models.stage import REMAT, Block, Stage
 from vir_jax.models.stem import Stem, patch_grid
@@ -112,8 +112,10 @@ def create_model(
         mixer: name of the token mixer (`vir_jax.models.mixers`); None: "retention" for vir_*, "softmax" for vit_*.
         readout: what the head reads: the "class_token" or the "average" of the patch tokens (of both passes where
             bidirectional). None: the class token.
-        position: position embeddings of the patches: "learned" for a grid and resampled to others, or "sincos": fixed,
-            of rows and columns, so that an image of unknown height can be read as it arrives.
+        position: how tokens know where they stand. Embeddings added to the patches: "learned" for a grid and resampled
+            to others, or "sincos": fixed, of rows and columns. Or rotary positions, which turn queries and keys
+            in every layer: "rope" by the index in the sequence, "rope_2d" by row and column (`vir_jax.models.rope`). Or
+            "none". With all but learned ones an image of unknown height can be read as it arrives.
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
         layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, none for vit_*.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
@@ -165,6 +167,8 @@ def create_model(
 
     def make_block(rngs: nnx.Rngs) -> Block:
         made = kind(size.dim, size.heads, layout, dtype=dtype, rngs=rngs, **given)
+        if position in ROPE:
+            made.use_rope(ROPE[position])
         return Block(size.dim, made, layer_scale=scale, dtype=dtype, rngs=rngs)
 
     model = VisionModel(

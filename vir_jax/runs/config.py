@@ -56,7 +56,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.chunk_size = may_be_none()  # Tokens per chunk of 1-D retention; None: what was measured to be best.
     model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
     model.readout = may_be_none()  # What the head reads; None: the class token.
-    model.position = "learned"  # Position embeddings: "learned" or "sincos".
+    model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none".
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.layer_scale = may_be_none()  # Initial LayerScale, 1e-5 in the ViR recipes; None: no LayerScale.
     model.drop_path_rate = 0.0  # Stochastic depth of the last block; rises linearly over the blocks.

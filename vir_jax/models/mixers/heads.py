@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers.mixer import Mixer, State
+from vir_jax.models.rope import Rope, check_rope, rotate, token_angles
 from vir_jax.models.sharding import constrain
 
 Heads = Float[Array, "b n h d"]
@@ -20,11 +21,12 @@ class HeadsMixer(Mixer):
     """Projections to q, k and v of every head, `mix`, and a projection of the heads back.
 
     Parameters: `qkv.kernel [c, 3, h, d]`, `out.kernel [h, d, c]`, and their biases. The head axis is explicit so that
-    heads can be split over a mesh axis. Intermediates: "q" (not yet scaled), "k", "v", and "heads", each head's output
-    before the output projection.
+    heads can be split over a mesh axis. Intermediates: "q" (not yet scaled) and "k", turned where positions are rotary,
+    "v", and "heads", each head's output before the output projection.
     """
 
     intermediate_names = ("q", "k", "v", "heads")
+    rope: Rope | None = None
 
     def __init__(self, dim: int, heads: int, layout: Layout, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         if dim % heads:
@@ -69,10 +71,18 @@ class HeadsMixer(Mixer):
         """Project, mix and project back; see `Mixer.__call__`."""
         self.check_call(mode, state, return_state)
         q, k, v = self._project(x)
+        if self.rope is not None:
+            angles = token_angles(layout, self.rope, self.head_dim)
+            q, k = rotate(q, angles), rotate(k, angles)
         heads, state = self.mix(q, k, v, layout, mode=mode, state=state)
         heads = checkpoint_name(heads, "heads")
         mixed = checkpoint_name(self.out(heads), "mixed")
         return mixed, state if return_state else None, {"q": q, "k": k, "v": v, "heads": heads}
+
+    def use_rope(self, rope: Rope) -> None:
+        """Turn q and k of every head, before they are mixed."""
+        check_rope(rope, self.head_dim)
+        self.rope = rope
 
     def multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count the projections and `mixing_multiply_adds`."""
