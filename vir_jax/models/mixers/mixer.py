@@ -31,6 +31,7 @@ class Mixer(nnx.Module):
         causal: whether no token sees a later one, so that a state can stand for all earlier ones. The class token
             comes last then, else first.
         modes: its forms, equal in result; "auto" is one more name, for the form that suits the length.
+        takes_class_token: whether a class token may stand among the patches; else the head reads their average.
         reads_any_length: whether a model reads images of other sizes than it was made for.
         reads_rows: whether the pieces of a stream must be whole rows of patches.
         intermediate_names: what it returns by name.
@@ -40,6 +41,7 @@ class Mixer(nnx.Module):
 
     causal: ClassVar[bool] = False
     modes: tuple[str, ...] = ("parallel",)
+    takes_class_token: ClassVar[bool] = True
     reads_any_length: ClassVar[bool] = True
     reads_rows: bool = False
     intermediate_names: ClassVar[tuple[str, ...]] = ()
