@@ -244,7 +244,7 @@ def test_what_is_said_of_bad_values(values, message):
         ({"name": "vir_b17x"}, "config.model: no model is called 'vir_b17x'"),
         ({"mode": "sideways"}, "config.model.mode='sideways'; expected one of"),
         ({"remat": "dots"}, "config.model.remat='dots'; expected one of"),
-        ({"position": "rope"}, "config.model.position='rope'; expected"),
+        ({"position": "axial"}, "config.model.position='axial'; expected"),
         ({"readout": "middle"}, "config.model.readout='middle'; expected"),
         ({"retention": "3d"}, "config.model.retention='3d'; expected"),
         ({"implementation": "triton"}, "config.model.implementation='triton'; expected"),
