@@ -181,6 +181,20 @@ def test_fnet_adds_no_parameter():
     assert not jax.tree.leaves(nnx.state(of("fnet").block(0).mixer))
 
 
+def test_fnet_is_two_sums_of_cosines_and_sines_and_twice_it_adds_the_mirror_image():
+    mixer, layout = of("fnet").block(0).mixer, Layout(cols=4, patches=12, class_token="first")
+    x, other = images((1, 13, 64)), images((2, 13, 64))[1:]
+    (cos_n, sin_n), (cos_c, sin_c) = (
+        (np.cos(angles), np.sin(angles))
+        for angles in (2 * np.pi * np.outer(np.arange(n), np.arange(n)) / n for n in (13, 64))
+    )
+    once, sums = mixer(x, layout)[0], mixer(2 * x + other, layout)[0]
+    assert relative_error(once, cos_n @ np.asarray(x) @ cos_c - sin_n @ np.asarray(x) @ sin_c) < 1e-5
+    assert relative_error(sums, 2 * once + mixer(other, layout)[0]) < 1e-5
+    mirrored = np.roll(np.asarray(x)[:, ::-1, ::-1], (1, 1), (1, 2))
+    assert relative_error(mixer(once, layout)[0], 13 * 64 * (x + mirrored) / 2) < 1e-5
+
+
 def test_options_are_read_from_the_signature():
     assert mixer_options("retention") == {"retention": None, "chunk_size": None, "implementation": None}
     assert mixer_options("fnet") == {}

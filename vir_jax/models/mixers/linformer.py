@@ -15,6 +15,9 @@ from vir_jax.models.mixers.mixer import State, register
 from vir_jax.models.options import check_bool, check_positive
 from vir_jax.models.position import resample_position_embedding
 
+KeyHeads = Float[Array, "b n g d"]
+"""Of g heads, as many as those of the queries, or one for all of them."""
+
 
 class Compression(nnx.Module):
     """A learned matrix E from n tokens to `rank` mixtures of them, a row for each patch and one for the class token.
@@ -96,7 +99,7 @@ class Linformer(HeadsMixer):
         return q, k, k if self.v is None else checkpoint_name(self.v(x), "qkv")
 
     def mix(
-        self, q: Heads, k: Heads, v: Heads, layout: Layout, *, mode: str, state: State | None
+        self, q: Heads, k: KeyHeads, v: KeyHeads, layout: Layout, *, mode: str, state: State | None
     ) -> tuple[Heads, State | None]:
         """Attend from every token to the mixtures; the softmax is in float32."""
         e = self.key_compression.matrix(layout).astype(k.dtype)

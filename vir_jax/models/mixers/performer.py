@@ -64,11 +64,7 @@ class Performer(HeadsMixer):
     ) -> tuple[Heads, State | None]:
         """Attend to all tokens by one sum over them."""
         projection = jax.lax.stop_gradient(self.projection[...])
-        queries, keys = query_features(q, projection), key_features(k, projection)
-        sums = jnp.einsum("bnhr,bnhe->bhre", keys, v.astype(jnp.float32))
-        out = jnp.einsum("bnhr,bhre->bnhe", queries, sums)
-        weight = jnp.einsum("bnhr,bhr->bnh", queries, jnp.sum(keys, axis=1))
-        return (out / weight[..., None]).astype(v.dtype), None
+        return linear_attention(query_features(q, projection), key_features(k, projection), v), None
 
     def mixing_multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count features of q and k, and the products with keys and queries: n r c each."""
@@ -76,12 +72,26 @@ class Performer(HeadsMixer):
         return 4 * layout.length * self.features * self.dim
 
 
+def linear_attention(queries: Features, keys: Features, v: Heads) -> Heads:
+    """Compute phi(Q) (phi(K)^T V) / (phi(Q) (phi(K)^T 1)): means of the values, by weights that are never formed."""
+    sums = jnp.einsum("bnhr,bnhe->bhre", keys, v.astype(jnp.float32))
+    weight = jnp.einsum("bnhr,bhr->bnh", queries, jnp.sum(keys, axis=1))
+    return (jnp.einsum("bnhr,bhre->bnhe", queries, sums) / weight[..., None]).astype(v.dtype)
+
+
 def orthogonal_projection(key: PRNGKeyArray, features: int, dim: int) -> Float32[Array, "r d"]:
-    """Draw the rows of W: orthogonal within blocks of `dim`, with the lengths of normal vectors of `dim` numbers."""
+    """Draw the rows of W: orthogonal within blocks of `dim`, with the lengths of normal vectors of `dim` numbers.
+
+    Each direction is as likely as any other, without which the features would be biased. Q of a QR decomposition alone
+    is not: Householder's reflections make the first number of the first row negative always, and so on; the signs of
+    R's diagonal undo it. (The published code does without.)
+    """
     blocks = -(-features // dim)
     of_blocks, of_norms = jax.random.split(key)
     gaussian = jax.random.normal(of_blocks, (blocks, dim, dim), jnp.float32)
-    rows = jnp.swapaxes(jnp.linalg.qr(gaussian)[0], 1, 2).reshape(-1, dim)[:features]
+    q, r = jnp.linalg.qr(gaussian)
+    q *= jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None]
+    rows = jnp.swapaxes(q, 1, 2).reshape(-1, dim)[:features]
     lengths = jnp.linalg.norm(jax.random.normal(of_norms, (features, dim), jnp.float32), axis=1)
     return lengths[:, None] * rows
 
