@@ -7,23 +7,26 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
 from vir_jax.models import create_model, flops
+from vir_jax.models.mixers import mixer_names
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.config import flatten, validate
 from vir_jax.runs.migrations import migrate
 from vir_jax.tasks import make_task
+from vir_jax.training.optimizer import learning_rate_schedule
 from vir_jax.training.plan import make_plan
 from vir_jax.training.summary import count_parameters
 
 # How ml_collections loads a recipe.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 FOLDER = Path(__file__).parents[1] / "configs"
-RECIPES = ("vir_ti", "vir_s", "vir_b", "vir_l", "vit_b", "vir_digits", "vir_cifar10")
+RECIPES = ("vir_ti", "vir_s", "vir_b", "vir_l", "vit_b", "vir_digits", "vir_cifar10", "vix")
 BEFORE = json.loads((Path(__file__).parent / "golden" / "recipes_before_renames.json").read_text())
 
 
@@ -163,9 +166,47 @@ def test_families_are_compared_by_one_recipe():
         ("vir_cifar10", "model=vit_pico", "no model is called 'vit_pico'"),
         ("vir_cifar10", "epochs=ten", "no Python value"),
         ("vir_digits", "epochs=3", "takes none"),
+        ("vix", "tokens=1024", "tokens=1024; expected one of 1025, 257, 65"),
         ("vir_b", "epochs=3", "takes none"),
     ],
 )
 def test_wrong_arguments(name, argument, message):
     with pytest.raises(ValueError, match=message):
         load(name, argument)
+
+
+@pytest.mark.parametrize("tokens", [1025, 65])
+@pytest.mark.parametrize("mixer", mixer_names())
+def test_vix_takes_every_mixer(mixer, tokens):
+    for stem, position in (("linear", "learned"), ("conv_vix", "rope"), ("conv", "none")):
+        config, _ = load("vix", f"mixer={mixer},stem={stem},position={position},tokens={tokens}")
+        if position == "rope" and mixer in ("fnet", "mlp_mixer"):
+            with pytest.raises(
+                ValueError, match=f"config.model: the mixer '{mixer}' has no queries and keys"
+            ):
+                validate(config)
+        else:
+            validate(config)
+
+
+@pytest.mark.parametrize(
+    ("argument", "parameters"),
+    [
+        ("", 661_770),
+        ("stem=conv_vix,position=rope", 623_306),
+        ("mixer=linformer", 809_482),
+        ("mixer=linformer,position=rope", 727_434),
+        ("mixer=mlp_mixer", 8_533_002),
+        ("mixer=nystromformer,tokens=65", 545_178),
+    ],
+)
+def test_vix_has_the_sizes_of_the_authors(argument, parameters):
+    config, _ = load("vix", argument)
+    model = nnx.eval_shape(lambda: create_model(**config.model, num_classes=10, rngs=nnx.Rngs(0)))
+    assert count_parameters(nnx.to_pure_dict(nnx.state(model, nnx.Param))) == parameters
+
+
+def test_the_learning_rate_of_vix_is_constant():
+    config, _ = load("vix")
+    schedule = learning_rate_schedule(config, steps_per_epoch=390.6)
+    assert {float(schedule(step)) for step in (0, 1, 5000, 15_000)} == {float(np.float32(1e-3))}

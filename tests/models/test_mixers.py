@@ -10,6 +10,7 @@ from tests.models.helpers import GRID, images, lively, relative_error, run
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer, mixer_names, mixer_options, mixer_type, register
 from vir_jax.models.mixers.retention import Retention
+from vir_jax.models.variables import split_variables
 from vir_jax.ops import MODES, kernels
 
 WHOLE = Layout(cols=4, patches=12, class_token="last")
@@ -100,8 +101,9 @@ def test_all_modes_agree(mixer):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_gradients_are_finite_and_none_is_lost(mixer):
-    graph, params = nnx.split(of(mixer))
-    grads = jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(images()) ** 2)))(params)
+    graph, params, others = split_variables(of(mixer))
+    loss = jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params, others)(images()) ** 2)))
+    grads = loss(params)
     for path, leaf in jax.tree.leaves_with_path(grads):
         assert jnp.all(jnp.isfinite(leaf)), path
         assert jnp.any(leaf != 0), path
@@ -111,6 +113,9 @@ def test_gradients_are_finite_and_none_is_lost(mixer):
 def test_any_size_of_image_and_both_dtypes(mixer):
     if mixer_type(mixer).reads_any_length:
         assert run(of(mixer), images((1, 2, 5, 3))).shape == (1, 5)
+    else:
+        with pytest.raises(ValueError, match=r"made for images of \(3, 4\) patches, got \(2, 5\)"):
+            of(mixer)(images((1, 2, 5, 3)))
     x = images((4, *GRID, 3))
     exact, rounded = (run(of(mixer, dtype=dtype), x) for dtype in ("float32", "bfloat16"))
     assert rounded.dtype == jnp.float32
@@ -145,13 +150,13 @@ def test_streams_or_says_why_not(mixer):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_causal_mixer_sees_no_later_token_and_the_others_all(mixer):
-    x = images((1, 13, 64))
-    block = of(mixer).block(0)
-    layout = WHOLE if mixer_type(mixer).causal else Layout(cols=4, patches=12, class_token="first")
+    model = of(mixer)
+    block, layout = model.block(0), model.layout(GRID)
+    x = images((1, layout.length, 64))
     before, after = (block(y, layout)[0] for y in (x, x.at[:, 6].add(1.0)))
     changed = np.asarray(jnp.any(before != after, axis=(0, 2)))
     np.testing.assert_array_equal(
-        changed, np.arange(13) >= 6 if mixer_type(mixer).causal else np.ones(13, bool)
+        changed, np.arange(len(changed)) >= 6 if mixer_type(mixer).causal else np.ones(len(changed), bool)
     )
 
 
@@ -159,11 +164,11 @@ def test_a_causal_mixer_sees_no_later_token_and_the_others_all(mixer):
 def test_cost_and_intermediates_are_told(mixer):
     model = of(mixer)
     for mode in model.modes:
-        assert model.stage.blocks.mixer.multiply_adds(WHOLE, mode) > 0
+        assert model.stage.blocks.mixer.multiply_adds(model.layout(GRID), mode) > 0
     names = [name for name in model.intermediate_names if name.startswith("blocks.2.")]
     assert names[-1] == "blocks.2.tokens"
     found = run(model, images(), "intermediates", names=tuple(names))
-    assert all(value.shape[:2] == (2, 13) for value in found.values())
+    assert all(value.shape[:2] == (2, model.layout(GRID).length) for value in found.values())
 
 
 def test_fnet_is_the_real_part_of_a_fourier_transform():
@@ -174,6 +179,20 @@ def test_fnet_is_the_real_part_of_a_fourier_transform():
 
 def test_fnet_adds_no_parameter():
     assert not jax.tree.leaves(nnx.state(of("fnet").block(0).mixer))
+
+
+def test_fnet_is_two_sums_of_cosines_and_sines_and_twice_it_adds_the_mirror_image():
+    mixer, layout = of("fnet").block(0).mixer, Layout(cols=4, patches=12, class_token="first")
+    x, other = images((1, 13, 64)), images((2, 13, 64))[1:]
+    (cos_n, sin_n), (cos_c, sin_c) = (
+        (np.cos(angles), np.sin(angles))
+        for angles in (2 * np.pi * np.outer(np.arange(n), np.arange(n)) / n for n in (13, 64))
+    )
+    once, sums = mixer(x, layout)[0], mixer(2 * x + other, layout)[0]
+    assert relative_error(once, cos_n @ np.asarray(x) @ cos_c - sin_n @ np.asarray(x) @ sin_c) < 1e-5
+    assert relative_error(sums, 2 * once + mixer(other, layout)[0]) < 1e-5
+    mirrored = np.roll(np.asarray(x)[:, ::-1, ::-1], (1, 1), (1, 2))
+    assert relative_error(mixer(once, layout)[0], 13 * 64 * (x + mirrored) / 2) < 1e-5
 
 
 def test_options_are_read_from_the_signature():

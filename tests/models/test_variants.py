@@ -46,7 +46,8 @@ def test_parameter_counts_of_the_tiny_models():
 
 
 def test_every_published_name_is_counted():
-    assert set(MODEL_NAMES) == {*PARAMETERS, "vir_pico1", "vit_pico1"}
+    """Those of Vision X-formers on their own images: tests/models/test_vix.py."""
+    assert set(MODEL_NAMES) == {*PARAMETERS, "vir_pico1", "vit_pico1", "vir_vix1", "vit_vix1"}
 
 
 @pytest.mark.parametrize("options", [{"retention": "2d"}, {"bidirectional": True}, {"readout": "average"}])
@@ -56,7 +57,7 @@ def test_options_of_vir_add_no_parameter(options):
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_every_variant_gives_logits_by_eval_shape(name):
-    tiny = "pico" in name
+    tiny = name not in PARAMETERS
     graph, params = nnx.split(abstract(name, image_size=8, num_classes=1000) if tiny else published(name))
     size = 8 if tiny else 224
     x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)

@@ -132,7 +132,7 @@ _FLOATS = ["epochs", "model.layer_scale", "augment.color_jitter", "mixing.mixup_
 _FLOATS += ["optim.lr", "optim.eps", "optim.weight_decay", "optim.clip_norm"]
 _FLOATS += ["optim.warmup_epochs", "optim.cooldown_epochs"]
 _OPTIONAL = ["data.data_dir", "model.mixer", "model.retention", "model.chunk_size", "model.implementation"]
-_OPTIONAL += ["model.readout", "model.layer_scale"]
+_OPTIONAL += ["model.readout", "model.layer_scale", "model.mlp_dim"]
 FINE = [
     *((name, None) for name in _OPTIONAL),
     ("model.bidirectional", True),
@@ -244,7 +244,7 @@ def test_what_is_said_of_bad_values(values, message):
         ({"name": "vir_b17x"}, "config.model: no model is called 'vir_b17x'"),
         ({"mode": "sideways"}, "config.model.mode='sideways'; expected one of"),
         ({"remat": "dots"}, "config.model.remat='dots'; expected one of"),
-        ({"position": "rope"}, "config.model.position='rope'; expected"),
+        ({"position": "axial"}, "config.model.position='axial'; expected"),
         ({"readout": "middle"}, "config.model.readout='middle'; expected"),
         ({"retention": "3d"}, "config.model.retention='3d'; expected"),
         ({"implementation": "triton"}, "config.model.implementation='triton'; expected"),

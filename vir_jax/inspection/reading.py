@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Float32
 
 from vir_jax.inspection.model import arrival_decay, check_class_token, exact_einsum, layout_of
 from vir_jax.models import VisionModel
+from vir_jax.models.layout import Layout
+from vir_jax.models.rope import rotate, token_angles
 
 
 def logits_as_read(model: VisionModel, images: Float[Array, "b H W 3"]) -> Float32[Array, "b t classes"]:
@@ -35,7 +37,8 @@ def logits_as_read(model: VisionModel, images: Float[Array, "b H W 3"]) -> Float
 @partial(jax.jit, static_argnums=0)
 def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
     model = nnx.merge(graph, params)
-    grid = layout_of(model, images).grid
+    layout = layout_of(model, images)
+    grid = layout.grid
     names = [f"blocks.{layer}.mixer.{name}" for layer in range(model.depth) for name in "kv"]
     found = model.intermediates(images, names)
     b, n = found[names[0]].shape[:2]
@@ -47,9 +50,23 @@ def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
         k, v = (found[f"blocks.{layer}.mixer.{name}"][:, :-1] for name in "kv")
         qkv = mixer.qkv(block.norm1(x)).astype(jnp.float32)
         q, own_k, own_v = mixer.head_dim**-0.5 * qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        own_scores = jnp.sum(q * own_k, axis=-1, keepdims=True)
+        if mixer.rope is not None:
+            q = rotate(q, _angles(mixer, layout, n))
 
         decay = jnp.exp(mixer.log_decay)[:, None, None] * arrival_decay(mixer, n, grid)
         heads = exact_einsum("bhtm,bmhd->bthd", exact_einsum("bthd,bmhd->bhtm", q, k) * decay, v)
-        heads += jnp.sum(q * own_k, axis=-1, keepdims=True) * own_v
+        heads += own_scores * own_v
         x = block.add_mlp(block.add_mixed(x, mixer.out(heads)))
     return model.readout.logits(x)
+
+
+def _angles(mixer: Any, layout: Layout, n: int) -> Float32[Array, "t i"]:
+    """Rotary angles of a class token after t = 0 .. n - 1 patches, as if the image ended there."""
+
+    def after(t: Array) -> Array:
+        # In the second of two passes no further row begins.
+        read = jnp.minimum(t, layout.patches) if mixer.rope == "2d" else t
+        return token_angles(layout.piece(read, 0, class_token="last"), mixer.rope, mixer.head_dim)[0]
+
+    return jax.vmap(after)(jnp.arange(n, dtype=jnp.int32))

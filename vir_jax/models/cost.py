@@ -27,6 +27,6 @@ def flops(
         model = nnx.eval_shape(lambda: create_model(name, num_classes=1000, rngs=nnx.Rngs(0)))
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     layout, c = model.layout(size), model.dim
-    block = model.stage.blocks.mixer.multiply_adds(layout, mode) + 8 * layout.length * c * c
-    patch_embedding = layout.patches * 3 * model.patch**2 * c
-    return patch_embedding + model.depth * block + c * model.num_classes
+    block = model.stage.blocks.mixer.multiply_adds(layout, mode)
+    block += 2 * layout.length * c * model.stage.blocks.mlp.up.out_features
+    return model.stem.embedding.multiply_adds(layout.grid) + model.depth * block + c * model.num_classes

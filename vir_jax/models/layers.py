@@ -22,12 +22,12 @@ conv_init = nnx.initializers.variance_scaling(1 / 3, mode="fan_in", distribution
 
 
 class MLP(nnx.Module):
-    """Two linear layers with the exact (erf) GELU between them; the hidden width is 4 times the channels."""
+    """Two linear layers with the exact (erf) GELU between them."""
 
-    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.up = nnx.Linear(
             dim,
-            4 * dim,
+            hidden,
             dtype=dtype,
             kernel_init=linear_init,
             kernel_metadata={"axes": ("embed", "hidden")},
@@ -35,7 +35,7 @@ class MLP(nnx.Module):
             rngs=rngs,
         )
         self.down = nnx.Linear(
-            4 * dim,
+            hidden,
             dim,
             dtype=dtype,
             kernel_init=linear_init,

@@ -57,6 +57,28 @@ class Layout:
         index = jnp.asarray(self.start, jnp.int32) + jnp.arange(self.patches, dtype=jnp.int32)
         return index // self.cols, index % self.cols
 
+    @property
+    def order(self) -> Int[Array, " n"]:
+        """Index of each token, the class token too, in the sequence of the whole image."""
+        return jnp.asarray(self.start, jnp.int32) + jnp.arange(self.length, dtype=jnp.int32)
+
+    @property
+    def places(self) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
+        """(row, column) of each token, the class token too, and of the patches of a second pass again.
+
+        A last class token stands below the last patch, in the last column, as for 2-D retention; a first one above the
+        first patch.
+        """
+        y, x = self.positions
+        if self.passes == 2:
+            y, x = (jnp.concatenate([line, line[::-1]]) for line in (y, x))
+        if self.class_token == "first":
+            return jnp.insert(y, 0, -1), jnp.insert(x, 0, 0)
+        if self.class_token == "last":
+            end = jnp.asarray(self.start, jnp.int32) + self.patches
+            return jnp.append(y, (end + self.cols - 1) // self.cols), jnp.append(x, self.cols - 1)
+        return y, x
+
     def patch_tokens(self, x: Float[Array, "b n c"]) -> Float[Array, "b p c"]:
         """Return the tokens of the patches, of both passes where there are two, without the class token."""
         first = int(self.class_token == "first")

@@ -1,4 +1,4 @@
-"""Position embeddings: learned ones on an explicit grid and their resampling to other grids, and sine-cosine ones."""
+"""Position embeddings: learned ones on an explicit grid and their resampling to others, sine-cosine ones, and none."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vir_jax.models.rope import Rope
+
 Lookup = Callable[[Int[Array, " n"], Int[Array, " n"]], Float[Array, "n c"]]
 """The embeddings of patches in given rows and columns of a piece of an image."""
 
@@ -16,6 +18,7 @@ class LearnedPosition(nnx.Module):
     """A vector for each patch of a grid, `embedding [1, rows, cols, c]`, resampled to the grids of other images."""
 
     needs_height = True
+    embeds = True
 
     def __init__(self, grid: tuple[int, int], dim: int, *, rngs: nnx.Rngs) -> None:
         normal = nnx.initializers.normal(0.02)
@@ -68,6 +71,7 @@ class SincosPosition(nnx.Module):
     """Fixed embeddings of rows and columns: no parameter, any grid, and no need to know an image's height."""
 
     needs_height = False
+    embeds = True
 
     def __init__(self, grid: tuple[int, int], dim: int, *, rngs: nnx.Rngs) -> None:
         if dim % 4:
@@ -87,9 +91,34 @@ class SincosPosition(nnx.Module):
         return lambda y, x: sincos_position_embedding(first_row + y, x, self.dim)
 
 
-POSITIONS: dict[str, type[LearnedPosition] | type[SincosPosition]] = {
+class NoPosition(nnx.Module):
+    """Nothing is added to the tokens, the class token neither: mixers tell them apart by themselves, or not at all."""
+
+    needs_height = False
+    embeds = False
+
+    def __init__(self, grid: tuple[int, int], dim: int, *, rngs: nnx.Rngs) -> None:
+        self.dim = dim
+
+    def of_grid(self, grid: tuple[int, int]) -> Float[Array, "1 rows cols c"]:
+        """Return zeros."""
+        return jnp.zeros((1, *grid, self.dim), jnp.float32)
+
+    def lookup(
+        self, first_row: Int[Array, ""], grid: tuple[int, int], rows: int | Int[Array, ""] | None
+    ) -> Lookup:
+        """Return a function whose values are zeros."""
+        return lambda y, x: jnp.zeros((*y.shape, self.dim), jnp.float32)
+
+
+ROPE: dict[str, Rope] = {"rope": "1d", "rope_2d": "2d"}
+"""Positions that are not added to the tokens, but turn queries and keys."""
+
+POSITIONS: dict[str, type[LearnedPosition] | type[SincosPosition] | type[NoPosition]] = {
     "learned": LearnedPosition,
     "sincos": SincosPosition,
+    "none": NoPosition,
+    **dict.fromkeys(ROPE, NoPosition),
 }
 
 

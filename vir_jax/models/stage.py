@@ -14,7 +14,7 @@ from vir_jax.models.layers import LAYER_NORM_EPSILON, MLP, LayerScale, drop_path
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer, State
 from vir_jax.models.sharding import constrain
-from vir_jax.models.variables import split_variables
+from vir_jax.models.variables import batch_statistics, split_variables
 
 # The outputs of linear layers and of the mixing itself.
 PRODUCTS = ("qkv", "heads", "mixed", "hidden", "mlp")
@@ -37,13 +37,20 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, dim: int, mixer: Mixer, *, layer_scale: float | None, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        dim: int,
+        mixer: Mixer,
+        *,
+        mlp_dim: int,
+        layer_scale: float | None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         self.norm1 = nnx.LayerNorm(dim, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.mixer = mixer
         self.layer_scale1 = None if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nnx.LayerNorm(dim, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(dim, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(dim, mlp_dim, dtype=dtype, rngs=rngs)
         self.layer_scale2 = None if layer_scale is None else LayerScale(dim, layer_scale)
 
     def __call__(
@@ -145,14 +152,14 @@ class Stage(nnx.Module):
         Returns:
             The tokens after all blocks, and by name the intermediates of every block.
         """
-        graph, params, statistics = split_variables(self.blocks)
+        graph, params, others = split_variables(self.blocks)
         drop = None
         if key is not None and any(self.drop_path_rates):
             keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
                 jnp.arange(self.depth, dtype=jnp.int32)
             )
             drop = jnp.asarray(self.drop_path_rates, jnp.float32), keys
-        layers = params, statistics, drop
+        layers = params, others, drop
         x, intermediates, statistics = _scan(graph, layers, x, layout, mode, names, self.remat)
         nnx.update(self.blocks, statistics)
         return x, intermediates
@@ -183,21 +190,20 @@ def _scan(
     names: frozenset[str],
     remat: str,
 ) -> tuple[Float[Array, "b n c"], dict[str, Array], Any]:
-    """Run one block after the other: tokens, intermediates, and the variables that are no parameters.
+    """Run one block after the other: tokens, intermediates, and the statistics of batches after them.
 
     `layers` are parameters, other variables, and rates and keys of drop path or None, with an axis l of blocks. Under
     jit, so that a model called outside of it is compiled once, too.
     """
 
     def apply(x: Array, layer: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
-        params, statistics, drop = layer
-        block = nnx.merge(graph, params, statistics)
+        params, others, drop = layer
+        block = nnx.merge(graph, params, others)
         rate, key = (0.0, None) if drop is None else drop
         x, _, intermediates = block(
             constrain(x, "batch", None, None), layout, mode=mode, drop_path_rate=rate, key=key
         )
-        _, _, statistics = split_variables(block)
-        return x, ({name: intermediates[name] for name in names}, statistics)
+        return x, ({name: intermediates[name] for name in names}, batch_statistics(block))
 
     # A loop keeps recomputation apart from the forward pass by itself; no barrier against CSE is needed.
     apply = jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=False)

@@ -8,59 +8,44 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
-from vir_jax.models.layers import conv_init
+from vir_jax.models.embedding import EMBEDDINGS, Embedding
 from vir_jax.models.layout import ClassTokenPlace, Layout
 from vir_jax.models.position import POSITIONS
-
-
-class Patchify(nnx.Module):
-    """A linear embedding of patches: a convolution whose stride is its window."""
-
-    def __init__(self, patch: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        window = (patch, patch)
-        self.conv = nnx.Conv(
-            3,
-            dim,
-            window,
-            window,
-            padding="VALID",
-            dtype=dtype,
-            kernel_init=conv_init,
-            kernel_metadata={"axes": (None, None, None, "embed")},
-            rngs=rngs,
-        )
-
-    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b rows cols c"]:
-        """Embed every patch; the result is float32."""
-        return self.conv(images).astype(jnp.float32)
 
 
 class Stem(nnx.Module):
     """Patch embedding, position embedding and class token (docs/method.md, section 3).
 
-    Parameters: `embedding`, `position.embedding [1, rows, cols, c]` (only where learned), `class_token [1, 1, c]`,
-    `class_position_embedding [1, 1, c]` (only where the class token comes first; a last one has no position).
+    Parameters: `embedding`, `position.embedding [1, rows, cols, c]` (only where learned), `class_token [1, 1, c]`
+    (unless there is none), `class_position_embedding [1, 1, c]` (only where positions are added and the class token
+    comes first; a last one has no position).
     """
 
     def __init__(
         self,
         *,
+        embedding: str,
         image_size: tuple[int, int],
         patch: int,
         dim: int,
         position: str,
-        class_token: ClassTokenPlace,
+        class_token: ClassTokenPlace | None,
         passes: int,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         self.patch, self.dim, self.place, self.passes = patch, dim, class_token, passes
         normal = nnx.initializers.normal
-        self.embedding = Patchify(patch, dim, dtype=dtype, rngs=rngs)
+        self.embedding: Embedding = EMBEDDINGS[embedding](patch, dim, dtype=dtype, rngs=rngs)
         self.position = POSITIONS[position](patch_grid(image_size, patch), dim, rngs=rngs)
-        self.class_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, dim), jnp.float32))
-        if class_token == "first":
-            self.class_position_embedding = nnx.Param(normal(0.02)(rngs.params(), (1, 1, dim), jnp.float32))
+        self.class_token = (
+            None if class_token is None else nnx.Param(normal(1e-6)(rngs.params(), (1, 1, dim), jnp.float32))
+        )
+        self.class_position_embedding = (
+            nnx.Param(normal(0.02)(rngs.params(), (1, 1, dim), jnp.float32))
+            if class_token == "first" and self.position.embeds
+            else None
+        )
 
     def layout(self, image_size: Sequence[int]) -> Layout:
         """Return where the tokens of an image of (height, width) pixels stand.
@@ -89,14 +74,16 @@ class Stem(nnx.Module):
         x = (patches + self.position.of_grid(layout.grid)).reshape(patches.shape[0], layout.patches, self.dim)
         if self.passes == 2:
             x = jnp.concatenate([x, jnp.flip(x, axis=1)], axis=1)
-        class_token = self.class_tokens(x.shape[0])
-        x = jnp.concatenate([class_token, x] if self.place == "first" else [x, class_token], axis=1)
+        if self.place is not None:
+            class_token = self.class_tokens(x.shape[0])
+            x = jnp.concatenate([class_token, x] if self.place == "first" else [x, class_token], axis=1)
         return x, layout, {"patch_tokens": patches.reshape(x.shape[0], -1, self.dim), "tokens": x}
 
     def class_tokens(self, batch: int) -> Float[Array, "b 1 c"]:
-        """Return the class token of every image."""
+        """Return the class token of every image, in a model that has one."""
+        assert self.class_token is not None
         token = self.class_token[...]
-        if self.place == "first":
+        if self.class_position_embedding is not None:
             token += self.class_position_embedding[...]
         return jnp.broadcast_to(token, (batch, 1, self.dim))
 

@@ -13,10 +13,12 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from vir_jax.models.embedding import EMBEDDINGS
 from vir_jax.models.layout import ClassTokenPlace, Layout
 from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
 from vir_jax.models.model import VisionModel
-from vir_jax.models.position import POSITIONS
+from vir_jax.models.options import check_bool, check_option, check_positive, is_integer, is_number
+from vir_jax.models.position import POSITIONS, ROPE
 from vir_jax.models.readout import READOUTS, Readout, Reads
 from vir_jax.models.stage import REMAT, Block, Stage
 from vir_jax.models.stem import Stem, patch_grid
@@ -24,20 +26,23 @@ from vir_jax.models.stem import Stem, patch_grid
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Width and depth of a model: channels, blocks, heads."""
+    """Width and depth of a model: channels, blocks, heads, and the MLP's hidden units to a channel."""
 
     dim: int
     depth: int
     heads: int
+    mlp_ratio: int = 4
 
 
-# s, b and l are those of docs/method.md, section 3; ti is by analogy with DeiT, pico for tests and small data.
+# s, b and l are those of docs/method.md, section 3; ti is by analogy with DeiT, pico for tests and small data; vix is
+# that of Vision X-formers on CIFAR-10 (arXiv 2107.02239).
 SIZES = {
     "pico": Size(dim=64, depth=4, heads=4),
     "ti": Size(dim=192, depth=12, heads=3),
     "s": Size(dim=384, depth=12, heads=6),
     "b": Size(dim=768, depth=12, heads=12),
     "l": Size(dim=1024, depth=24, heads=16),
+    "vix": Size(dim=128, depth=4, heads=4, mlp_ratio=2),
 }
 
 MODEL_NAMES = (
@@ -52,6 +57,8 @@ MODEL_NAMES = (
     "vit_s16",
     "vit_b16",
     "vit_l16",
+    "vir_vix1",
+    "vit_vix1",
 )
 """The variants whose parameter counts are asserted. Any `{vir|vit}_{size}{patch}` can be made."""
 
@@ -68,7 +75,7 @@ FAMILIES = {"vir": Family("retention", layer_scale=1e-5), "vit": Family("softmax
 
 
 def parse_name(name: str) -> tuple[str, Size, int]:
-    """Split a model's name: (family, size, patch) of `{vir|vit}_{pico|ti|s|b|l}{patch in pixels}`.
+    """Split a model's name: (family, size, patch) of `{vir|vit}_{pico|ti|s|b|l|vix}{patch in pixels}`.
 
     Raises:
         ValueError: on any other name, naming the nearest known ones.
@@ -90,7 +97,9 @@ def create_model(
     num_classes: int,
     rngs: nnx.Rngs,
     image_size: int | Sequence[int] = 224,
+    stem: str = "linear",
     mixer: str | None = None,
+    mlp_dim: int | None = None,
     readout: str | None = None,
     position: str = "learned",
     bidirectional: bool = False,
@@ -104,16 +113,21 @@ def create_model(
     """Make a named ViR or ViT with fresh parameters (docs/method.md, section 3).
 
     Args:
-        name: `{vir|vit}_{pico|ti|s|b|l}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
+        name: `{vir|vit}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
         num_classes: width of the head.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
             model takes images of other sizes and resamples the embeddings.
+        stem: how patches are embedded: by one "linear" layer, by overlapping convolutions with norms and GELU, "conv",
+            or by "conv_vix", those of Vision X-formers, which are linear (`vir_jax.models.embedding`).
         mixer: name of the token mixer (`vir_jax.models.mixers`); None: "retention" for vir_*, "softmax" for vit_*.
+        mlp_dim: hidden units of the blocks' MLP; None: 4 to a channel, 2 for the size vix.
         readout: what the head reads: the "class_token" or the "average" of the patch tokens (of both passes where
-            bidirectional). None: the class token.
-        position: position embeddings of the patches: "learned" for a grid and resampled to others, or "sincos": fixed,
-            of rows and columns, so that an image of unknown height can be read as it arrives.
+            bidirectional). None: the class token; the average where the mixer has no place for one (`mlp_mixer`).
+        position: how tokens know where they stand. Embeddings added to the patches: "learned" for a grid and resampled
+            to others, or "sincos": fixed, of rows and columns. Or rotary positions, which turn queries and keys
+            in every layer: "rope" by the index in the sequence, "rope_2d" by row and column (`vir_jax.models.rope`). Or
+            "none". With all but learned ones an image of unknown height can be read as it arrives.
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
         layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, none for vit_*.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
@@ -129,32 +143,40 @@ def create_model(
     """
     family, size, patch = parse_name(name)
     height, width = _image_size(image_size)
-    _check(
-        "num_classes", num_classes, _is_integer(num_classes) and num_classes >= 1, "an integer of at least 1"
-    )
-    _check("rngs", rngs, isinstance(rngs, nnx.Rngs), "flax.nnx.Rngs, such as nnx.Rngs(0)")
-    _check("readout", readout, readout in (None, *READOUTS), f"one of {READOUTS}, or None")
-    _check("position", position, position in POSITIONS, f"one of {tuple(POSITIONS)}")
-    _check("bidirectional", bidirectional, isinstance(bidirectional, bool | np.bool_), "True or False")
-    _check(
+    check_positive("num_classes", num_classes)
+    if mlp_dim is not None:
+        check_positive("mlp_dim", mlp_dim)
+    check_option("rngs", rngs, isinstance(rngs, nnx.Rngs), "flax.nnx.Rngs, such as nnx.Rngs(0)")
+    check_option("stem", stem, stem in EMBEDDINGS, f"one of {tuple(EMBEDDINGS)}")
+    check_option("readout", readout, readout in (None, *READOUTS), f"one of {READOUTS}, or None")
+    check_option("position", position, position in POSITIONS, f"one of {tuple(POSITIONS)}")
+    check_bool("bidirectional", bidirectional)
+    check_option(
         "drop_path_rate",
         drop_path_rate,
-        _is_number(drop_path_rate) and 0 <= drop_path_rate < 1,
+        is_number(drop_path_rate) and 0 <= drop_path_rate < 1,
         "a probability in [0, 1)",
     )
     if layer_scale == "default":
         layer_scale = FAMILIES[family].layer_scale
-    positive = layer_scale is None or (_is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
-    _check("layer_scale", layer_scale, positive, "a positive number, None for none, or 'default'")
+    positive = layer_scale is None or (is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
+    check_option("layer_scale", layer_scale, positive, "a positive number, None for none, or 'default'")
     scale = None if layer_scale is None else float(layer_scale)
-    _check("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {tuple(REMAT)}")
-    _check("dtype", dtype, _is_float(dtype), "'float32', 'bfloat16' or 'float16'")
+    check_option("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {tuple(REMAT)}")
+    check_option("dtype", dtype, _is_float(dtype), "'float32', 'bfloat16' or 'float16'")
 
     mixer = mixer or FAMILIES[family].mixer
     kind = mixer_type(mixer)
     given = {option: value for option, value in mixer_options.items() if value is not None}
     _check_options(name, mixer, given)
-    class_token: ClassTokenPlace = "last" if kind.causal else "first"
+    class_token: ClassTokenPlace | None = "last" if kind.causal else "first"
+    if not kind.takes_class_token:
+        class_token, readout = None, readout or "average"
+        if readout != "average":
+            raise ValueError(
+                f"readout={readout!r} makes no sense with the mixer {mixer!r}, which has no place for a class token; "
+                "expected 'average', or None for it."
+            )
     if bidirectional and not kind.causal:
         raise ValueError(
             f"bidirectional=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
@@ -165,12 +187,17 @@ def create_model(
 
     def make_block(rngs: nnx.Rngs) -> Block:
         made = kind(size.dim, size.heads, layout, dtype=dtype, rngs=rngs, **given)
-        return Block(size.dim, made, layer_scale=scale, dtype=dtype, rngs=rngs)
+        if position in ROPE:
+            made.use_rope(ROPE[position])
+        hidden = mlp_dim or size.mlp_ratio * size.dim
+        return Block(size.dim, made, mlp_dim=hidden, layer_scale=scale, dtype=dtype, rngs=rngs)
 
     model = VisionModel(
         options={
             "name": name,
+            "stem": stem,
             "mixer": mixer,
+            "mlp_dim": mlp_dim,
             "readout": readout or "class_token",
             "position": position,
             "bidirectional": bidirectional,
@@ -178,6 +205,7 @@ def create_model(
             **given,
         },
         stem=Stem(
+            embedding=stem,
             image_size=(height, width),
             patch=patch,
             dim=size.dim,
@@ -197,7 +225,7 @@ def create_model(
         mode=mode,
     )
     known = ("auto", *model.modes)
-    _check("mode", mode, mode in known, f"one of {known}, which {mixer} has")
+    check_option("mode", mode, mode in known, f"one of {known}, which {mixer} has")
     model.eval()
     return model
 
@@ -234,19 +262,11 @@ def _image_size(image_size: Any) -> tuple[int, int]:
         if isinstance(image_size, Sequence) and not isinstance(image_size, str)
         else (image_size,)
     )
-    if len(sides) not in (1, 2) or not all(_is_integer(side) and side >= 1 for side in sides):
+    if len(sides) not in (1, 2) or not all(is_integer(side) and side >= 1 for side in sides):
         raise ValueError(
             f"image_size={image_size!r}; expected pixels: (height, width), or one number for a square"
         )
     return int(sides[0]), int(sides[-1])
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _is_float(dtype: Any) -> bool:
@@ -254,8 +274,3 @@ def _is_float(dtype: Any) -> bool:
         return jnp.dtype(dtype).name in ("float32", "bfloat16", "float16")
     except TypeError:
         return False
-
-
-def _check(option: str, value: object, valid: bool, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"{option}={value!r}; expected {expected}.")

@@ -51,12 +51,14 @@ def default_config() -> ml_collections.ConfigDict:
     config.model = model = Config()  # The keywords of `vir_jax.models.create_model`, which explains them.
     model.name = "vir_s16"  # {vir|vit}_{size}{patch}; vir_jax.models lists the sizes.
     model.image_size = may_be_none(224)  # Pixels, a square's side or (height, width). Never None.
+    model.stem = "linear"  # Embedding of patches: "linear", "conv" or "conv_vix".
     model.mixer = may_be_none()  # Token mixer by name; None: retention for vir_*, softmax for vit_*.
+    model.mlp_dim = may_be_none()  # Hidden units of the MLP; None: 4 to a channel, 2 for the size vix.
     model.retention = may_be_none()  # "1d" (raster order) or "2d"; None: "1d". ViR only.
     model.chunk_size = may_be_none()  # Tokens per chunk of 1-D retention; None: what was measured to be best.
     model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
     model.readout = may_be_none()  # What the head reads; None: the class token.
-    model.position = "learned"  # Position embeddings: "learned" or "sincos".
+    model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none".
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.layer_scale = may_be_none()  # Initial LayerScale, 1e-5 in the ViR recipes; None: no LayerScale.
     model.drop_path_rate = 0.0  # Stochastic depth of the last block; rises linearly over the blocks.
@@ -145,7 +147,9 @@ FIELDS = {
     # Types alone: `create_model` knows the values.
     "model.name": text(),
     "model.image_size": either(integer(), sequence(2, integer())),
+    "model.stem": text(),
     "model.mixer": optional(text()),
+    "model.mlp_dim": optional(integer()),
     "model.retention": optional(text()),
     "model.chunk_size": optional(integer()),
     "model.implementation": optional(text()),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from vir_jax.models import VisionModel, create_model, flops
 from vir_jax.models.pixels import normalize
-from vir_jax.models.variables import split_variables
+from vir_jax.models.variables import batch_statistics, split_variables
 from vir_jax.parallel.sharding import parameter_axes
 from vir_jax.runs.state import Params
 
@@ -25,9 +25,9 @@ Options: TypeAlias = "Mapping[str, Any] | ml_collections.ConfigDict"
 class ModelFunctions:
     """A model as pure functions of its variables, a nested dict of float32 arrays, here called `params`.
 
-    They are its parameters and, where it has some, statistics that no gradient changes, such as the running mean of
-    batch normalisation: these lie at their places among the parameters, so that whatever is done to a run's parameters
-    (average, checkpoint, sharding) is done to them.
+    They are its parameters and, where it has some, what no gradient changes: statistics such as the running mean of
+    batch normalisation, and constants drawn at random. These lie at their places among the parameters, so that whatever
+    is done to a run's parameters (average, checkpoint, sharding) is done to them.
 
     Attributes:
         make: of random keys, the model.
@@ -73,18 +73,16 @@ class ModelFunctions:
         self, params: Params, images: Float[Array, "b y x 3"], key: Key[Array, ""]
     ) -> tuple[Float[Array, "b classes"], Params]:
         """Return what `apply` does in training, and the statistics after it, at their places among the parameters."""
-        _, trained, statistics = split_variables(self.model(params))
-        model = nnx.merge(self.graph, trained, jax.lax.stop_gradient(statistics))
+        _, trained, others = split_variables(self.model(params))
+        model = nnx.merge(self.graph, trained, jax.lax.stop_gradient(others))
         model.train()
         outputs = model(images, key=key)
-        _, _, statistics = split_variables(model)
-        return outputs, nnx.to_pure_dict(statistics)
+        return outputs, nnx.to_pure_dict(batch_statistics(model))
 
     @functools.cached_property
     def has_statistics(self) -> bool:
-        """Whether there are variables besides parameters: the examples of a batch meet in them."""
-        _, _, statistics = split_variables(self.abstract)
-        return bool(statistics)
+        """Whether there are statistics of batches: the examples of a batch meet in them."""
+        return bool(batch_statistics(self.abstract))
 
     def model(self, params: Params) -> VisionModel:
         """Return the model with these parameters."""

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Sequence
 
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -11,6 +12,8 @@ from jaxtyping import Array, Float
 from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers.mixer import Mixer, State
+from vir_jax.models.options import check_bool
+from vir_jax.models.rope import Rope, check_rope, rotate, token_angles
 from vir_jax.models.sharding import constrain
 
 Heads = Float[Array, "b n h d"]
@@ -20,36 +23,27 @@ class HeadsMixer(Mixer):
     """Projections to q, k and v of every head, `mix`, and a projection of the heads back.
 
     Parameters: `qkv.kernel [c, 3, h, d]`, `out.kernel [h, d, c]`, and their biases. The head axis is explicit so that
-    heads can be split over a mesh axis. Intermediates: "q" (not yet scaled), "k", "v", and "heads", each head's output
-    before the output projection.
+    heads can be split over a mesh axis. Intermediates: "q" (not yet scaled) and "k", turned where positions are rotary,
+    "v", and "heads", each head's output before the output projection.
     """
 
     intermediate_names = ("q", "k", "v", "heads")
+    rope: Rope | None = None
 
-    def __init__(self, dim: int, heads: int, layout: Layout, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        if dim % heads:
-            raise ValueError(
-                f"dim={dim} is not divisible by heads={heads}; every head has dim / heads channels."
-            )
-        self.dim, self.heads, self.head_dim = dim, heads, dim // heads
-        self.qkv = nnx.LinearGeneral(
-            dim,
-            (3, heads, self.head_dim),
-            dtype=dtype,
-            kernel_init=linear_init,
-            kernel_metadata={"axes": ("embed", None, "heads", None)},
-            bias_metadata={"axes": (None, "heads", None)},
-            rngs=rngs,
-        )
-        self.out = nnx.LinearGeneral(
-            (heads, self.head_dim),
-            dim,
-            axis=(-2, -1),
-            dtype=dtype,
-            kernel_init=linear_init,
-            kernel_metadata={"axes": ("heads", None, "embed")},
-            rngs=rngs,
-        )
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        layout: Layout,
+        *,
+        qkv_bias: bool = True,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        check_bool("qkv_bias", qkv_bias)
+        self.dim, self.heads, self.head_dim = dim, heads, head_width(dim, heads)
+        self.qkv = to_heads(dim, (3, heads, self.head_dim), bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.out = from_heads((heads, self.head_dim), dim, dtype=dtype, rngs=rngs)
 
     @abc.abstractmethod
     def mix(
@@ -68,11 +62,19 @@ class HeadsMixer(Mixer):
     ) -> tuple[Float[Array, "b n c"], State | None, dict[str, Heads]]:
         """Project, mix and project back; see `Mixer.__call__`."""
         self.check_call(mode, state, return_state)
-        q, k, v = self._project(x)
+        q, k, v = self.project(x)
+        if self.rope is not None:
+            angles = token_angles(layout, self.rope, self.head_dim)
+            q, k = rotate(q, angles), rotate(k, angles)
         heads, state = self.mix(q, k, v, layout, mode=mode, state=state)
         heads = checkpoint_name(heads, "heads")
         mixed = checkpoint_name(self.out(heads), "mixed")
         return mixed, state if return_state else None, {"q": q, "k": k, "v": v, "heads": heads}
+
+    def use_rope(self, rope: Rope) -> None:
+        """Turn q and k of every head, before they are mixed."""
+        check_rope(rope, self.head_dim)
+        self.rope = rope
 
     def multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count the projections and `mixing_multiply_adds`."""
@@ -86,22 +88,64 @@ class HeadsMixer(Mixer):
         """
         return Mixer.multiply_adds(self, layout, mode)
 
-    def _project(self, x: Float[Array, "b n c"]) -> list[Heads]:
-        """Compute self.qkv(x) by a product for each of q, k and v, written where the mixer reads it.
+    def project(self, x: Float[Array, "b n c"]) -> Sequence[Heads]:
+        """Compute q, k and v, self.qkv(x), by a product for each of q, k and v, written where the mixer reads it.
 
         Of one product for all three XLA would copy the parts; of three it copies the parts of the kernel, which is more
         where there are few tokens, as in a row of a stream. And the biases are flat, because XLA for GPUs then adds
         them within the product.
         """
-        assert self.qkv.bias is not None
         if math.prod(x.shape[:-1]) < self.dim:
             together = self.qkv(x)
             return [checkpoint_name(together[:, :, i], "qkv") for i in range(3)]
-        x, kernel, bias = (y.astype(self.qkv.dtype) for y in (x, self.qkv.kernel[...], self.qkv.bias[...]))
+        x, kernel = (y.astype(self.qkv.dtype) for y in (x, self.qkv.kernel[...]))
+        bias = None if self.qkv.bias is None else self.qkv.bias[...].astype(self.qkv.dtype)
         # Gathered whole, where fsdp splits its rows, and not part by part.
         kernel = constrain(kernel, None, None, "heads", None)
         heads = (*x.shape[:-1], self.heads, self.head_dim)
-        products = (
-            (x @ kernel[:, i].reshape(self.dim, -1) + bias[i].reshape(-1)).reshape(heads) for i in range(3)
-        )
-        return [checkpoint_name(constrain(y, "batch", None, "heads", None), "qkv") for y in products]
+        products = (x @ kernel[:, i].reshape(self.dim, -1) for i in range(3))
+        if bias is not None:
+            products = (y + bias[i].reshape(-1) for i, y in enumerate(products))
+        split = (constrain(y.reshape(heads), "batch", None, "heads", None) for y in products)
+        return [checkpoint_name(y, "qkv") for y in split]
+
+
+def head_width(dim: int, heads: int) -> int:
+    """Return the channels of each head.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+    """
+    if dim % heads:
+        raise ValueError(f"dim={dim} is not divisible by heads={heads}; every head has dim / heads channels.")
+    return dim // heads
+
+
+def to_heads(
+    dim: int, shape: tuple[int, ...], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.LinearGeneral:
+    """Make a projection of tokens to `shape`, which ends in heads and their channels."""
+    axes = (*(None for _ in shape[:-2]), "heads" if shape[-2] > 1 else None, None)
+    return nnx.LinearGeneral(
+        dim,
+        shape,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=linear_init,
+        kernel_metadata={"axes": ("embed", *axes)},
+        bias_metadata={"axes": axes},
+        rngs=rngs,
+    )
+
+
+def from_heads(shape: tuple[int, int], dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LinearGeneral:
+    """Make a projection of (heads, channels of each) back to tokens."""
+    return nnx.LinearGeneral(
+        shape,
+        dim,
+        axis=(-2, -1),
+        dtype=dtype,
+        kernel_init=linear_init,
+        kernel_metadata={"axes": ("heads", None, "embed")},
+        rngs=rngs,
+    )

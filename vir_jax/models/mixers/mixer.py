@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from vir_jax.models.layout import Layout
+from vir_jax.models.rope import Rope
 
 State = Float32[Array, "b ..."]
 """What a causal mixer has read so far."""
@@ -30,6 +31,7 @@ class Mixer(nnx.Module):
         causal: whether no token sees a later one, so that a state can stand for all earlier ones. The class token
             comes last then, else first.
         modes: its forms, equal in result; "auto" is one more name, for the form that suits the length.
+        takes_class_token: whether a class token may stand among the patches; else the head reads their average.
         reads_any_length: whether a model reads images of other sizes than it was made for.
         reads_rows: whether the pieces of a stream must be whole rows of patches.
         intermediate_names: what it returns by name.
@@ -39,6 +41,7 @@ class Mixer(nnx.Module):
 
     causal: ClassVar[bool] = False
     modes: tuple[str, ...] = ("parallel",)
+    takes_class_token: ClassVar[bool] = True
     reads_any_length: ClassVar[bool] = True
     reads_rows: bool = False
     intermediate_names: ClassVar[tuple[str, ...]] = ()
@@ -81,6 +84,18 @@ class Mixer(nnx.Module):
             ValueError: a mode that it does not have; a state, where it is not causal.
         """
         raise NotImplementedError
+
+    def use_rope(self, rope: Rope) -> None:
+        """Turn queries and keys by their positions from now on (`vir_jax.models.rope`).
+
+        Raises:
+            ValueError: there are none, or heads of this width cannot be turned.
+        """
+        able = ", ".join(name for name in mixer_names() if mixer_type(name).use_rope is not Mixer.use_rope)
+        raise ValueError(
+            f"the mixer {self._name!r} has no queries and keys that rotary positions could turn; expected another "
+            f"position than 'rope' and 'rope_2d', or one of the mixers {able}"
+        )
 
     def initial_state(self, batch: int, layout: Layout) -> State:
         """Return the state before the first token of images that are as wide as the layout's.
