@@ -166,6 +166,11 @@ class VisionModel(nnx.Module):
                 f"a model whose mixer is {type(mixer).__name__} cannot be streamed: it has no state that summarises "
                 "earlier patches. Use a causal mixer, as vir_* models have, or give this one the whole image."
             )
+        if self.stage.flips:
+            raise ValueError(
+                "a model made with flips=True cannot be streamed: every second block reads the patches backwards from "
+                "the last. Use one made without flips, or give this one the whole image with mode='chunkwise'."
+            )
         if self.bidirectional:
             raise ValueError(
                 "a bidirectional model cannot be streamed: it reads the patches a second time, backwards from the "

@@ -134,7 +134,7 @@ def _backward_of_tokens(
     taken_up = jnp.sum(exact_k * dk - exact_q * dq, axis=-1)
     taken_up = taken_up[:, 1:] if reverse else taken_up[:, :-1]
     d_steps = jax.lax.cumsum(taken_up, axis=1, reverse=reverse)
-    if arriving is not None:
+    if arriving is not None and d_arriving is not None:
         d_steps += jnp.sum(arriving * d_arriving, axis=(-2, -1))[:, None]
     # The first token's decay is in what arrives, or backward in time in nothing.
     d_log_decay = jnp.pad(d_steps, ((0, 0), (1, 0), (0, 0)))

@@ -6,7 +6,7 @@ import math
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
@@ -24,7 +24,7 @@ class HeadsMixer(Mixer):
     before the output projection.
     """
 
-    intermediate_names = ("q", "k", "v", "heads")
+    intermediate_names: tuple[str, ...] = ("q", "k", "v", "heads")
 
     def __init__(self, dim: int, heads: int, layout: Layout, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         if dim % heads:
@@ -57,6 +57,37 @@ class HeadsMixer(Mixer):
     ) -> tuple[Heads, State | None]:
         """Mix the tokens of each head: outputs, and the state after them (None where not causal)."""
 
+    def mix_tokens(
+        self,
+        x: Float[Array, "b n c"],
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        layout: Layout,
+        *,
+        mode: str,
+        state: State | None,
+    ) -> tuple[Heads, State | None, dict[str, Heads]]:
+        """Compute what is projected back, the state, and further intermediates: those of `mix`, where x is not needed.
+
+        Args:
+            x: what q, k and v are projections of.
+            q: queries, not yet scaled.
+            k: keys.
+            v: values.
+            layout: see `Mixer.__call__`, as for the rest.
+            mode: form of the mixer.
+            state: of the tokens before.
+        """
+        heads, state = self.mix(q, k, v, layout, mode=mode, state=state)
+        return checkpoint_name(heads, "heads"), state, {}
+
+    def gain(
+        self, heads: Float32[Array, "b n h d"], gate: Heads | None
+    ) -> Float32[Array, "b n h #d"] | float:
+        """Return what the heads' sums over tokens are multiplied by, given those sums and the intermediate "gate"."""
+        return 1.0
+
     def __call__(
         self,
         x: Float[Array, "b n c"],
@@ -68,11 +99,10 @@ class HeadsMixer(Mixer):
     ) -> tuple[Float[Array, "b n c"], State | None, dict[str, Heads]]:
         """Project, mix and project back; see `Mixer.__call__`."""
         self.check_call(mode, state, return_state)
-        q, k, v = self._project(x)
-        heads, state = self.mix(q, k, v, layout, mode=mode, state=state)
-        heads = checkpoint_name(heads, "heads")
+        q, k, v = self.project(x)
+        heads, state, found = self.mix_tokens(x, q, k, v, layout, mode=mode, state=state)
         mixed = checkpoint_name(self.out(heads), "mixed")
-        return mixed, state if return_state else None, {"q": q, "k": k, "v": v, "heads": heads}
+        return mixed, state if return_state else None, {"q": q, "k": k, "v": v, "heads": heads} | found
 
     def multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count the projections and `mixing_multiply_adds`."""
@@ -86,7 +116,7 @@ class HeadsMixer(Mixer):
         """
         return Mixer.multiply_adds(self, layout, mode)
 
-    def _project(self, x: Float[Array, "b n c"]) -> list[Heads]:
+    def project(self, x: Float[Array, "b n c"]) -> list[Heads]:
         """Compute self.qkv(x) by a product for each of q, k and v, written where the mixer reads it.
 
         Of one product for all three XLA would copy the parts; of three it copies the parts of the kernel, which is more
