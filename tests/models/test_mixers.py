@@ -51,7 +51,7 @@ def test_kernels_give_the_same_model(implementation):
 @pytest.mark.usefixtures("kernels_run")
 def test_a_kernel_gives_the_same_gradients():
     def gradients(implementation):
-        graph, params = nnx.split(lively(implementation=implementation))
+        graph, params = nnx.split(lively(implementation=implementation, decays="learned"))
         return jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(images()) ** 2)))(params)
 
     jax.tree.map(
@@ -177,7 +177,8 @@ def test_fnet_adds_no_parameter():
 
 
 def test_options_are_read_from_the_signature():
-    assert mixer_options("retention") == {"retention": None, "chunk_size": None, "implementation": None}
+    off = {"retention": None, "chunk_size": None, "implementation": None, "qk_norm": None, "short_conv": None}
+    assert mixer_options("retention") == off | {"decays": "vir", "head_norm": False, "gate": False}
     assert mixer_options("fnet") == {}
 
 

@@ -3,6 +3,7 @@
 import abc
 import math
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
@@ -21,7 +22,7 @@ class HeadsMixer(Mixer):
 
     Parameters: `qkv.kernel [c, 3, h, d]`, `out.kernel [h, d, c]`, and their biases. The head axis is explicit so that
     heads can be split over a mesh axis. Intermediates: "q" (not yet scaled), "k", "v", and "heads", each head's output
-    before the output projection.
+    before the output projection; where a mixer has it, "gain", by which that was multiplied.
     """
 
     intermediate_names: tuple[str, ...] = ("q", "k", "v", "heads")
@@ -57,7 +58,7 @@ class HeadsMixer(Mixer):
     ) -> tuple[Heads, State | None]:
         """Mix the tokens of each head: outputs, and the state after them (None where not causal)."""
 
-    def mix_tokens(
+    def mix_of(
         self,
         x: Float[Array, "b n c"],
         q: Heads,
@@ -67,26 +68,13 @@ class HeadsMixer(Mixer):
         *,
         mode: str,
         state: State | None,
-    ) -> tuple[Heads, State | None, dict[str, Heads]]:
-        """Compute what is projected back, the state, and further intermediates: those of `mix`, where x is not needed.
+    ) -> tuple[Heads, State | None]:
+        """Compute `mix`; of a mixer that reads more of the tokens than their q, k and v, from x besides."""
+        return self.mix(q, k, v, layout, mode=mode, state=state)
 
-        Args:
-            x: what q, k and v are projections of.
-            q: queries, not yet scaled.
-            k: keys.
-            v: values.
-            layout: see `Mixer.__call__`, as for the rest.
-            mode: form of the mixer.
-            state: of the tokens before.
-        """
-        heads, state = self.mix(q, k, v, layout, mode=mode, state=state)
-        return checkpoint_name(heads, "heads"), state, {}
-
-    def gain(
-        self, heads: Float32[Array, "b n h d"], gate: Heads | None
-    ) -> Float32[Array, "b n h #d"] | float:
-        """Return what the heads' sums over tokens are multiplied by, given those sums and the intermediate "gate"."""
-        return 1.0
+    def gain(self, x: Float[Array, "b n c"], heads: Heads) -> Float32[Array, "b n h #d"] | None:
+        """Return what the output of `mix` is multiplied by before it is projected; None: nothing."""
+        return None
 
     def __call__(
         self,
@@ -100,9 +88,15 @@ class HeadsMixer(Mixer):
         """Project, mix and project back; see `Mixer.__call__`."""
         self.check_call(mode, state, return_state)
         q, k, v = self.project(x)
-        heads, state, found = self.mix_tokens(x, q, k, v, layout, mode=mode, state=state)
+        heads, state = self.mix_of(x, q, k, v, layout, mode=mode, state=state)
+        heads = checkpoint_name(heads, "heads")
+        found = {"q": q, "k": k, "v": v}
+        gain = self.gain(x, heads)
+        if gain is not None:
+            found["gain"] = jnp.broadcast_to(gain, heads.shape)
+            heads = (heads.astype(jnp.float32) * gain).astype(heads.dtype)
         mixed = checkpoint_name(self.out(heads), "mixed")
-        return mixed, state if return_state else None, {"q": q, "k": k, "v": v, "heads": heads} | found
+        return mixed, state if return_state else None, found | {"heads": heads}
 
     def multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count the projections and `mixing_multiply_adds`."""

@@ -34,8 +34,8 @@ class Mixer(nnx.Module):
         reads_rows: whether the pieces of a stream must be whole rows of patches.
         intermediate_names: what it returns by name.
         retention: which decays weigh its tokens, "1d" (along the sequence) or "2d" (rows and columns), where its output
-            is a sum over tokens so weighted, with the log decays of its heads in `log_decay [h]`, and then multiplied
-            by a `gain`; else None.
+            is a sum over tokens so weighted, with the log decays of its heads in `log_decay [h]` (and each token's sum
+            multiplied by its intermediate "gain", if it has one); else None.
     """
 
     causal: ClassVar[bool] = False

@@ -34,8 +34,8 @@ class Retention(HeadsMixer):
     """Retention, by default with ViR's fixed decays and nothing else (docs/method.md, sections 1, 2 and 3).
 
     The state is `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D, float32; with a short convolution a pair of it and
-    the last tokens `[b, w, c]`. With a gate there is one more intermediate, "gate", that by which each head's output is
-    multiplied; "heads" are normalised and gated.
+    the last tokens `[b, w, c]`. Where heads are normalised or gated there is one more intermediate, "gain", by which
+    each head's sum over tokens is multiplied.
 
     Args:
         dim: channels.
@@ -112,8 +112,8 @@ class Retention(HeadsMixer):
         self.head_norm = head_norm
         self.gate = _gate(dim, heads, dtype=dtype, rngs=rngs) if gate else None
         self.short_conv = None if short_conv is None else ShortConvolution(short_conv, dim, rngs=rngs)
-        if gate:
-            self.intermediate_names = (*self.intermediate_names, "gate")
+        if head_norm or gate:
+            self.intermediate_names = (*self.intermediate_names, "gain")
 
     @property
     def log_decay(self) -> Float32[Array, "*l h"]:
@@ -153,7 +153,7 @@ class Retention(HeadsMixer):
         q, k, v = super().project(x)
         return [q if self.q_norm is None else self.q_norm(q), k if self.k_norm is None else self.k_norm(k), v]
 
-    def mix_tokens(
+    def mix_of(
         self,
         x: Float[Array, "b n c"],
         q: Heads,
@@ -163,34 +163,21 @@ class Retention(HeadsMixer):
         *,
         mode: str,
         state: State | None,
-    ) -> tuple[Heads, State | None, dict[str, Heads]]:
-        """Compute retention with the decays of x, its gain, and the gate; see `HeadsMixer.mix_tokens`."""
-        sums, state = self.mix(q, k, v, layout, mode=mode, state=state, log_decay=self.decay(x))
-        sums = checkpoint_name(sums, "heads")
-        gate = self.gates(x)
-        return self.finish(sums, gate), state, {} if gate is None else {"gate": gate}
+    ) -> tuple[Heads, State | None]:
+        """Compute retention with the decays of x."""
+        return self.mix(q, k, v, layout, mode=mode, state=state, log_decay=self.decay(x))
 
-    def gates(self, x: Float[Array, "b n c"]) -> Heads | None:
-        """Compute swish(gate(x)), where there is a gate."""
-        if self.gate is None:
-            return None
-        return jax.nn.silu(checkpoint_name(constrain(self.gate(x), "batch", None, "heads", None), "gate"))
-
-    def gain(
-        self, heads: Float32[Array, "b n h d"], gate: Heads | None
-    ) -> Float32[Array, "b n h #d"] | float:
-        """Compute 1 / RMS over the channels of a head, where it is normalised, times the gate."""
-        gain: Any = 1.0
+    def gain(self, x: Float[Array, "b n c"], heads: Heads) -> Float32[Array, "b n h #d"] | None:
+        """Compute 1 / RMS over a head's channels, where it is normalised, times swish(gate(x)), where it is gated."""
+        gain = None
         if self.head_norm:
-            gain = jax.lax.rsqrt(jnp.mean(jnp.square(heads), axis=-1, keepdims=True) + NORM_EPSILON)
-        return gain if gate is None else gain * gate.astype(jnp.float32)
-
-    def finish(self, heads: Heads, gate: Heads | None) -> Heads:
-        """Multiply the heads' sums by their gain, in float32."""
-        if not self.head_norm and gate is None:
-            return heads
-        exact = heads.astype(jnp.float32)
-        return (exact * self.gain(exact, gate)).astype(heads.dtype)
+            square = jnp.square(heads.astype(jnp.float32))
+            gain = jax.lax.rsqrt(jnp.mean(square, axis=-1, keepdims=True) + NORM_EPSILON)
+        if self.gate is not None:
+            gate = checkpoint_name(constrain(self.gate(x), "batch", None, "heads", None), "gate")
+            gate = jax.nn.silu(gate.astype(jnp.float32))
+            gain = gate if gain is None else gain * gate
+        return gain
 
     def mix(
         self,
