@@ -31,7 +31,7 @@ NORM_EPSILON = 1e-6
 
 @register("retention")
 class Retention(HeadsMixer):
-    """Retention, by default with ViR's fixed decays and nothing else (docs/method.md, sections 1, 2 and 3).
+    """Retention, by default with ViR's fixed decays and nothing else (docs/method.md, sections 1, 2 and 9).
 
     The state is `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D, float32; with a short convolution a pair of it and
     the last tokens `[b, w, c]`. Where heads are normalised or gated there is one more intermediate, "gain", by which
