@@ -20,7 +20,16 @@ def cut(rows, pieces):
     return np.split(rows, ends, axis=-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"readout": "average"}, {"retention": "2d"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"readout": "average"},
+        {"retention": "2d"},
+        {"decays": "token", "head_norm": True, "short_conv": 4},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("pieces", [(12,), (1,) * 11, (3, 0, 5, 1)], ids=str)
 def test_rows_may_come_in_any_number(options, pieces):
     model, x = model_of(**options), np.asarray(images(IMAGE))

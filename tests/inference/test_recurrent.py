@@ -17,6 +17,8 @@ MODELS = [
     {"readout": "average"},
     {"readout": "class_token", "retention": "2d"},
     {"readout": "average", "retention": "2d", "position": "sincos"},
+    {"decays": "token", "qk_norm": "rms", "head_norm": True, "gate": True, "short_conv": 4},
+    {"decays": "learned", "qk_norm": "layer", "head_norm": True, "short_conv": 3, "retention": "2d"},
 ]
 # These models have random weights of 0.2, which amplify the rounding of float32; 2e-5 is what the modes are held to
 # against float64 (tests/models).
@@ -49,7 +51,10 @@ def test_streamed_logits_equal_the_parallel_ones(options):
     assert relative_error(logits, expected) < ROUNDING
 
 
-@pytest.mark.parametrize(("options", "chunk_size"), [({}, 1), ({}, 7), ({}, 1000), ({"retention": "2d"}, 1)])
+@pytest.mark.parametrize(
+    ("options", "chunk_size"),
+    [({}, 1), ({}, 7), ({}, 1000), ({"retention": "2d"}, 1), ({"decays": "token", "short_conv": 4}, 2)],
+)
 def test_any_chunk_size(options, chunk_size):
     model, x = model_of(**options), images(IMAGE)
     logits = stream(model, x, chunk_size=chunk_size)
@@ -105,6 +110,8 @@ def test_errors():
         stream(lively("vit_pico2", image_size=(6, 8)), x)
     with pytest.raises(ValueError, match=r"bidirectional model cannot be streamed.*bidirectional=False"):
         stream(model_of(bidirectional=True), x)
+    with pytest.raises(ValueError, match=r"flips=True cannot be streamed"):
+        stream(model_of(flips=True), x)
     model = model_of()
     with pytest.raises(ValueError, match="10 x 15 pixels does not divide into patches of 2 x 2"):
         stream(model, images((1, 10, 15, 3)))

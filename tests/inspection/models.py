@@ -9,6 +9,9 @@ OPTIONS = {
     "2d": {"retention": "2d"},
     "bidirectional": {"bidirectional": True},
     "bfloat16": {"dtype": "bfloat16", "layer_scale": None},
+    "gained": {"decays": "learned", "qk_norm": "rms", "head_norm": True, "gate": True},
+    "convolved": {"retention": "2d", "short_conv": 3, "gate": True},
+    "flips": {"flips": True},
 }
 GRID = (3, 4)
 

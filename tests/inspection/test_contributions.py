@@ -8,7 +8,7 @@ from vir_jax.inspection import layer_contributions, logit_contributions
 from vir_jax.ops import retention, retention_2d, vir_log_decay
 
 
-@pytest.mark.parametrize("kind", ["1d", "2d", "bidirectional"])
+@pytest.mark.parametrize("kind", ["1d", "2d", "bidirectional", "gained", "convolved", "flips"])
 def test_contributions_sum_to_the_layers_output(kind):
     contributions = layer_contributions(model(kind), batch(), (1, 3))
     assert list(contributions) == [1, 3]
@@ -72,6 +72,12 @@ def test_terms_of_the_logit_are_those_of_the_residual_stream():
 def test_what_has_no_such_terms_is_refused():
     with pytest.raises(ValueError, match="SoftmaxAttention; expected retention"):
         logit_contributions(lively("vit_pico2", image_size=(6, 8)), batch(), jnp.array([0, 0]))
+    with pytest.raises(
+        ValueError, match="by retention with decays='token'; expected retention with a decay per head"
+    ):
+        logit_contributions(
+            lively("vir_pico2", image_size=(6, 8), decays="token"), batch(), jnp.array([0, 0])
+        )
     with pytest.raises(ValueError, match="head reads 'average'"):
         layer_contributions(lively("vir_pico2", image_size=(6, 8), readout="average"), batch(), (0,))
     with pytest.raises(ValueError, match="layer 4: the model has layers 0 to 3"):

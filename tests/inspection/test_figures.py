@@ -63,6 +63,10 @@ DRAWN = {
     "layers": (lambda: figures.draw_layer_shares({1: normal(6, 13), 11: normal(6, 13)}, IMAGE, GRID), 2),
     "logit": (lambda: figures.draw_logit(TERMS, IMAGE, GRID, class_name="grey fox, gray fox"), 1),
     "states": (lambda: figures.draw_states(STATES, LOG_DECAY, state_bytes=2**21, kind="2d"), 0),
+    "states of learned decays": (
+        lambda: figures.draw_states(STATES, -jnp.abs(normal(DEPTH, HEADS)), state_bytes=2**9, kind="1d"),
+        0,
+    ),
     "reading": (lambda: figures.draw_reading(normal(13, 9), IMAGE, GRID, class_names=list("abcdefghi")), 0),
     "errors": (lambda: figures.draw_mode_errors({("a", "b"): np.array([0, 1e-7, 1e-6])}, what="x"), 0),
     "costs": (lambda: figures.draw_mode_costs([*COSTS, NOT_RUN], patch=16, what="x"), 0),

@@ -10,7 +10,7 @@ from vir_jax.inspection import logits_as_read
 from vir_jax.models.layout import Layout
 
 
-@pytest.mark.parametrize("kind", ["1d", "2d", "bidirectional"])
+@pytest.mark.parametrize("kind", ["1d", "2d", "bidirectional", "gained"])
 def test_the_last_reading_is_the_models(kind):
     read = logits_as_read(model(kind), batch())
     assert read.shape == (2, 25 if kind == "bidirectional" else 13, 5)
@@ -41,6 +41,7 @@ def cut(kind, read, grid):
         ("2d", 4, (1, 4)),
         ("2d", 8, (2, 4)),
         ("bidirectional", 17, (3, 4)),
+        ("gained", 5, (1, 4)),
     ],
 )
 def test_every_reading_is_that_of_an_image_that_ends_there(kind, read, grid):
@@ -59,3 +60,7 @@ def test_later_patches_do_not_matter():
 def test_a_model_without_such_a_class_token_is_refused():
     with pytest.raises(ValueError, match="expected retention"):
         logits_as_read(lively("vit_pico2", image_size=(6, 8)), batch())
+    with pytest.raises(ValueError, match="flips=True: every second block reads the patches from the last"):
+        logits_as_read(model("flips"), batch())
+    with pytest.raises(ValueError, match="short_conv=3, which ties the class token to the patches"):
+        logits_as_read(model("convolved"), batch())

@@ -55,13 +55,15 @@ def test_summaries_are_those_of_the_operators_state(kind):
     np.testing.assert_allclose(summary.patches_held[..., 1], 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["2d", "bidirectional"])
+@pytest.mark.parametrize("kind", ["2d", "bidirectional", "gained"])
 def test_states_of_a_model(kind):
     summary = states_as_read(model(kind), batch())
     patches = 24 if kind == "bidirectional" else 12
     assert summary.norm.shape == (2, 4, 4, patches + 1)
     k, v = (forward(kind)[f"blocks.1.mixer.{name}"][:, :-1] for name in "kv")
-    decay = decay_at_arrival(vir_log_decay(4), patches, (3, 4), "2d" if kind == "2d" else "1d")[:, -1]
+    log_decay = model(kind).block(1).mixer.log_decay
+    assert kind == "gained" or (log_decay == vir_log_decay(4)).all()
+    decay = decay_at_arrival(log_decay, patches, (3, 4), "2d" if kind == "2d" else "1d")[:, -1]
     last = np.einsum("hm,bmhd,bmhe->bhde", decay, k, v)
     np.testing.assert_allclose(summary.norm[:, 1, :, -1], np.linalg.norm(last, axis=(2, 3)), rtol=1e-4)
 
@@ -74,3 +76,13 @@ def test_bytes_do_not_depend_on_the_image_but_for_the_columns_in_2d():
 def test_attention_has_no_state():
     with pytest.raises(ValueError, match="expected retention"):
         states_as_read(lively("vit_pico2", image_size=(6, 8)), batch())
+
+
+def test_blocks_that_read_backwards_have_no_state_of_what_was_read():
+    with pytest.raises(ValueError, match="flips=True"):
+        states_as_read(model("flips"), batch())
+
+
+def test_bytes_of_a_convolution_are_counted():
+    in_2d = state_bytes(model("2d"), (3, 4))
+    assert state_bytes(model("convolved"), (3, 4)) == in_2d + 4 * 4 * 2 * 64

@@ -52,7 +52,7 @@ def test_kernels_give_the_same_model(implementation):
 @pytest.mark.usefixtures("kernels_run")
 def test_a_kernel_gives_the_same_gradients():
     def gradients(implementation):
-        graph, params = nnx.split(lively(implementation=implementation))
+        graph, params = nnx.split(lively(implementation=implementation, decays="learned"))
         return jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(images()) ** 2)))(params)
 
     jax.tree.map(
@@ -196,7 +196,8 @@ def test_fnet_is_two_sums_of_cosines_and_sines_and_twice_it_adds_the_mirror_imag
 
 
 def test_options_are_read_from_the_signature():
-    assert mixer_options("retention") == {"retention": None, "chunk_size": None, "implementation": None}
+    off = {"retention": None, "chunk_size": None, "implementation": None, "qk_norm": None, "short_conv": None}
+    assert mixer_options("retention") == off | {"decays": "vir", "head_norm": False, "gate": False}
     assert mixer_options("fnet") == {}
 
 

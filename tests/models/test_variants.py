@@ -50,7 +50,15 @@ def test_every_published_name_is_counted():
     assert set(MODEL_NAMES) == {*PARAMETERS, "vir_pico1", "vit_pico1", "vir_vix1", "vit_vix1"}
 
 
-@pytest.mark.parametrize("options", [{"retention": "2d"}, {"bidirectional": True}, {"readout": "average"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retention": "2d"},
+        {"bidirectional": True},
+        {"readout": "average"},
+        {"decays": "retnet", "head_norm": True, "flips": True},
+    ],
+)
 def test_options_of_vir_add_no_parameter(options):
     assert count(abstract("vir_s16", image_size=224, num_classes=1000, **options)) == PARAMETERS["vir_s16"]
 
@@ -111,6 +119,31 @@ def test_nearest_name():
             {"chunk_size": 8, "implementation": "pallas_tpu"},
             "chunk_size=8 makes no sense with implementation='pallas_tpu'",
         ),
+        (
+            "vir_pico1",
+            {"decays": "token", "retention": "2d"},
+            "decays='token' makes no sense with retention='2d'",
+        ),
+        (
+            "vir_pico1",
+            {"decays": "token", "implementation": "pallas_tpu"},
+            "decays='token' makes no sense with implementation='pallas_tpu'",
+        ),
+        (
+            "vir_pico1",
+            {"decays": "fast"},
+            r"decays='fast'; expected one of \('vir', 'retnet', 'none', 'learned', 'to",
+        ),
+        ("vir_pico1", {"qk_norm": "batch"}, r"qk_norm='batch'; expected one of \(None, 'rms', 'layer'\)"),
+        ("vir_pico1", {"short_conv": 1}, "short_conv=1; expected a width of 2 or more tokens, or None"),
+        ("vit_pico1", {"gate": True}, "gate=True makes no sense for vit_pico1 with the mixer 'softmax'"),
+        ("vit_pico1", {"flips": True}, "flips=True makes no sense for vit_pico1 with the mixer 'softmax'"),
+        (
+            "vir_pico1",
+            {"flips": True, "bidirectional": True},
+            "flips=True makes no sense with bidirectional=True",
+        ),
+        ("vir_pico1", {"flips": 2}, "flips=2; expected True or False"),
         ("vir_pico1", {"implementation": "triton"}, "implementation='triton'; expected one of"),
         ("vir_pico1", {"num_classes": 0}, "num_classes=0; expected an integer of at least 1"),
         ("vir_pico1", {"drop_path_rate": 1.0}, r"drop_path_rate=1.0; expected a probability in \[0, 1\)"),

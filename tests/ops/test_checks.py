@@ -7,6 +7,7 @@ import pytest
 
 from tests.ops.cases import random_case
 from vir_jax.ops import retention, retention_2d
+from vir_jax.ops.kernels import PLATFORMS
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,16 @@ WRONG = {
     "decay of zero": ({"log_decay": jnp.full(3, -jnp.inf)}, r"decays \[0.0, 0.0, 0.0\]; expected"),
     "decay of nan": ({"log_decay": jnp.full(3, jnp.nan)}, r"expected decays in \(0, 1\]"),
 }
+TOKENS = jnp.broadcast_to(LOG_DECAY, (2, 12, 3))
 SEQUENCE = {
+    "decays of some tokens": (
+        {"log_decay": TOKENS[:, 1:]},
+        r"shape \(2, 11, 3\); expected \(3,\), one per head of q, or \(2, 12, 3\), one per token, too",
+    ),
+    "a token's decay above one": (
+        {"log_decay": TOKENS.at[0, 3, 1].set(0.5)},
+        r"log_decay has \[0.5\], the logarithm of decays \[1.64.*\]; expected decays in \(0, 1\]",
+    ),
     "chunk of zero": ({"chunk_size": 0}, r"chunk_size is 0; expected a positive integer"),
     "chunks of a mode without": (
         {"chunk_size": 3, "mode": "parallel"},
@@ -59,6 +69,10 @@ SEQUENCE = {
     ),
 }
 GRID = {
+    "decays per token": (
+        {"log_decay": TOKENS},
+        r"shape \(2, 12, 3\), a decay per token.*retention_2d takes one per head, \(3,\): use it, or retention",
+    ),
     "too large": ({"grid": (4, 4)}, r"4 rows by 4 columns has 16 patches, but there are 12 tokens"),
     "one side": ({"grid": (12,)}, r"grid is \(12,\); expected \(rows, cols\)"),
     "negative": ({"grid": (-1, 3)}, r"grid is -1 rows by 3 columns"),
@@ -92,6 +106,16 @@ def test_retention_says_what_is_wrong(change, message):
 def test_retention_2d_says_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
         _call(retention_2d, {"grid": (3, 4)} | change)
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_kernels_take_no_decay_per_token(name, monkeypatch):
+    monkeypatch.setitem(PLATFORMS, name, jax.default_backend())
+    message = (
+        rf"'{name}' takes one decay per head, \(3,\), and log_decay has shape \(2, 12, 3\), one per token"
+    )
+    with pytest.raises(ValueError, match=message):
+        _call(retention, {"log_decay": TOKENS, "implementation": name})
 
 
 def test_errors_come_while_tracing():

@@ -136,6 +136,7 @@ _OPTIONAL += ["model.readout", "model.layer_scale", "model.mlp_dim"]
 FINE = [
     *((name, None) for name in _OPTIONAL),
     ("model.bidirectional", True),
+    ("model.flips", True),
     *((name, value) for name in [*_TEXTS, "data.data_dir", "init_from"] for value in ("x", "128")),
     ("init_from", ""),
     *((name, -1) for name in ("mesh.fsdp", "mesh.tensor", "mesh.data")),
@@ -385,6 +386,10 @@ def from_command_line(*arguments):
         ("model.image_size=16", 16),
         ("model.image_size=16,32", (16, 32)),
         ("model.retention=2d", "2d"),
+        ("model.decays=token", "token"),
+        ("model.gate=True", True),
+        ("model.short_conv=4", 4),
+        ("model.flips=True", True),
         ("model.readout=None", None),
         ("model.remat=full", "full"),
         ("mixing.mixup_alpha=0", 0.0),

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float32, Int, Num
 
 from vir_jax.models import VisionModel
 from vir_jax.models.layout import Layout
+from vir_jax.models.mixers import State
 from vir_jax.models.model import StreamModel
 from vir_jax.models.pixels import normalize
 
@@ -29,7 +30,7 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 class StreamState(NamedTuple):
     """All that is remembered of the patches read so far."""
 
-    layers: tuple[Float32[Array, "b ..."], ...]
+    layers: tuple[State, ...]
     """Of each block, the state of its mixer."""
     patches: Int[Array, ""]
     """How many there were."""

@@ -2,7 +2,10 @@
 
 The class token's retention is a sum over tokens m and heads h, through the output projection W_h and its bias,
 
-    sum_{h,m} a[h,m] v[m,h] W_h + bias,    a[h,m] = d^-1/2 (q_cls . k_m) D_h[cls,m],
+    sum_{h,m} a[h,m] (v[m,h] * gain_h) W_h + bias,    a[h,m] = d^-1/2 (q_cls . k_m) D_h[cls,m],
+
+The gain is 1 in ViR. Where heads are normalised or gated it is what the very class token's sums are divided by, and its
+gate, both held. Behind a short convolution a token stands for itself and the few before it.
 
 and what a layer adds to the residual stream reaches the head by the final LayerNorm alone. With the mean and the
 variance of the very class token held, that is linear: a term t of the residual stream adds
@@ -28,10 +31,10 @@ from vir_jax.inspection.model import (
     class_token_decay,
     exact_einsum,
     layout_of,
+    mixer_of,
     retention_scale,
 )
 from vir_jax.models import VisionModel
-from vir_jax.models.mixers.heads import HeadsMixer
 
 
 class LayerContributions(NamedTuple):
@@ -99,14 +102,15 @@ def _layer_contributions(
 ) -> dict[int, LayerContributions]:
     model = nnx.merge(graph, params)
     found = model.intermediates(
-        images, [f"blocks.{layer}.mixer.{name}" for layer in layers for name in "qkv"]
+        images, [f"blocks.{layer}.{name}" for layer in layers for name in _kept(model, "q", "k", "v")]
     )
     contributions = {}
     for layer in layers:
         mixer = model.block(layer).mixer
         q, k, v = (found[f"blocks.{layer}.mixer.{name}"] for name in "qkv")
-        weights = _class_token_weights(mixer, q, k, layout_of(model, images).grid)
-        terms = exact_einsum("bhn,bnhd,hdc->bhnc", weights, v, mixer.out.kernel[...])
+        weights = _class_token_weights(model, layer, q, k, layout_of(model, images).grid)
+        gain = _class_token_gain(v, found.get(f"blocks.{layer}.mixer.gain"))
+        terms = exact_einsum("bhn,bnhd,bhd,hdc->bhnc", weights, v, gain, mixer.out.kernel[...])
         contributions[layer] = LayerContributions(terms, mixer.out.bias[...])
     return contributions
 
@@ -134,7 +138,7 @@ def logit_contributions(
 def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array) -> LogitContributions:
     model = nnx.merge(graph, params)
     grid = layout_of(model, images).grid
-    kept = ("mixer.q", "mixer.k", "mixer.v", "mixer.heads")
+    kept = _kept(model, "q", "k", "v", "heads")
     names = ["tokens", *(f"blocks.{layer}.{name}" for layer in range(model.depth) for name in kept)]
     found = model.intermediates(images, [*names, f"blocks.{model.depth - 1}.tokens"])
 
@@ -150,10 +154,12 @@ def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array)
     class_token = exact_einsum("bc,bc->b", x[:, 0], direction)
     for layer in range(model.depth):
         block = model.block(layer)
-        q, k, v, heads = (found[f"blocks.{layer}.{name}"] for name in kept)
+        q, k, v, heads, *gain = (found[f"blocks.{layer}.{name}"] for name in kept)
         mixer, scaled = block.mixer, retention_scale(block) * direction
-        weights = _class_token_weights(mixer, q, k, grid)
-        values = exact_einsum("bnhd,hdc,bc->bhn", v, mixer.out.kernel[...], scaled)
+        weights = _class_token_weights(model, layer, q, k, grid)
+        values = exact_einsum(
+            "bnhd,bhd,hdc,bc->bhn", v, _class_token_gain(v, *gain), mixer.out.kernel[...], scaled
+        )
         retention.append(weights * values)
         retention_bias.append(exact_einsum("c,bc->b", mixer.out.bias[...], scaled))
 
@@ -170,9 +176,30 @@ def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array)
     )
 
 
+def _kept(model: VisionModel, *names: str) -> list[str]:
+    """Return the names of these intermediates of a block's mixer, and last that of its gain if it has one."""
+    gain = ("gain",) if "gain" in mixer_of(model).intermediate_names else ()
+    return [f"mixer.{name}" for name in (*names, *gain)]
+
+
 def _class_token_weights(
-    mixer: HeadsMixer, q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], grid: tuple[int, int]
+    model: VisionModel,
+    layer: int,
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    grid: tuple[int, int],
 ) -> Float32[Array, "b h n"]:
     """Return a[h,m] = d^-1/2 (q_cls . k_m) D_h[cls,m]."""
-    scores = mixer.head_dim**-0.5 * exact_einsum("bhd,bnhd->bhn", q[:, -1], k)
-    return scores * class_token_decay(mixer, q.shape[1], grid)
+    mixer = model.block(layer).mixer
+    scores = q.shape[-1] ** -0.5 * exact_einsum("bhd,bnhd->bhn", q[:, -1], k)
+    decay = class_token_decay(mixer, q.shape[1], grid)
+    if model.stage.reads_backwards(layer):
+        decay = jnp.concatenate([decay[:, :-1][:, ::-1], decay[:, -1:]], axis=1)
+    return scores * decay
+
+
+def _class_token_gain(
+    v: Float[Array, "b n h d"], gain: Float32[Array, "b n h d"] | None = None
+) -> Float32[Array, "b h d"]:
+    """Return what the class token's sums over v are multiplied by, channel by channel."""
+    return jnp.ones_like(v[:, -1], jnp.float32) if gain is None else gain[:, -1]

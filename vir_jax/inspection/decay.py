@@ -17,11 +17,11 @@ RetentionKind = Literal["1d", "2d"]
 
 
 def half_life(log_decay: Float32[Array, "h"]) -> Float32[Array, "h"]:
-    """Return steps after which a head remembers half: gamma^steps = 1/2.
+    """Return steps after which a head remembers half: gamma^steps = 1/2; infinite where nothing is forgotten.
 
     A step is a token in 1-D, and in 2-D a row or a column, for each of which the decay is gamma.
     """
-    return math.log(0.5) / log_decay
+    return math.log(2) / jnp.abs(log_decay)
 
 
 def half_life_in_rows(log_decay: Float32[Array, "h"], cols: int, kind: RetentionKind) -> Float32[Array, "h"]:

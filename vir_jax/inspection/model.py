@@ -14,7 +14,7 @@ from vir_jax.models.stage import Block
 
 
 def check_class_token(model: VisionModel) -> None:
-    """Check that the model's mixer is retention, and that its head reads the class token.
+    """Check that the model's mixer is retention with a decay per head, and that its head reads the class token.
 
     Raises:
         ValueError: it mixes tokens otherwise, so that nothing is a sum over patches, or its head reads other tokens.
@@ -24,6 +24,19 @@ def check_class_token(model: VisionModel) -> None:
         raise ValueError(
             f"the model's head reads {model.readout.reads!r}; expected the class token: a vir_* model made without "
             "readout"
+        )
+
+
+def check_one_order(model: VisionModel) -> None:
+    """Check that all blocks read the patches in the order of the image.
+
+    Raises:
+        ValueError: every second one reads them backwards.
+    """
+    if model.stage.flips:
+        raise ValueError(
+            "the model was made with flips=True: every second block reads the patches from the last to the first, and "
+            "has no state of those that were read so far; expected a model made without flips"
         )
 
 
@@ -40,8 +53,8 @@ def retention_kind(mixer: Mixer) -> RetentionKind:
     """
     if mixer.retention is None:
         raise ValueError(
-            f"the model mixes tokens by {type(mixer).__name__}; expected retention (a vir_* model), whose output is a "
-            "sum over tokens that no softmax ties together"
+            f"the model mixes tokens by {mixer.described}; expected retention with a decay per head (a vir_* model), "
+            "whose output is a sum over tokens that no softmax ties together, of weights that are known"
         )
     return mixer.retention
 

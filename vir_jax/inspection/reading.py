@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from vir_jax.inspection.model import arrival_decay, check_class_token, exact_einsum, layout_of
+from vir_jax.inspection.model import (
+    arrival_decay,
+    check_class_token,
+    check_one_order,
+    exact_einsum,
+    layout_of,
+    mixer_of,
+)
 from vir_jax.models import VisionModel
 from vir_jax.models.layout import Layout
 from vir_jax.models.rope import rotate, token_angles
@@ -28,9 +35,16 @@ def logits_as_read(model: VisionModel, images: Float[Array, "b H W 3"]) -> Float
         images: normalised pixels.
 
     Raises:
-        ValueError: another model than `check_class_token` asks for.
+        ValueError: another model than `check_class_token` asks for, one whose blocks read backwards, or one with a
+            short convolution, through which each class token would read other patches.
     """
     check_class_token(model)
+    check_one_order(model)
+    if getattr(mixer_of(model), "short_conv", None) is not None:
+        raise ValueError(
+            f"the model was made with short_conv={mixer_of(model).short_conv.width}, which ties the class token to the "
+            "patches right before it; expected a model made without"
+        )
     return _logits_as_read(*nnx.split(model), images)
 
 
@@ -48,8 +62,9 @@ def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
         block = model.block(layer)
         mixer = block.mixer
         k, v = (found[f"blocks.{layer}.mixer.{name}"][:, :-1] for name in "kv")
-        qkv = mixer.qkv(block.norm1(x)).astype(jnp.float32)
-        q, own_k, own_v = mixer.head_dim**-0.5 * qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        read = block.norm1(x)
+        q, own_k, own_v = (y.astype(jnp.float32) for y in mixer.project(read))
+        q *= mixer.head_dim**-0.5
         own_scores = jnp.sum(q * own_k, axis=-1, keepdims=True)
         if mixer.rope is not None:
             q = rotate(q, _angles(mixer, layout, n))
@@ -57,6 +72,8 @@ def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
         decay = jnp.exp(mixer.log_decay)[:, None, None] * arrival_decay(mixer, n, grid)
         heads = exact_einsum("bhtm,bmhd->bthd", exact_einsum("bthd,bmhd->bhtm", q, k) * decay, v)
         heads += own_scores * own_v
+        gain = mixer.gain(read, heads)
+        heads = heads if gain is None else heads * gain
         x = block.add_mlp(block.add_mixed(x, mixer.out(heads)))
     return model.readout.logits(x)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
+from jaxtyping import Array, Float32, UInt8
 from matplotlib.figure import Figure
 
 from vir_jax.inspection import figures
@@ -35,8 +35,10 @@ def draw_report(
     """
     if mixer_of(trained.model).retention is None:
         logging.warning(
-            "%s mixes tokens by no retention: masks, contributions, states and modes are left out",
+            "%s mixes tokens by %s, not by retention with a decay per head: masks, contributions, states and modes are "
+            "left out",
             trained.config.model.name,
+            mixer_of(trained.model).described,
         )
     else:
         yield from _of_retention(trained, image)
@@ -46,31 +48,37 @@ def draw_report(
 def _of_retention(trained: TrainedModel, image: UInt8[np.ndarray, "H W 3"]) -> Iterator[tuple[str, Figure]]:
     model, images = trained.model, trained.normalize(image[None])
     mixer, grid = mixer_of(model), layout_of(model, images).grid
-    log_decay, kind = mixer.log_decay, retention_kind(mixer)
-
-    yield "masks", figures.draw_masks(log_decay, grid)
-    yield "seen_from_patch", figures.draw_seen_from(log_decay, grid, (grid[0] // 2, grid[1] // 2))
-    yield "seen_from_class_token", figures.draw_seen_from(log_decay, grid)
-    widths = sorted({8, 16, 32} | ({grid[1]} if 8 <= grid[1] <= 64 else set()))
-    yield "widths", figures.draw_widths(log_decay, widths)
-    yield "half_lives", figures.draw_half_lives(log_decay, widths)
-
+    kind = retention_kind(mixer)
     layers = evenly_spaced(model.depth, LAYERS)
+    decays = np.stack([model.block(layer).mixer.log_decay for layer in range(model.depth)])
+    learned = bool((decays != decays[0]).any())
+    for layer in layers if learned else layers[:1]:
+        for name, figure in _of_decays(jnp.asarray(decays[layer]), grid):
+            yield f"{name}_layer_{layer}" if learned else name, figure
+
     contributions = layer_contributions(model, images, layers)
     shares = {layer: contributions[layer].shares()[0] for layer in layers}
     yield "layer_contributions", figures.draw_layer_shares(shares, image, grid)
-    read = logits_as_read(model, images)
-    winner = int(jnp.argmax(read[0, -1]))
+    winner = int(jnp.argmax(trained.logits(images)[0]))
     terms = logit_contributions(model, images, jnp.array([winner], jnp.int32))
     yield (
         "logit_contributions",
         figures.draw_logit(terms, image, grid, class_name=trained.class_names[winner]),
     )
 
-    states = states_as_read(model, images)
-    memory = state_bytes(model, grid)
-    yield "states", figures.draw_states(states, log_decay, state_bytes=memory, kind=kind)
-    yield "reading", figures.draw_reading(read[0], image, grid, class_names=trained.class_names)
+    if model.stage.flips:
+        logging.warning("every second block reads backwards: states and reading are left out")
+    else:
+        states = states_as_read(model, images)
+        memory = state_bytes(model, grid)
+        yield "states", figures.draw_states(states, decays, state_bytes=memory, kind=kind)
+        if mixer.short_conv is None:
+            read = logits_as_read(model, images)
+            yield "reading", figures.draw_reading(read[0], image, grid, class_names=trained.class_names)
+        else:
+            logging.warning(
+                "a short convolution ties the class token to the patches before: reading is left out"
+            )
 
     name = trained.config.model.name
     times = max(1, -(-SIDE // min(grid)))  # More tokens than chunkwise retention takes in one chunk.
@@ -84,3 +92,14 @@ def _of_retention(trained: TrainedModel, image: UInt8[np.ndarray, "H W 3"]) -> I
     costs = retention_costs(mixer.heads, mixer.head_dim, grids, kind)
     what = f"{mixer.heads} heads of {mixer.head_dim}, float32"
     yield "mode_costs", figures.draw_mode_costs(costs, patch=model.patch, what=what)
+
+
+def _of_decays(log_decay: Float32[Array, " h"], grid: tuple[int, int]) -> Iterator[tuple[str, Figure]]:
+    """Draw what the decays of one layer make of an image."""
+    yield "masks", figures.draw_masks(log_decay, grid)
+    yield "seen_from_patch", figures.draw_seen_from(log_decay, grid, (grid[0] // 2, grid[1] // 2))
+    yield "seen_from_class_token", figures.draw_seen_from(log_decay, grid)
+    widths = sorted({8, 16, 32} | ({grid[1]} if 8 <= grid[1] <= 64 else set()))
+    yield "widths", figures.draw_widths(log_decay, widths)
+    if (log_decay < 0).all():  # Else something is remembered for ever.
+        yield "half_lives", figures.draw_half_lives(log_decay, widths)

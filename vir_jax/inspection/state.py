@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from vir_jax.inspection.model import arrival_decay, exact_einsum, layout_of, mixer_of, retention_kind
+from vir_jax.inspection.model import (
+    arrival_decay,
+    check_one_order,
+    exact_einsum,
+    layout_of,
+    mixer_of,
+    retention_kind,
+)
 from vir_jax.models import VisionModel
 from vir_jax.models.layout import Layout
 
@@ -76,9 +83,11 @@ def states_as_read(model: VisionModel, images: Float[Array, "b H W 3"]) -> State
     """Return `summarize_states` of every layer, shape [b, l, h, t] each.
 
     Raises:
-        ValueError: the model has no state: it mixes tokens by another operator than retention.
+        ValueError: the model has no state, or none that decays by heads: it mixes tokens by another operator than
+            retention, or its blocks read backwards.
     """
     retention_kind(mixer_of(model))
+    check_one_order(model)
     return _states_as_read(*nnx.split(model), images)
 
 
@@ -87,14 +96,19 @@ def _states_as_read(graph: Any, params: Any, images: Array) -> StateSummary:
     model = nnx.merge(graph, params)
     names = [[f"blocks.{layer}.mixer.{name}" for name in "kv"] for layer in range(model.depth)]
     found = model.intermediates(images, [name for pair in names for name in pair])
-    mixer = mixer_of(model)  # The decays are the same in every layer.
-    decay = arrival_decay(mixer, found[names[0][0]].shape[1], layout_of(model, images).grid)
-    layers = [summarize_states(found[k][:, :-1], found[v][:, :-1], decay) for k, v in names]
+    grid = layout_of(model, images).grid
+    layers = []
+    for layer, (k, v) in enumerate(names):
+        decay = arrival_decay(model.block(layer).mixer, found[k].shape[1], grid)
+        layers.append(summarize_states(found[k][:, :-1], found[v][:, :-1], decay))
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *layers)
 
 
 def state_bytes(model: VisionModel, grid: tuple[int, int]) -> int:
-    """Return the bytes of all layers' states while an image is read: a matrix per head, in 2-D one for each column."""
+    """Return the bytes of all layers' states while an image is read: a matrix per head, in 2-D one for each column.
+
+    With a short convolution also the few tokens that it needs.
+    """
     layout = Layout(cols=grid[1], patches=0, class_token=None)
     state = jax.eval_shape(lambda: mixer_of(model).initial_state(1, layout))
-    return model.depth * state.size * state.dtype.itemsize
+    return model.depth * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

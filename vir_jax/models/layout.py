@@ -84,6 +84,12 @@ class Layout:
         first = int(self.class_token == "first")
         return x[:, first : first + self.passes * self.patches]
 
+    def backwards(self, x: Float[Array, "b n *c"]) -> Float[Array, "b n *c"]:
+        """Return the tokens of one pass with the patches in reverse order; a class token stays where it is."""
+        first = int(self.class_token == "first")
+        before, patches, after = jnp.split(x, (first, first + self.patches), axis=1)
+        return jnp.concatenate([before, jnp.flip(patches, axis=1), after], axis=1)
+
     def piece(
         self, start: int | Int[Array, ""], patches: int, *, class_token: ClassTokenPlace | None = None
     ) -> "Layout":

@@ -77,6 +77,7 @@ class VisionModel(nnx.Module):
             "tokens" `[b, n, c]`: what the first block reads;
             "blocks.i.mixer.NAME": what block i = 0, 1, ... computes in its mixer: of one with heads "q", "k", "v"
             `[b, n, h, d]`, q not yet scaled, and "heads" `[b, n, h, d]`, each head's output before its projection;
+            where heads are normalised or gated "gain" `[b, n, h, d]`, what their sums over tokens were multiplied by;
             "blocks.i.tokens" `[b, n, c]`: the block's output;
             "features" `[b, n, c]`: the last block's tokens after the final norm;
             "logits" `[b, classes]`.
@@ -170,6 +171,11 @@ class VisionModel(nnx.Module):
             raise ValueError(
                 f"a model with stem={self.options['stem']!r} cannot be streamed: its convolutions reach into the rows "
                 "above and below a row of patches. Use one made with stem='linear', or give this one the whole image."
+            )
+        if self.stage.flips:
+            raise ValueError(
+                "a model made with flips=True cannot be streamed: every second block reads the patches backwards from "
+                "the last. Use one made without flips, or give this one the whole image with mode='chunkwise'."
             )
         if self.bidirectional:
             raise ValueError(

@@ -16,8 +16,8 @@ from vir_jax.models.mixers import Mixer, State
 from vir_jax.models.sharding import constrain
 from vir_jax.models.variables import batch_statistics, split_variables
 
-# The outputs of linear layers and of the mixing itself.
-PRODUCTS = ("qkv", "heads", "mixed", "hidden", "mlp")
+# The outputs of linear layers and of the mixing itself; of some mixers, their gates.
+PRODUCTS = ("qkv", "gate", "heads", "mixed", "hidden", "mlp")
 
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -112,6 +112,7 @@ class Stage(nnx.Module):
         make_block: of the random keys of its parameters.
         drop_path_rates: of stochastic depth, one for each block.
         remat: one of `REMAT`.
+        flips: whether every second block, the first not among them, reads the patches backwards.
         rngs: of the parameters.
     """
 
@@ -121,9 +122,11 @@ class Stage(nnx.Module):
         *,
         drop_path_rates: Sequence[float],
         remat: str,
+        flips: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         self.depth, self.remat, self.drop_path_rates = len(drop_path_rates), remat, tuple(drop_path_rates)
+        self.flips = flips
 
         @nnx.vmap
         def blocks(key: PRNGKeyArray) -> Block:
@@ -150,7 +153,7 @@ class Stage(nnx.Module):
             names: of the block's intermediates, those to return.
 
         Returns:
-            The tokens after all blocks, and by name the intermediates of every block.
+            The tokens after all blocks, and by name the intermediates of every block; all in the order of `x`.
         """
         graph, params, others = split_variables(self.blocks)
         drop = None
@@ -160,9 +163,19 @@ class Stage(nnx.Module):
             )
             drop = jnp.asarray(self.drop_path_rates, jnp.float32), keys
         layers = params, others, drop
-        x, intermediates, statistics = _scan(graph, layers, x, layout, mode, names, self.remat)
+        x, intermediates, statistics = _scan(graph, layers, x, layout, mode, names, self.remat, self.flips)
         nnx.update(self.blocks, statistics)
+        if self.flips:
+            x = layout.backwards(x) if self.depth % 2 else x
+            forwards = jax.vmap(layout.backwards)
+            intermediates = {
+                name: value.at[1::2].set(forwards(value[1::2])) for name, value in intermediates.items()
+            }
         return x, intermediates
+
+    def reads_backwards(self, index: int) -> bool:
+        """Whether this block reads the patches from the last to the first."""
+        return self.flips and index % 2 == 1
 
     def block(self, index: int) -> Block:
         """Return one layer by itself, with a copy of its parameters.
@@ -180,7 +193,7 @@ class Stage(nnx.Module):
         return BlocksApart([self.block(index) for index in range(self.depth)])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
 def _scan(
     graph: nnx.GraphDef[Block],
     layers: Any,
@@ -189,6 +202,7 @@ def _scan(
     mode: str,
     names: frozenset[str],
     remat: str,
+    flips: bool,
 ) -> tuple[Float[Array, "b n c"], dict[str, Array], Any]:
     """Run one block after the other: tokens, intermediates, and the statistics of batches after them.
 
@@ -203,6 +217,8 @@ def _scan(
         x, _, intermediates = block(
             constrain(x, "batch", None, None), layout, mode=mode, drop_path_rate=rate, key=key
         )
+        # Each block reads the patches as the one before left them, so that turning them after every block alternates.
+        x = layout.backwards(x) if flips else x
         return x, ({name: intermediates[name] for name in names}, batch_statistics(block))
 
     # A loop keeps recomputation apart from the forward pass by itself; no barrier against CSE is needed.

@@ -103,6 +103,7 @@ def create_model(
     readout: str | None = None,
     position: str = "learned",
     bidirectional: bool = False,
+    flips: bool = False,
     layer_scale: int | float | Literal["default"] | None = "default",
     drop_path_rate: int | float = 0.0,
     remat: str = "elementwise",
@@ -129,6 +130,8 @@ def create_model(
             in every layer: "rope" by the index in the sequence, "rope_2d" by row and column (`vir_jax.models.rope`). Or
             "none". With all but learned ones an image of unknown height can be read as it arrives.
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
+        flips: read the patches backwards in every second block, [pN..p1, class token]; for causal mixers, which cannot
+            be streamed then.
         layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, none for vit_*.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
         remat: what of a block to compute anew in the backward pass: "none", "elementwise" or "full"
@@ -136,7 +139,8 @@ def create_model(
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
         mode: form of the mixer where a call names none: "auto", or one of the mixer's.
         **mixer_options: of the mixer, None for its default; of retention: `retention`, `chunk_size`,
-            `implementation`.
+            `implementation`, `decays`, `qk_norm`, `head_norm`, `gate`, `short_conv`
+            (`vir_jax.models.mixers.retention`).
 
     Raises:
         ValueError: on an unknown name or option, or options that make no sense together.
@@ -151,6 +155,7 @@ def create_model(
     check_option("readout", readout, readout in (None, *READOUTS), f"one of {READOUTS}, or None")
     check_option("position", position, position in POSITIONS, f"one of {tuple(POSITIONS)}")
     check_bool("bidirectional", bidirectional)
+    check_bool("flips", flips)
     check_option(
         "drop_path_rate",
         drop_path_rate,
@@ -167,8 +172,7 @@ def create_model(
 
     mixer = mixer or FAMILIES[family].mixer
     kind = mixer_type(mixer)
-    given = {option: value for option, value in mixer_options.items() if value is not None}
-    _check_options(name, mixer, given)
+    given = _given(name, mixer, mixer_options)
     class_token: ClassTokenPlace | None = "last" if kind.causal else "first"
     if not kind.takes_class_token:
         class_token, readout = None, readout or "average"
@@ -177,10 +181,16 @@ def create_model(
                 f"readout={readout!r} makes no sense with the mixer {mixer!r}, which has no place for a class token; "
                 "expected 'average', or None for it."
             )
-    if bidirectional and not kind.causal:
+    for option, value in {"bidirectional": bidirectional, "flips": flips}.items():
+        if value and not kind.causal:
+            raise ValueError(
+                f"{option}=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
+                "one pass. Leave it out, or use a causal mixer, as vir_* models have."
+            )
+    if bidirectional and flips:
         raise ValueError(
-            f"bidirectional=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
-            "one pass. Leave it out, or use a causal mixer, as vir_* models have."
+            "flips=True makes no sense with bidirectional=True, with which every block reads the patches in both "
+            "directions. Choose one of the two."
         )
     rows, cols = patch_grid((height, width), patch)
     layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
@@ -202,6 +212,7 @@ def create_model(
             "position": position,
             "bidirectional": bidirectional,
             "dtype": jnp.dtype(dtype).name,
+            **({"flips": True} if flips else {}),
             **given,
         },
         stem=Stem(
@@ -219,6 +230,7 @@ def create_model(
             make_block,
             drop_path_rates=np.linspace(0.0, drop_path_rate, size.depth).tolist(),
             remat=remat,
+            flips=bool(flips),
             rngs=rngs,
         ),
         readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), rngs=rngs),
@@ -240,10 +252,12 @@ def model_options() -> dict[str, Any]:
     return given | {option: None for name in mixer_names() for option in mixer_options(name)}
 
 
-def _check_options(name: str, mixer: str, options: Mapping[str, Any]) -> None:
-    """Check that the mixer has these options."""
-    for option, value in options.items():
-        if option in mixer_options(mixer):
+def _given(name: str, mixer: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not the mixer's defaults, having checked that it has them."""
+    defaults = mixer_options(mixer)
+    given = {option: value for option, value in options.items() if value is not None}
+    for option, value in given.items():
+        if option in defaults:
             continue
         owners = [repr(name) for name in mixer_names() if option in mixer_options(name)]
         if owners:
@@ -254,6 +268,7 @@ def _check_options(name: str, mixer: str, options: Mapping[str, Any]) -> None:
         known = ("name", "num_classes", "rngs", *model_options())
         near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
         raise ValueError(f"create_model has no option {option!r}; did you mean {near[0]!r}?")
+    return {option: value for option, value in given.items() if value is not defaults[option]}
 
 
 def _image_size(image_size: Any) -> tuple[int, int]:

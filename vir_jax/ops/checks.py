@@ -55,14 +55,27 @@ def check_tokens(q: Float[Array, "..."], k: Float[Array, "..."], v: Float[Array,
             )
 
 
-def check_log_decay(log_decay: Float[Array, "..."], heads: int) -> None:
+def check_log_decay(
+    log_decay: Float[Array, "..."], heads: int, tokens: tuple[int, int] | None = None
+) -> None:
     """Check that log_decay is [heads] fp32, and 0 < gamma <= 1 wherever its values are known.
+
+    With (batch, number) of tokens it may be [batch, number, heads], too.
 
     They are known in eager code and where a trace closes over a constant. Of an argument of `jit`, `grad` or `vmap`
     they are not, nor of an array spread over several processes; then shape and dtype alone are checked.
     """
-    if log_decay.shape != (heads,):
-        raise ValueError(f"log_decay has shape {log_decay.shape}; expected ({heads},), one per head of q")
+    if log_decay.ndim == 3 and tokens is None:
+        raise ValueError(
+            f"log_decay has shape {log_decay.shape}, a decay per token, which is defined along a sequence; "
+            f"retention_2d takes one per head, ({heads},): use it, or retention"
+        )
+    per_token = None if tokens is None else (*tokens, heads)
+    if log_decay.shape not in ((heads,), per_token):
+        also = "" if per_token is None else f", or {per_token}, one per token, too"
+        raise ValueError(
+            f"log_decay has shape {log_decay.shape}; expected ({heads},), one per head of q{also}"
+        )
     if log_decay.dtype != jnp.float32:
         raise ValueError(
             f"log_decay has dtype {log_decay.dtype}; expected float32, for 16 bits round a decay to 1"
@@ -70,9 +83,10 @@ def check_log_decay(log_decay: Float[Array, "..."], heads: int) -> None:
     if isinstance(log_decay, jax.core.Tracer) or not getattr(log_decay, "is_fully_addressable", True):
         return
     values = np.asarray(log_decay)
-    if not (np.isfinite(values) & (values <= 0)).all():
+    wrong = values[~(np.isfinite(values) & (values <= 0))][:heads]
+    if wrong.size:
         raise ValueError(
-            f"log_decay is {values.tolist()}, the logarithm of decays {np.exp(values).tolist()}; expected decays "
+            f"log_decay has {wrong.tolist()}, the logarithm of decays {np.exp(wrong).tolist()}; expected decays "
             "in (0, 1], so finite logarithms of at most 0: pass log(gamma), not gamma"
         )
 

@@ -5,9 +5,13 @@ gamma^n * gamma^-m overflows where gamma^(n - m) does not. Exponents are clipped
 neither a value nor a gradient behind `where` is ever infinite.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
+
+Decays = Float32[Array, "h"] | Float32[Array, "b n h"]
+"""log(gamma): one per head, or one per head and token, which decays the state that meets the token."""
 
 Position = tuple[Int[Array, "_"], Int[Array, "_"]]  # y and x of some tokens
 
@@ -69,6 +73,31 @@ def decay_between_2d(
     """Compute gamma^(dy + dx) where dy >= 0 and dx >= 0, else 0; a position is every token's (y, x)."""
     dy, dx = (q[:, None] - k[None, :] for q, k in zip(query_position, key_position, strict=True))
     return _masked_power(log_decay, dy + dx, (dy >= 0) & (dx >= 0))
+
+
+def running_sum(x: Float32[Array, "*b n"]) -> tuple[Float32[Array, "*b n"], Float32[Array, "*b n"]]:
+    """Compute the sums of x[0] .. x[n], rounded to fp32, and what rounding took off them."""
+
+    def add(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+        (x, x_rest), (y, y_rest) = first, second
+        total = x + y
+        of_y = total - x
+        return total, x_rest + y_rest + ((x - (total - of_y)) + (y - of_y))  # Knuth's two-sum.
+
+    return jax.lax.associative_scan(add, (x, jnp.zeros_like(x)), axis=-1)
+
+
+def decay_between_tokens(log_decay: Float32[Array, "b n h"]) -> Float32[Array, "b h n m"]:
+    """Compute gamma[m+1] .. gamma[n] for n >= m, else 0, of decays per token.
+
+    The exponent is the difference of two sums from the first token on, which may be far larger than it: they are kept
+    with what rounding takes off them.
+    """
+    total, rest = running_sum(jnp.moveaxis(log_decay, 1, 2))
+    elapsed = (total[..., :, None] - total[..., None, :]) + (rest[..., :, None] - rest[..., None, :])
+    time = jnp.arange(total.shape[-1], dtype=jnp.int32)
+    visible = time[:, None] >= time[None, :]
+    return jnp.where(visible, jnp.exp(jnp.where(visible, elapsed, 0.0)), 0.0)
 
 
 def decay_mask(n: int, log_decay: Float32[Array, "h"]) -> Float32[Array, "h n n"]:

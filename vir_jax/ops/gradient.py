@@ -16,13 +16,19 @@ a gradient costs no more memory than the first. For a = log(gamma), dD/da = (n -
 form yields it by forward differentiation in a. Its terms are summed as they stand: the shorter
 sum_n n (q_n . dq_n) - n (k_n . dk_n) is a small difference of two sums that grow with n.
 
+Of decays per token, a_t = log(gamma_t), D[n,m] = exp(a_{m+1} + .. + a_n), so that dL/da_t is what all pairs yield that
+lie on either side of the step to t. Each token before it takes up its keys' pairs and lets go of its query's:
+
+    dL/da_t = <S, dS> arriving + sum_{n before t} k_n . dk_n - q_n . dq_n.
+
 Every form is a function
 
     form(q, k, v, log_decay, arriving, *, reverse, with_final) -> (out, final)
 
-of q, k [b, n, h, d], v [b, n, h, e], log_decay [h] fp32 and arriving [b, h, ..., d, e] fp32 (None is zero).
-`arriving` is the state that meets the first token, decayed on its way already; `final` (fp32) the state after the
-last one, or None unless `with_final`; `out` has v's dtype. `reverse` runs time backward: the last token is the first.
+of q, k [b, n, h, d], v [b, n, h, e], log_decay [h] (in one dimension also [b, n, h]) fp32 and arriving
+[b, h, ..., d, e] fp32 (None is zero). `arriving` is the state that meets the first token, decayed on its way already;
+`final` (fp32) the state after the last one, or None unless `with_final`; `out` has v's dtype. `reverse` runs time
+backward: the last token is the first.
 """
 
 from collections.abc import Callable
@@ -34,13 +40,15 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Float, Float32
 
+from vir_jax.ops.decay import Decays
+
 Result = tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"] | None]
 Form = Callable[..., Result]
 Arguments = tuple[
     Float[Array, "b n h d"],
     Float[Array, "b n h d"],
     Float[Array, "b n h e"],
-    Float32[Array, "h"],
+    Decays,
     Float32[Array, "b h *x d e"] | None,
 ]
 Cotangents = tuple[Float[Array, "b n h e"] | SymbolicZero, Float32[Array, "b h *x d e"] | SymbolicZero | None]
@@ -51,7 +59,7 @@ def differentiable(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
     v: Float[Array, "b n h e"],
-    log_decay: Float32[Array, "h"],
+    log_decay: Decays,
     arriving: Float32[Array, "b h *x d e"] | None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"]]:
     """Return form(q, k, v, log_decay, arriving), to be differentiated in reverse any number of times.
@@ -62,9 +70,8 @@ def differentiable(
     # Under `jax.shard_map` the decay is shared by devices whose tokens differ, and its gradient must be summed over
     # them. Adding a sum over no token changes no value, but makes the decay vary as the tokens do.
     for tokens in (q, k, v):
-        log_decay = log_decay + jnp.sum(
-            jax.lax.stop_gradient(tokens[:, :0]), axis=(0, 1, 3), dtype=jnp.float32
-        )
+        none, axes = (tokens[:, :0], (0, 1, 3)) if log_decay.ndim == 1 else (tokens[..., :0], (3,))
+        log_decay = log_decay + jnp.sum(jax.lax.stop_gradient(none), axis=axes, dtype=jnp.float32)
     out, final = _retention(form, 0, False, True, q, k, v, log_decay, arriving)
     assert final is not None
     return out, final
@@ -91,6 +98,8 @@ def _backward(
     onward = partial(_retention, form, order, reverse)
     backward = partial(_retention, form, order, not reverse)
 
+    if log_decay.ndim == 3:
+        return _backward_of_tokens(onward, backward, reverse, arguments, do, d_final)
     dq, _ = onward(False, do, v, k, log_decay, _transposed(arriving))
     dk, _ = backward(False, v, do, q, log_decay, _transposed(d_final))
     dv, d_arriving = backward(arriving is not None, k, q, do, log_decay, d_final)
@@ -102,6 +111,34 @@ def _backward(
     if d_final is not None and final_by_decay is not None:
         d_log_decay += jnp.sum(d_final * final_by_decay, axis=(0, *range(2, d_final.ndim)))
     return dq, dk, dv, d_log_decay, d_arriving
+
+
+def _backward_of_tokens(
+    onward: Form,
+    backward: Form,
+    reverse: bool,
+    arguments: Arguments,
+    do: Float[Array, "b n h e"],
+    d_final: Float32[Array, "b h d e"] | None,
+) -> Arguments:
+    """Compute the gradients where each token has decays of its own."""
+    q, k, v, log_decay, arriving = arguments
+    exact_q, exact_k = (
+        q.astype(jnp.float32),
+        k.astype(jnp.float32),
+    )  # For d_log_decay is a difference of sums.
+    dq, _ = onward(False, do, v, exact_k, log_decay, _transposed(arriving))
+    dk, _ = backward(False, v, do, exact_q, log_decay, _transposed(d_final))
+    dv, d_arriving = backward(arriving is not None, k, q, do, log_decay, d_final)
+
+    taken_up = jnp.sum(exact_k * dk - exact_q * dq, axis=-1)
+    taken_up = taken_up[:, 1:] if reverse else taken_up[:, :-1]
+    d_steps = jax.lax.cumsum(taken_up, axis=1, reverse=reverse)
+    if arriving is not None and d_arriving is not None:
+        d_steps += jnp.sum(arriving * d_arriving, axis=(-2, -1))[:, None]
+    # The first token's decay is in what arrives, or backward in time in nothing.
+    d_log_decay = jnp.pad(d_steps, ((0, 0), (1, 0), (0, 0)))
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv, d_log_decay, d_arriving
 
 
 _retention.defvjp(_forward, _backward, symbolic_zeros=True)

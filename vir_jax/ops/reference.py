@@ -30,17 +30,18 @@ def naive_retention(
     initial_state: FloatArray | None = None,
     scale: float | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """Compute S_n = gamma S_{n-1} + k_n^T v_n, o_n = scale q_n S_n (docs/method.md, section 1).
+    """Compute S_n = gamma_n S_{n-1} + k_n^T v_n, o_n = scale q_n S_n (docs/method.md, section 1).
 
-    q, k [b, n, h, d], v [b, n, h, e], log_decay [h]. Returns o [b, n, h, e] and the last S [b, h, d, e].
+    q, k [b, n, h, d], v [b, n, h, e], log_decay [h] or [b, n, h]. Returns o [b, n, h, e] and the last S [b, h, d, e].
     """
     q, k, v, gamma, scale = _prepare(q, k, v, log_decay, scale)
     (b, n, h, d), e = q.shape, v.shape[-1]
+    gamma = np.broadcast_to(gamma, [b, n, h])
     out, final = np.zeros([b, n, h, e]), np.zeros([b, h, d, e])
     for i, j in np.ndindex(b, h):
         state = np.zeros([d, e]) if initial_state is None else np.asarray(initial_state[i, j], np.float64)
         for t in range(n):
-            state = gamma[j] * state + np.outer(k[i, t, j], v[i, t, j])
+            state = gamma[i, t, j] * state + np.outer(k[i, t, j], v[i, t, j])
             out[i, t, j] = scale * q[i, t, j] @ state
         final[i, j] = state
     return out, final
@@ -56,29 +57,31 @@ def naive_retention_gradients(
     d_final: FloatArray,
     scale: float | None = None,
 ) -> Gradients:
-    """Go back through the recurrence: G_n = dL/dS_n = scale q_n^T do_n + gamma G_{n+1}, every S_n being kept.
+    """Go back through the recurrence: G_n = dL/dS_n = scale q_n^T do_n + gamma_{n+1} G_{n+1}, every S_n being kept.
 
-    dq_n = scale S_n do_n, dk_n = G_n v_n, dv_n = k_n G_n, dL/d log gamma = sum_n <G_n, gamma S_{n-1}>.
+    dq_n = scale S_n do_n, dk_n = G_n v_n, dv_n = k_n G_n, dL/d log gamma_n = <G_n, gamma_n S_{n-1}>; of one decay per
+    head the sum over all b and n.
     """
     q, k, v, gamma, scale = _prepare(q, k, v, log_decay, scale)
-    n, d, e = q.shape[1], q.shape[-1], v.shape[-1]
+    (b, n, h, d), e = q.shape, v.shape[-1]
+    per_head = gamma.ndim == 1
+    gamma = np.broadcast_to(gamma, [b, n, h])
     grads = Gradients(*(np.zeros(x.shape) for x in (q, k, v, gamma, initial_state)))
-    for i, j in np.ndindex(q.shape[0], q.shape[2]):
-        g = float(gamma[j])
+    for i, j in np.ndindex(b, h):
         states = np.zeros([n + 1, d, e])
         states[0] = initial_state[i, j]
         for t in range(n):
-            states[t + 1] = g * states[t] + np.outer(k[i, t, j], v[i, t, j])
+            states[t + 1] = gamma[i, t, j] * states[t] + np.outer(k[i, t, j], v[i, t, j])
         adjoint: FloatArray = np.asarray(d_final[i, j], np.float64)
         for t in reversed(range(n)):
             adjoint = adjoint + scale * np.outer(q[i, t, j], d_out[i, t, j])
             grads.q[i, t, j] = scale * states[t + 1] @ d_out[i, t, j]
             grads.k[i, t, j] = adjoint @ v[i, t, j]
             grads.v[i, t, j] = k[i, t, j] @ adjoint
-            adjoint = g * adjoint
-            grads.log_decay[j] += np.sum(adjoint * states[t])
+            adjoint = gamma[i, t, j] * adjoint
+            grads.log_decay[i, t, j] = np.sum(adjoint * states[t])
         grads.initial_state[i, j] = adjoint
-    return grads
+    return grads._replace(log_decay=grads.log_decay.sum((0, 1))) if per_head else grads
 
 
 def naive_retention_2d(

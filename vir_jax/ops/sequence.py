@@ -15,6 +15,7 @@ from vir_jax.ops.checks import (
     check_state,
     check_tokens,
 )
+from vir_jax.ops.decay import Decays
 from vir_jax.ops.gradient import Form, differentiable
 from vir_jax.ops.kernels import PLATFORMS, kernel_form
 from vir_jax.ops.sequence_chunkwise import chunkwise
@@ -33,7 +34,7 @@ def retention(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
     v: Float[Array, "b n h e"],
-    log_decay: Float32[Array, "h"],
+    log_decay: Decays,
     *,
     mode: str = "auto",
     chunk_size: int | None = None,
@@ -54,7 +55,9 @@ def retention(
         q: Queries [b, n, h, d]; fp32, bf16 or fp16, as k and v.
         k: Keys [b, n, h, d].
         v: Values [b, n, h, e].
-        log_decay: log(gamma) per head, [h] fp32, at most 0. Values are checked where they are known when tracing.
+        log_decay: log(gamma) per head, [h] fp32, at most 0; or per head and token, [b, n, h]: what the state decays by
+            before the token is added, S_n = gamma_n S_{n-1} + k_n^T v_n. Values are checked where they are known when
+            tracing.
         mode: One of MODES, or "auto".
         chunk_size: Tokens in a chunk, in the modes "chunkwise" and "auto". None is the default for this backend.
         initial_state: The state S after the tokens before these, [b, h, d, e] fp32, as a call with those returned it;
@@ -62,7 +65,7 @@ def retention(
         scale: What multiplies q, in q's dtype. None is d^-1/2.
         implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs, "mosaic_gpu" on NVIDIA
             Hopper GPUs. None is "xla", as no kernel has been measured yet. Where a mesh of several devices is
-            set, a kernel wants `jax.shard_map` around it; models see to that.
+            set, a kernel wants `jax.shard_map` around it; models see to that. Kernels take decays per head alone.
 
     Returns:
         The output [b, n, h, e] in v's dtype, and the state after the last token, [b, h, d, e] fp32, which costs
@@ -75,17 +78,22 @@ def retention(
     Raises:
         ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a chunk size for a mode without chunks; a
             known decay outside (0, 1]; a kernel that does not exist, is not for this mode or platform, or would
-            compute everything on every device.
+            compute everything on every device; a kernel and decays per token.
     """
     check_mode(mode)
     check_chunk("chunk_size", chunk_size, mode)
     _check_implementation(implementation, mode, chunk_size)
     check_scale(scale)
     check_tokens(q, k, v)
-    b, _, h, d = q.shape
-    check_log_decay(log_decay, h)
+    b, n, h, d = q.shape
+    check_log_decay(log_decay, h, (b, n))
     check_state(initial_state, (b, h, d, v.shape[-1]))
     kernel = None if implementation == "xla" else implementation
+    if kernel and log_decay.ndim == 3:
+        raise ValueError(
+            f"{kernel!r} takes one decay per head, ({h},), and log_decay has shape {log_decay.shape}, one per token; "
+            "use implementation='xla'"
+        )
     return _retention(q, k, v, log_decay, initial_state, mode, chunk_size, scale, kernel)
 
 
@@ -94,7 +102,7 @@ def _retention(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
     v: Float[Array, "b n h e"],
-    log_decay: Float32[Array, "h"],
+    log_decay: Decays,
     initial_state: Float32[Array, "b h d e"] | None,
     mode: str,
     chunk_size: int | None,
@@ -102,7 +110,8 @@ def _retention(
     kernel: str | None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h d e"]]:
     q, k = scaled(q, k, scale)
-    arriving = None if initial_state is None else jnp.exp(log_decay)[:, None, None] * initial_state
+    first = log_decay[:, 0] if log_decay.ndim == 3 else log_decay
+    arriving = None if initial_state is None else jnp.exp(first)[..., None, None] * initial_state
     form = kernel_form(kernel) if kernel else choose_form(mode, q.shape[1], chunk_size)
     return differentiable(form, q, k, v, log_decay, arriving)
 

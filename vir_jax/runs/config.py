@@ -59,7 +59,14 @@ def default_config() -> ml_collections.ConfigDict:
     model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
     model.readout = may_be_none()  # What the head reads; None: the class token.
     model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none".
+    # The next five are retention's.
+    model.decays = may_be_none()  # "vir", "retnet", "none", "learned" or "token"; None: "vir".
+    model.qk_norm = may_be_none()  # Of queries and keys per head: "rms" or "layer"; None: none.
+    model.head_norm = may_be_none()  # True: each head's output is divided by its root mean square.
+    model.gate = may_be_none()  # True: each head's output is multiplied by swish(gate(x)).
+    model.short_conv = may_be_none()  # Width of a causal convolution of tokens before the mixer; None: none.
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
+    model.flips = False  # Read the patches backwards in every second block; ViR only.
     model.layer_scale = may_be_none()  # Initial LayerScale, 1e-5 in the ViR recipes; None: no LayerScale.
     model.drop_path_rate = 0.0  # Stochastic depth of the last block; rises linearly over the blocks.
     model.remat = "elementwise"  # What to compute anew in the backward pass: "none", "elementwise" or "full".
@@ -156,6 +163,7 @@ FIELDS = {
     "model.readout": optional(text()),
     "model.position": text(),
     "model.bidirectional": truth(),
+    "model.flips": truth(),
     "model.layer_scale": optional(number()),
     "model.drop_path_rate": number(),
     "model.remat": text(),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, ArrayLike, Float, Float32, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,19 +15,19 @@ HEADS, LAYERS, CLASSES, MOMENTS = 4, 4, 5, 6  # Shown at most.
 
 
 def draw_states(
-    summary: StateSummary, log_decay: Float32[Array, "h"], *, state_bytes: int, kind: str
+    summary: StateSummary, log_decay: Float32[ArrayLike, "*l h"], *, state_bytes: int, kind: str
 ) -> Figure:
     """Draw norm, effective rank and memory of each head's state against the patches read; a column for each layer.
 
     Args:
         summary: of `states_as_read`, the first image of which is shown.
-        log_decay: of the heads.
+        log_decay: of the heads, the same in every layer or of each.
         state_bytes: of all layers together.
         kind: "1d" or "2d".
     """
     fields = [np.asarray(field)[0] for field in summary]  # [l, h, t] each.
     labels = ("norm of the state", "effective rank\n(directions)", "memory\n(patches held)")
-    layers, heads = evenly_spaced(len(fields[0]), LAYERS), evenly_spaced(len(log_decay), HEADS)
+    layers, heads = evenly_spaced(len(fields[0]), LAYERS), evenly_spaced(fields[0].shape[1], HEADS)
     size = f"{state_bytes / 1024:,.0f} KiB" if state_bytes < 2**20 else f"{state_bytes / 2**20:,.1f} MiB"
     where = "" if kind == "1d" else " in the last column"
     figure = new_figure(
@@ -36,11 +36,12 @@ def draw_states(
         f"Each head's state{where} as the image is read ({size} for all layers and heads)",
     )
     axes = figure.subplots(3, len(layers), squeeze=False, sharex=True, sharey="row")
-    gammas = np.exp(np.asarray(log_decay))
+    gammas = np.exp(np.atleast_2d(np.asarray(log_decay)))
+    alike = bool((gammas == gammas[0]).all())
     for row, (field, label) in enumerate(zip(fields, labels, strict=True)):
         for col, layer in enumerate(layers):
             for index, head in enumerate(heads):
-                name = f"head {head}, $\\gamma$ = {gammas[head]:.4f}"
+                name = f"head {head}, $\\gamma$ = {gammas[0, head]:.4f}" if alike else f"head {head}"
                 axes[row, col].plot(field[layer, head], label=name, **line(index))
             axes[row, col].grid(color="0.92")
         axes[row, 0].set_ylabel(label)

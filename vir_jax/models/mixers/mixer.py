@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Float32
 from vir_jax.models.layout import Layout
 from vir_jax.models.rope import Rope
 
-State = Float32[Array, "b ..."]
-"""What a causal mixer has read so far."""
+State = Float32[Array, "b ..."] | tuple[Float32[Array, "b ..."], ...]
+"""What a causal mixer has read so far: an array, or several."""
 
 _MIXERS: dict[str, type["Mixer"]] = {}
 _COMMON = ("self", "dim", "heads", "layout", "dtype", "rngs")
@@ -36,7 +36,8 @@ class Mixer(nnx.Module):
         reads_rows: whether the pieces of a stream must be whole rows of patches.
         intermediate_names: what it returns by name.
         retention: which decays weigh its tokens, "1d" (along the sequence) or "2d" (rows and columns), where its output
-            is a sum over tokens so weighted, with the log decays of its heads in `log_decay [h]`; else None.
+            is a sum over tokens so weighted, with the log decays of its heads in `log_decay [h]` (and each token's sum
+            multiplied by its intermediate "gain", if it has one); else None.
     """
 
     causal: ClassVar[bool] = False
@@ -44,15 +45,15 @@ class Mixer(nnx.Module):
     takes_class_token: ClassVar[bool] = True
     reads_any_length: ClassVar[bool] = True
     reads_rows: bool = False
-    intermediate_names: ClassVar[tuple[str, ...]] = ()
+    intermediate_names: tuple[str, ...] = ()
     retention: Literal["1d", "2d"] | None = None
 
     @property
     def log_decay(self) -> Float32[Array, " h"]:
-        """log(gamma) of each head, the same in every layer.
+        """log(gamma) of each head.
 
         Raises:
-            ValueError: the mixer is no retention.
+            ValueError: the mixer is no retention, or its heads have no decays of their own.
         """
         raise ValueError(f"{self._name} has no decays")
 
@@ -124,6 +125,11 @@ class Mixer(nnx.Module):
             raise ValueError(f"{self._name} has no {mode!r} mode; expected one of {known}")
         if not self.causal and (state is not None or return_state):
             self.initial_state(1, Layout(cols=1, patches=0, class_token=None))
+
+    @property
+    def described(self) -> str:
+        """What it is, for messages."""
+        return type(self).__name__
 
     @property
     def _name(self) -> str:

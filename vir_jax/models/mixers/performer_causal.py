@@ -36,6 +36,7 @@ class CausalPerformer(Performer):
         queries, keys = query_features(q, projection), causal_key_features(k, projection)
         values = jnp.pad(v.astype(jnp.float32), ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1.0)
         no_decay = jnp.zeros(self.heads, jnp.float32)
+        assert not isinstance(state, tuple)
         out, state = retention(queries, keys, values, no_decay, mode=mode, initial_state=state, scale=1.0)
         return (out[..., :-1] / out[..., -1:]).astype(v.dtype), state
 

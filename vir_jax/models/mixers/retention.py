@@ -3,28 +3,39 @@
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float, Float32
 
+from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
+from vir_jax.models.mixers.decays import DECAYS, make_decay
 from vir_jax.models.mixers.heads import Heads, HeadsMixer
 from vir_jax.models.mixers.mixer import State, register
-from vir_jax.models.sharding import on_each_device
-from vir_jax.ops import MODES, retention, retention_2d, vir_log_decay
+from vir_jax.models.mixers.short_convolution import ShortConvolution
+from vir_jax.models.sharding import constrain, on_each_device
+from vir_jax.ops import MODES, retention, retention_2d
+from vir_jax.ops.decay import Decays
 from vir_jax.ops.kernels import PLATFORMS as KERNELS
 from vir_jax.ops.sequence import CHUNK_SIZE
 
 # Dimensions of heads' tokens, of decays and of a 1-D state; see `on_each_device`.
-HEADS, DECAYS, STATE = ("batch", None, "heads", None), ("heads",), ("batch", "heads", None, None)
+HEADS, PER_HEAD, STATE = ("batch", None, "heads", None), ("heads",), ("batch", "heads", None, None)
+
+QK_NORMS = ("rms", "layer")
+NORM_EPSILON = 1e-6
 
 
 @register("retention")
 class Retention(HeadsMixer):
-    """Retention with ViR's fixed decays (docs/method.md, sections 1 and 2).
+    """Retention, by default with ViR's fixed decays and nothing else (docs/method.md, sections 1, 2 and 9).
 
-    The state is `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D, float32.
+    The state is `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D, float32; with a short convolution a pair of it and
+    the last tokens `[b, w, c]`. Where heads are normalised or gated there is one more intermediate, "gain", by which
+    each head's sum over tokens is multiplied.
 
     Args:
         dim: channels.
@@ -36,6 +47,15 @@ class Retention(HeadsMixer):
         implementation: "xla", or a kernel of `vir_jax.ops.kernels` for the chunkwise mode of 1-D. None: "xla". A kernel
             runs on each device of the mesh in context (`jax.set_mesh`), batch and heads split as everywhere; a mesh
             that does not divide them, or has other axes, is an error then.
+        decays: "vir", "retnet", "none" (nothing is forgotten); "learned", one per head, ViR's at first; or "token", 1-D
+            alone: computed of each token for each head, near ViR's at first. With the last each layer has
+            `decay.logit.kernel [c, h]` and `bias [h]`, with "learned" `decay.logit [h]`.
+        qk_norm: "rms" or "layer": q and k of every head are normalised, with a learned scale `q_norm.scale [d]` and
+            `k_norm.scale [d]` for all heads. None: they are not.
+        head_norm: whether each head's output is divided by its root mean square, without parameters.
+        gate: whether each head's output is multiplied by swish(gate(x)), `gate.kernel [c, h, d]` and `bias [h, d]`.
+        short_conv: width of a causal convolution over tokens before all projections, `short_conv.kernel [width, c]`
+            (see `ShortConvolution`). None: there is none.
         dtype: of the computation.
         rngs: of the parameters.
 
@@ -54,69 +74,151 @@ class Retention(HeadsMixer):
         retention: str | None = None,
         chunk_size: int | None = None,
         implementation: str | None = None,
+        decays: str = "vir",
+        qk_norm: str | None = None,
+        head_norm: bool = False,
+        gate: bool = False,
+        short_conv: int | None = None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        if retention not in (None, "1d", "2d"):
-            raise ValueError(f"retention={retention!r}; expected '1d', '2d' or None.")
-        known = (None, "xla", *KERNELS)
-        if implementation not in known:
-            raise ValueError(f"implementation={implementation!r}; expected one of {known}.")
-        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-            raise ValueError(f"chunk_size={chunk_size!r}; expected a positive number of tokens, or None.")
-        kernel = implementation in KERNELS
-        if retention == "2d" and layout.passes == 2:
-            raise ValueError(
-                "bidirectional=True makes no sense with retention='2d': the flipped patches continue a sequence, "
-                "and the 2-D mask is defined on one grid of patches. Choose one of the two."
-            )
-        if retention == "2d" and chunk_size is not None:
-            raise ValueError(
-                f"chunk_size={chunk_size} makes no sense with retention='2d': its chunks are whole rows of the "
-                "grid. Leave it out."
-            )
-        if retention == "2d" and kernel:
-            raise ValueError(
-                f"implementation={implementation!r} makes no sense with retention='2d': there are kernels for 1-D "
-                "retention alone. Leave it out."
-            )
-        if chunk_size is not None and kernel:
-            raise ValueError(
-                f"chunk_size={chunk_size} makes no sense with implementation={implementation!r}, which computes in "
-                "chunks of its own. Leave it out."
-            )
+        _check_values(
+            retention=retention,
+            chunk_size=chunk_size,
+            implementation=implementation,
+            decays=decays,
+            qk_norm=qk_norm,
+            head_norm=head_norm,
+            gate=gate,
+            short_conv=short_conv,
+        )
+        _check_together(
+            retention=retention,
+            chunk_size=chunk_size,
+            implementation=implementation,
+            decays=decays,
+            layout=layout,
+        )
         super().__init__(dim, heads, layout, dtype=dtype, rngs=rngs)
-        self.retention = "2d" if retention == "2d" else "1d"
-        self.reads_rows = self.retention == "2d"
+        self.in_2d, self.per_token = retention == "2d", decays == "token"
+        self.reads_rows = self.in_2d
+        self.retention = None if self.per_token else "2d" if self.in_2d else "1d"
         self.chunk_size, self.implementation = chunk_size, implementation
-        self.modes = ("chunkwise",) if kernel else MODES
+        self.modes = ("chunkwise",) if implementation in KERNELS else MODES
+        self.decay = make_decay(decays, dim, heads, rngs=rngs)
+        self.q_norm, self.k_norm = (
+            None if qk_norm is None else _norm(qk_norm, self.head_dim, dtype=dtype, rngs=rngs) for _ in "qk"
+        )
+        self.head_norm = head_norm
+        self.gate = _gate(dim, heads, dtype=dtype, rngs=rngs) if gate else None
+        self.short_conv = None if short_conv is None else ShortConvolution(short_conv, dim, rngs=rngs)
+        if head_norm or gate:
+            self.intermediate_names = (*self.intermediate_names, "gain")
 
     @property
-    def log_decay(self) -> Float32[Array, " h"]:
-        """log(gamma) of each head, the same in every layer."""
-        return vir_log_decay(self.heads)
+    def log_decay(self) -> Float32[Array, "*l h"]:
+        """log(gamma) of each head; where layers are stacked and each has its own, of each layer.
+
+        Raises:
+            ValueError: the decays are those of tokens.
+        """
+        return self.decay.of_heads()
+
+    @property
+    def described(self) -> str:
+        """What it is, for messages."""
+        return "retention with decays='token'" if self.per_token else type(self).__name__
+
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        layout: Layout,
+        *,
+        mode: str = "auto",
+        state: State | None = None,
+        return_state: bool = False,
+    ) -> tuple[Float[Array, "b n c"], State | None, dict[str, Heads]]:
+        """Project, mix and project back, after the short convolution if there is one; see `Mixer.__call__`."""
+        read = partial(super().__call__, layout=layout, mode=mode, return_state=return_state)
+        if self.short_conv is None:
+            return read(x, state=state)
+        sums, recent = (None, None) if state is None else state
+        x, recent = self.short_conv(x, recent)
+        mixed, sums, found = read(x, state=sums)
+        assert not isinstance(sums, tuple)
+        return mixed, None if sums is None else (sums, recent), found
+
+    def project(self, x: Float[Array, "b n c"]) -> list[Heads]:
+        """Return q and k, normalised where they are to be, and v."""
+        q, k, v = super().project(x)
+        return [q if self.q_norm is None else self.q_norm(q), k if self.k_norm is None else self.k_norm(k), v]
+
+    def mix_of(
+        self,
+        x: Float[Array, "b n c"],
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        layout: Layout,
+        *,
+        mode: str,
+        state: State | None,
+    ) -> tuple[Heads, State | None]:
+        """Compute retention with the decays of x."""
+        return self.mix(q, k, v, layout, mode=mode, state=state, log_decay=self.decay(x))
+
+    def gain(self, x: Float[Array, "b n c"], heads: Heads) -> Float32[Array, "b n h #d"] | None:
+        """Compute 1 / RMS over a head's channels, where it is normalised, times swish(gate(x)), where it is gated."""
+        gain = None
+        if self.head_norm:
+            square = jnp.square(heads.astype(jnp.float32))
+            gain = jax.lax.rsqrt(jnp.mean(square, axis=-1, keepdims=True) + NORM_EPSILON)
+        if self.gate is not None:
+            gate = checkpoint_name(constrain(self.gate(x), "batch", None, "heads", None), "gate")
+            gate = jax.nn.silu(gate.astype(jnp.float32))
+            gain = gate if gain is None else gain * gate
+        return gain
 
     def mix(
-        self, q: Heads, k: Heads, v: Heads, layout: Layout, *, mode: str, state: State | None
+        self,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        layout: Layout,
+        *,
+        mode: str,
+        state: State | None,
+        log_decay: Decays | None = None,
     ) -> tuple[Heads, State | None]:
-        """O = (Q K^T .* D) V, or one of its equal forms."""
-        if self.retention == "2d":
-            return retention_2d(q, k, v, self.log_decay, grid=layout.grid, mode=mode, initial_state=state)
+        """O = (Q K^T .* D) V, or one of its equal forms; the decays are those of heads where none are given."""
+        log_decay = self.log_decay if log_decay is None else log_decay
+        assert not isinstance(state, tuple)
+        if self.in_2d:
+            return retention_2d(q, k, v, log_decay, grid=layout.grid, mode=mode, initial_state=state)
         chunk_size = self.chunk_size if mode in ("auto", "chunkwise") else None
         operator = partial(retention, mode=mode, chunk_size=chunk_size, implementation=self.implementation)
         if self.implementation in KERNELS:
             split = on_each_device(
                 lambda q, k, v, log_decay, state: operator(q, k, v, log_decay, initial_state=state),
-                (HEADS, HEADS, HEADS, DECAYS, STATE),
+                (HEADS, HEADS, HEADS, PER_HEAD, STATE),
                 (HEADS, STATE),
             )
-            return split(q, k, v, self.log_decay, state)
-        return operator(q, k, v, self.log_decay, initial_state=state)
+            return split(q, k, v, log_decay, state)
+        return operator(q, k, v, log_decay, initial_state=state)
 
     def initial_state(self, batch: int, layout: Layout) -> State:
-        """Return zeros: one d x d matrix per head, in 2-D one for each column too."""
-        columns = (layout.cols,) if self.retention == "2d" else ()
-        return jnp.zeros((batch, self.heads, *columns, self.head_dim, self.head_dim), jnp.float32)
+        """Return zeros: one d x d matrix per head, in 2-D one for each column too; and of a convolution its tokens."""
+        columns = (layout.cols,) if self.in_2d else ()
+        sums = jnp.zeros((batch, self.heads, *columns, self.head_dim, self.head_dim), jnp.float32)
+        return sums if self.short_conv is None else (sums, self.short_conv.initial_state(batch))
+
+    def multiply_adds(self, layout: Layout, mode: str) -> int:
+        """Count what every mixer with heads has, and the options that multiply: gate, decays per token, convolution."""
+        n, c = layout.length, self.dim
+        options = n * c * c if self.gate is not None else 0
+        options += n * c * self.heads if self.per_token else 0
+        options += 0 if self.short_conv is None else self.short_conv.multiply_adds(n)
+        return super().multiply_adds(layout, mode) + options
 
     def mixing_multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count as docs/method.md, section 6, does: two operations to a multiply-add.
@@ -127,9 +229,93 @@ class Retention(HeadsMixer):
         self.check_call(mode, None, False)
         n, c, d = layout.length, self.dim, self.head_dim
         counts: dict[str, Any] = {"parallel": 2 * n * n * c}
-        if self.retention == "1d":
+        if not self.in_2d:
             chunkwise = 2 * n * c * (min(self.chunk_size or CHUNK_SIZE, n) + d)
             counts |= {"recurrent": 5 * n * c * d // 2, "chunkwise": chunkwise, "auto": chunkwise}
         if mode not in counts:
             raise ValueError(f"2-D retention is counted in mode 'parallel' alone; got {mode!r}")
         return counts[mode]
+
+
+def _norm(name: str, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+    if name == "rms":
+        return nnx.RMSNorm(dim, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(dim, epsilon=NORM_EPSILON, use_bias=False, dtype=dtype, rngs=rngs)
+
+
+def _gate(dim: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LinearGeneral:
+    return nnx.LinearGeneral(
+        dim,
+        (heads, dim // heads),
+        dtype=dtype,
+        kernel_init=linear_init,
+        kernel_metadata={"axes": ("embed", "heads", None)},
+        bias_metadata={"axes": ("heads", None)},
+        rngs=rngs,
+    )
+
+
+def _check_values(**options: Any) -> None:
+    """Check each option by itself."""
+    choices = {
+        "retention": (None, "1d", "2d"),
+        "implementation": (None, "xla", *KERNELS),
+        "decays": DECAYS,
+        "qk_norm": (None, *QK_NORMS),
+        "head_norm": (True, False),
+        "gate": (True, False),
+    }
+    for option, known in choices.items():
+        value = options[option]
+        # 1 and 1.0 equal True.
+        if not any(value is each or (isinstance(value, str) and value == each) for each in known):
+            raise ValueError(f"{option}={value!r}; expected one of {known}.")
+    for option, least, what in (
+        ("chunk_size", 1, "a positive number of tokens"),
+        ("short_conv", 2, "a width of 2 or more tokens"),
+    ):
+        value = options[option]
+        if value is not None and (type(value) is not int or value < least):
+            raise ValueError(f"{option}={value!r}; expected {what}, or None.")
+
+
+def _check_together(
+    *, retention: str | None, chunk_size: int | None, implementation: str | None, decays: str, layout: Layout
+) -> None:
+    """Check that the options make sense together."""
+    kernel, in_2d, per_token = implementation in KERNELS, retention == "2d", decays == "token"
+    nonsense = (
+        (
+            in_2d and layout.passes == 2,
+            "bidirectional=True makes no sense with retention='2d': the flipped patches continue a sequence, and the "
+            "2-D mask is defined on one grid of patches. Choose one of the two.",
+        ),
+        (
+            in_2d and chunk_size is not None,
+            f"chunk_size={chunk_size} makes no sense with retention='2d': its chunks are whole rows of the grid. Leave "
+            "it out.",
+        ),
+        (
+            in_2d and kernel,
+            f"implementation={implementation!r} makes no sense with retention='2d': there are kernels for 1-D "
+            "retention alone. Leave it out.",
+        ),
+        (
+            kernel and chunk_size is not None,
+            f"chunk_size={chunk_size} makes no sense with implementation={implementation!r}, which computes in chunks "
+            "of its own. Leave it out.",
+        ),
+        (
+            in_2d and per_token,
+            "decays='token' makes no sense with retention='2d', whose mask is a product of rows and columns with one "
+            "decay per head. Choose one of the two.",
+        ),
+        (
+            kernel and per_token,
+            f"decays='token' makes no sense with implementation={implementation!r}: kernels take one decay per head. "
+            "Choose other decays, or implementation='xla'.",
+        ),
+    )
+    for applies, message in nonsense:
+        if applies:
+            raise ValueError(message)
