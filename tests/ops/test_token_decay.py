@@ -112,7 +112,7 @@ def test_half_precision(mode, dtype):
 
 @pytest.mark.parametrize("mode", ["chunkwise", "recurrent"])
 def test_decay_gradients_of_a_long_sequence(mode):
-    """Differences of sums over the sequence: each of 16,384 terms brings its rounding along, and no digit more is lost."""
+    """Differences of sums over the sequence, to which each of 16,384 terms brings its rounding."""
     case = token_case(b=1, n=16384, h=2, d=4, e=4)
     _, gradients = _run(case.arguments, case.cotangents, **in_mode(mode, chunk_size=64))
     expected = naive_retention_gradients(*map(np.asarray, case))
