@@ -4,10 +4,11 @@ import abc
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
@@ -24,10 +25,11 @@ class HeadsMixer(Mixer):
 
     Parameters: `qkv.kernel [c, 3, h, d]`, `out.kernel [h, d, c]`, and their biases. The head axis is explicit so that
     heads can be split over a mesh axis. Intermediates: "q" (not yet scaled) and "k", turned where positions are rotary,
-    "v", and "heads", each head's output before the output projection.
+    "v", and "heads", each head's output before the output projection;
+    where a mixer has it, "gain", by which that was multiplied.
     """
 
-    intermediate_names = ("q", "k", "v", "heads")
+    intermediate_names: tuple[str, ...] = ("q", "k", "v", "heads")
     rope: Rope | None = None
 
     def __init__(
@@ -51,6 +53,10 @@ class HeadsMixer(Mixer):
     ) -> tuple[Heads, State | None]:
         """Mix the tokens of each head: outputs, and the state after them (None where not causal)."""
 
+    def gain(self, x: Float[Array, "b n c"], heads: Heads) -> Float32[Array, "b n h #d"] | None:
+        """Return what the output of `mix` is multiplied by before it is projected; None: nothing."""
+        return None
+
     def __call__(
         self,
         x: Float[Array, "b n c"],
@@ -68,8 +74,13 @@ class HeadsMixer(Mixer):
             q, k = rotate(q, angles), rotate(k, angles)
         heads, state = self.mix(q, k, v, layout, mode=mode, state=state)
         heads = checkpoint_name(heads, "heads")
+        found = {"q": q, "k": k, "v": v}
+        gain = self.gain(x, heads)
+        if gain is not None:
+            found["gain"] = jnp.broadcast_to(gain, heads.shape)
+            heads = (heads.astype(jnp.float32) * gain).astype(heads.dtype)
         mixed = checkpoint_name(self.out(heads), "mixed")
-        return mixed, state if return_state else None, {"q": q, "k": k, "v": v, "heads": heads}
+        return mixed, state if return_state else None, found | {"heads": heads}
 
     def use_rope(self, rope: Rope) -> None:
         """Turn q and k of every head, before they are mixed."""

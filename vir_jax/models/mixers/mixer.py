@@ -44,7 +44,7 @@ class Mixer(nnx.Module):
     takes_class_token: ClassVar[bool] = True
     reads_any_length: ClassVar[bool] = True
     reads_rows: bool = False
-    intermediate_names: ClassVar[tuple[str, ...]] = ()
+    intermediate_names: tuple[str, ...] = ()
     retention: Literal["1d", "2d"] | None = None
 
     @property
