@@ -50,6 +50,9 @@ def model_and_images(shape=IMAGE, **options):
         *((mode, {"position": "sincos"}) for mode in MODES),
         ("chunkwise", {"retention": "2d", "image_size": (6, 6)}),
         ("auto", {"bidirectional": True, "dtype": jnp.bfloat16}),
+        ("auto", {"mixer": "retnet", "position": "rope"}),
+        ("auto", {"mixer": "nystromformer", "position": "rope_2d", "stem": "conv"}),
+        ("auto", {"mixer": "linformer", "image_size": (6, 6)}),
     ],
 )
 def test_a_model_and_its_gradients(mode, options):

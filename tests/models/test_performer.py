@@ -20,6 +20,7 @@ from vir_jax.models.mixers.performer import (
 from vir_jax.models.mixers.performer_causal import CausalPerformer, causal_key_features
 from vir_jax.ops import MODES
 from vir_jax.runs.model import model_functions
+from vir_jax.training.optimizer import make_optimizer
 
 SHAPE = (2, 20, 2, 8)
 
@@ -136,6 +137,11 @@ def test_the_projection_is_no_parameter_and_training_leaves_it():
     gradients, statistics = jax.jit(jax.grad(loss, has_aux=True))(params)
     assert statistics == {}
     assert not jnp.any(gradients["stage"]["blocks"]["mixer"]["projection"])
+    for name in ("adamw", "lamb"):
+        optimizer = make_optimizer(name, weight_decay=0.05, clip_norm=1.0)
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        assert not jnp.any(updates["stage"]["blocks"]["mixer"]["projection"])
+        assert jnp.any(updates["stage"]["blocks"]["mixer"]["qkv"]["kernel"])
 
 
 @functools.cache
