@@ -28,5 +28,4 @@ def flops(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     layout, c = model.layout(size), model.dim
     block = model.stage.blocks.mixer.multiply_adds(layout, mode) + 8 * layout.length * c * c
-    patch_embedding = layout.patches * 3 * model.patch**2 * c
-    return patch_embedding + model.depth * block + c * model.num_classes
+    return model.stem.multiply_adds(layout) + model.depth * block + model.readout.multiply_adds(layout)

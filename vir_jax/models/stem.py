@@ -93,6 +93,10 @@ class Stem(nnx.Module):
         x = jnp.concatenate([class_token, x] if self.place == "first" else [x, class_token], axis=1)
         return x, layout, {"patch_tokens": patches.reshape(x.shape[0], -1, self.dim), "tokens": x}
 
+    def multiply_adds(self, layout: Layout) -> int:
+        """Count the embedding's multiply-adds of one image."""
+        return layout.patches * 3 * self.patch**2 * self.dim
+
     def class_tokens(self, batch: int) -> Float[Array, "b 1 c"]:
         """Return the class token of every image."""
         token = self.class_token[...]

@@ -14,8 +14,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vir_jax.models.layout import ClassTokenPlace, Layout
+from vir_jax.models.likelihood import make_likelihood
 from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
 from vir_jax.models.model import VisionModel
+from vir_jax.models.pixel_stem import PixelStem
 from vir_jax.models.position import POSITIONS
 from vir_jax.models.readout import READOUTS, Readout, Reads
 from vir_jax.models.stage import REMAT, Block, Stage
@@ -91,6 +93,11 @@ def create_model(
     rngs: nnx.Rngs,
     image_size: int | Sequence[int] = 224,
     mixer: str | None = None,
+    stem: str | None = None,
+    levels: int | None = None,
+    channels: int | None = None,
+    mixtures: int | None = None,
+    local_context: int | None = None,
     readout: str | None = None,
     position: str = "learned",
     bidirectional: bool = False,
@@ -105,13 +112,20 @@ def create_model(
 
     Args:
         name: `{vir|vit}_{pico|ti|s|b|l}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
-        num_classes: width of the head.
+        num_classes: width of the head; that of a model of pixels has the width that its distribution needs.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
             model takes images of other sizes and resamples the embeddings.
         mixer: name of the token mixer (`vir_jax.models.mixers`); None: "retention" for vir_*, "softmax" for vit_*.
-        readout: what the head reads: the "class_token" or the "average" of the patch tokens (of both passes where
-            bidirectional). None: the class token.
+        stem: what a token is made of: None: a patch; "pixels": the pixels before the one that the token predicts
+            (`vir_jax.models.pixel_stem`), in a model of images that reads their levels; the patch is 1 then.
+        levels: of a model of pixels: how many a channel has.
+        channels: of a model of pixels: 1 (grey) or 3 (RGB). None: 1.
+        mixtures: of a model of pixels: logistic distributions that a pixel's is mixed of; None: it is categorical.
+        local_context: of a model of pixels: how far a token sees its earlier neighbours, in rows and columns; None: the
+            pixel before alone.
+        readout: what the head reads: the "class_token", the "average" of the patch tokens (of both passes where
+            bidirectional), or "every_token", as models of pixels do. None: the class token, or as they do.
         position: position embeddings of the patches: "learned" for a grid and resampled to others, or "sincos": fixed,
             of rows and columns, so that an image of unknown height can be read as it arrives.
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
@@ -160,6 +174,15 @@ def create_model(
             f"bidirectional=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
             "one pass. Leave it out, or use a causal mixer, as vir_* models have."
         )
+    of_pixels: dict[str, Any] = {"levels": levels, "channels": channels, "mixtures": mixtures}
+    _check("stem", stem, stem in (None, "pixels"), "'pixels', or None for patches")
+    if stem == "pixels":
+        _check_predicts_pixels(
+            patch, mixer, bidirectional=bidirectional, readout=readout, local_context=local_context
+        )
+        of_pixels["channels"] = channels or 1
+    else:
+        _check_patches({**of_pixels, "local_context": local_context}, readout)
     rows, cols = patch_grid((height, width), patch)
     layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
 
@@ -167,17 +190,25 @@ def create_model(
         made = kind(size.dim, size.heads, layout, dtype=dtype, rngs=rngs, **given)
         return Block(size.dim, made, layer_scale=scale, dtype=dtype, rngs=rngs)
 
-    model = VisionModel(
-        options={
-            "name": name,
-            "mixer": mixer,
-            "readout": readout or "class_token",
-            "position": position,
-            "bidirectional": bidirectional,
-            "dtype": jnp.dtype(dtype).name,
-            **given,
-        },
-        stem=Stem(
+    made_stem: Stem | PixelStem
+    if stem == "pixels":
+        made_stem = PixelStem(
+            image_size=(height, width),
+            dim=size.dim,
+            likelihood=make_likelihood(**of_pixels),
+            local_context=local_context or 0,
+            position=position,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        num_classes, readout, layout = (
+            made_stem.likelihood.num_outputs,
+            "every_token",
+            made_stem.layout((height, width)),
+        )
+        of_pixels |= {"stem": stem, "local_context": local_context or 0}
+    else:
+        made_stem = Stem(
             image_size=(height, width),
             patch=patch,
             dim=size.dim,
@@ -186,7 +217,19 @@ def create_model(
             passes=layout.passes,
             dtype=dtype,
             rngs=rngs,
-        ),
+        )
+    model = VisionModel(
+        options={
+            "name": name,
+            "mixer": mixer,
+            "readout": readout or "class_token",
+            "position": position,
+            "bidirectional": bidirectional,
+            "dtype": jnp.dtype(dtype).name,
+            **(of_pixels if stem == "pixels" else {}),
+            **given,
+        },
+        stem=made_stem,
         stage=Stage(
             make_block,
             drop_path_rates=np.linspace(0.0, drop_path_rate, size.depth).tolist(),
@@ -210,6 +253,44 @@ def model_options() -> dict[str, Any]:
     parameters = inspect.signature(create_model).parameters.values()
     given = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is not p.empty}
     return given | {option: None for name in mixer_names() for option in mixer_options(name)}
+
+
+def _check_predicts_pixels(
+    patch: int, mixer: str, *, bidirectional: bool, readout: str | None, local_context: int | None
+) -> None:
+    """Check the options of a model whose tokens predict pixels.
+
+    Raises:
+        ValueError: a token would be more than a pixel, or see what it predicts, or nothing would read it.
+    """
+    if patch != 1:
+        raise ValueError(
+            f"stem='pixels' makes a token of every pixel, and the model's name says patches of {patch} x {patch}; "
+            "expected a name that ends in 1, such as vir_pico1."
+        )
+    if bidirectional or not mixer_type(mixer).causal:
+        causal = [name for name in mixer_names() if mixer_type(name).causal]
+        given = "bidirectional=True" if bidirectional else f"mixer={mixer!r}"
+        raise ValueError(
+            f"stem='pixels' makes no sense with {given}: a token would see the pixel that it predicts. Read the image "
+            f"once, with one of the mixers {causal}."
+        )
+    _check("readout", readout, readout in (None, "every_token"), "'every_token' with stem='pixels', or None")
+    valid = local_context is None or (_is_integer(local_context) and local_context >= 0)
+    _check("local_context", local_context, valid, "a radius of 0 or more pixels, or None")
+
+
+def _check_patches(of_pixels: Mapping[str, Any], readout: str | None) -> None:
+    """Check that a model of patches was given no option of models of pixels.
+
+    Raises:
+        ValueError: it was.
+    """
+    for option, value in {**of_pixels, "readout": readout if readout == "every_token" else None}.items():
+        if value is not None:
+            raise ValueError(
+                f"{option}={value!r} is of models of pixels. Leave it out, or say stem='pixels'."
+            )
 
 
 def _check_options(name: str, mixer: str, options: Mapping[str, Any]) -> None:

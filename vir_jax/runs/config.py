@@ -19,7 +19,7 @@ from ml_collections import config_dict
 
 from vir_jax.models import create_model, model_options
 from vir_jax.runs.fields import either, integer, interval, number, one_of, optional, sequence, text, truth
-from vir_jax.tasks import check_fields
+from vir_jax.tasks import check_fields, make_task
 
 
 class Config(ml_collections.ConfigDict):
@@ -55,6 +55,15 @@ def default_config() -> ml_collections.ConfigDict:
     model.retention = may_be_none()  # "1d" (raster order) or "2d"; None: "1d". ViR only.
     model.chunk_size = may_be_none()  # Tokens per chunk of 1-D retention; None: what was measured to be best.
     model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
+    model.stem = (
+        may_be_none()
+    )  # What a token is made of; None: a patch; "pixels": those before the one it predicts.
+    model.levels = may_be_none()  # Of a channel, in models of pixels.
+    model.channels = may_be_none()  # 1 (grey) or 3 (RGB), in models of pixels; None: 1.
+    model.mixtures = may_be_none()  # Logistics that a pixel's distribution is mixed of; None: categorical.
+    model.local_context = (
+        may_be_none()
+    )  # Rows and columns to earlier pixels that a token sees; None: the last alone.
     model.readout = may_be_none()  # What the head reads; None: the class token.
     model.position = "learned"  # Position embeddings: "learned" or "sincos".
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
@@ -149,6 +158,11 @@ FIELDS = {
     "model.retention": optional(text()),
     "model.chunk_size": optional(integer()),
     "model.implementation": optional(text()),
+    "model.stem": optional(text()),
+    "model.levels": optional(integer()),
+    "model.channels": optional(integer()),
+    "model.mixtures": optional(integer()),
+    "model.local_context": optional(integer()),
     "model.readout": optional(text()),
     "model.position": text(),
     "model.bidirectional": truth(),
@@ -242,6 +256,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     except ValueError as error:
         option = re.match(r"\w+=", str(error))  # "mode='serial'; expected ...", as most of them begin
         raise ValueError(f"config.model{'.' if option else ': '}{error}") from error
+    make_task(config, ("one class", "another"))
 
 
 def _together(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, str]]:
