@@ -3,7 +3,7 @@
     python train.py --config=configs/vir_digits_pixels.py --workdir=runs/vir_digits_pixels
     python generate.py --workdir=runs/vir_digits_pixels --num=64 --out=digits.png
 
-Cost: 0 parameters, 0 M multiply-adds per image, 60 epochs: not measured. Result: not run.
+Cost: 218,385 parameters, 15.6 M multiply-adds per image, 60 epochs: not measured. Result: not run.
 """
 
 import ml_collections
