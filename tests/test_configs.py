@@ -164,7 +164,9 @@ def test_families_are_compared_by_one_recipe():
         vir, vit = flatten(vir), flatten(vit)
         assert {field for field in vir if vir[field] != vit[field]} == {"model.name", "model.layer_scale"}
         assert (vir["model.layer_scale"], vit["model.layer_scale"]) == (1e-5, None)
-    vir, vit = (flatten(load("vir_cifar10_pixels", argument)[0]) for argument in (None, "mixer=causal_softmax"))
+    vir, vit = (
+        flatten(load("vir_cifar10_pixels", argument)[0]) for argument in (None, "mixer=causal_softmax")
+    )
     assert {field for field in vir if vir[field] != vit[field]} == {"model.mixer"}
 
 
