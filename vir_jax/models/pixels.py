@@ -17,7 +17,7 @@ def normalize(
 def to_levels(images: UInt8[Array, "b y x 3"], levels: int, channels: int) -> Int32[Array, "b y x channels"]:
     """Return each colour's nearest of 0 .. levels - 1, which stand for 0 .. 255; of 1 channel that of their average."""
     colours = images.astype(jnp.int32)
-    values = jnp.sum(colours, axis=-1, keepdims=True) if channels == 1 else colours
+    values = jnp.sum(colours, axis=-1, keepdims=True, dtype=jnp.int32) if channels == 1 else colours
     white = 255 * 3 // channels
     return (2 * values * (levels - 1) + white) // (2 * white)
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from vir_jax.models.likelihood import make_likelihood
@@ -77,7 +76,7 @@ class Pixels(Task):
         """Return the bits per dimension of each image."""
         symbols = levels.reshape(levels.shape[0], -1, levels.shape[-1])
         nats = -jnp.sum(self.likelihood.log_probability(outputs, symbols), axis=1)
-        return nats / (math.log(2) * np.prod(symbols.shape[1:]))
+        return nats / (math.log(2) * math.prod(symbols.shape[1:]))
 
 
 def check_predicts_pixels(task: Task) -> None:
