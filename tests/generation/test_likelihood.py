@@ -238,10 +238,6 @@ def test_images_of_another_size():
         ({"local_context": -1}, "local_context=-1; expected a radius of 0 or more"),
         ({"stem": "pixel"}, "stem='pixel'; expected 'pixels', or None for patches"),
         ({"stem": None}, "levels=3 is of models of pixels"),
-        (
-            {"stem": None, "levels": None, "readout": "every_token"},
-            "readout='every_token' is of models of pixels",
-        ),
     ],
 )
 def test_options_that_make_no_sense(options, message):

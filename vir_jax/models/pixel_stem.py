@@ -1,4 +1,4 @@
-"""From an image's pixels to tokens that predict them (docs/method.md, section 9): each sees the pixels before its own."""
+"""From an image's pixels to tokens that predict them (docs/method.md, section 9): each sees those before its own."""
 
 from collections.abc import Sequence
 

@@ -125,7 +125,7 @@ def create_model(
         local_context: of a model of pixels: how far a token sees its earlier neighbours, in rows and columns; None: the
             pixel before alone.
         readout: what the head reads: the "class_token", the "average" of the patch tokens (of both passes where
-            bidirectional), or "every_token", as models of pixels do. None: the class token, or as they do.
+            bidirectional), or "every_token" but the class token. None: the class token, in models of pixels every one.
         position: position embeddings of the patches: "learned" for a grid and resampled to others, or "sincos": fixed,
             of rows and columns, so that an image of unknown height can be read as it arrives.
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
@@ -182,7 +182,7 @@ def create_model(
         )
         of_pixels["channels"] = channels or 1
     else:
-        _check_patches({**of_pixels, "local_context": local_context}, readout)
+        _check_patches({**of_pixels, "local_context": local_context})
     rows, cols = patch_grid((height, width), patch)
     layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
 
@@ -280,13 +280,13 @@ def _check_predicts_pixels(
     _check("local_context", local_context, valid, "a radius of 0 or more pixels, or None")
 
 
-def _check_patches(of_pixels: Mapping[str, Any], readout: str | None) -> None:
+def _check_patches(of_pixels: Mapping[str, Any]) -> None:
     """Check that a model of patches was given no option of models of pixels.
 
     Raises:
         ValueError: it was.
     """
-    for option, value in {**of_pixels, "readout": readout if readout == "every_token" else None}.items():
+    for option, value in of_pixels.items():
         if value is not None:
             raise ValueError(
                 f"{option}={value!r} is of models of pixels. Leave it out, or say stem='pixels'."

@@ -97,7 +97,9 @@ def check_same_model(run: Run, config: ml_collections.ConfigDict) -> None:
       ValueError: with each field of config.model that differs.
     """
     old, new = _meaning(run.model), _meaning(model_functions(config.model, 1).abstract)
-    different = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+    # The head of another task starts afresh, whatever it reads.
+    free = () if run.config.task == config.task else ("readout",)
+    different = [name for name in sorted(old | new) if old.get(name) != new.get(name) and name not in free]
     if different:
         lines = "\n".join(
             f"  model.{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in different
