@@ -26,7 +26,18 @@ from vir_jax.training.summary import count_parameters
 # How ml_collections loads a recipe.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 FOLDER = Path(__file__).parents[1] / "configs"
-RECIPES = ("vir_ti", "vir_s", "vir_b", "vir_l", "vit_b", "vir_digits", "vir_cifar10", "vix")
+RECIPES = (
+    "vir_ti",
+    "vir_s",
+    "vir_b",
+    "vir_l",
+    "vit_b",
+    "vir_digits",
+    "vir_cifar10",
+    "vir_digits_pixels",
+    "vir_cifar10_pixels",
+    "vix",
+)
 BEFORE = json.loads((Path(__file__).parent / "golden" / "recipes_before_renames.json").read_text())
 
 
@@ -134,9 +145,9 @@ def test_it_trains_as_before_its_fields_were_renamed(name):
     assert changed == {"eval_every"}
 
 
-@pytest.mark.parametrize("name", ["vir_l", "vir_digits"])
+@pytest.mark.parametrize("name", ["vir_l", "vir_digits", "vir_cifar10_pixels"])
 def test_its_step(name):
-    """Of the two that differ most: it is traced, and changes no shape."""
+    """Of those that differ most: it is traced, and changes no shape."""
     config, _ = load(name)
     mesh = make_mesh(**config.mesh)
     task = make_task(config, [str(number) for number in range(num_classes(config))])
@@ -157,6 +168,10 @@ def test_families_are_compared_by_one_recipe():
         vir, vit = flatten(vir), flatten(vit)
         assert {field for field in vir if vir[field] != vit[field]} == {"model.name", "model.layer_scale"}
         assert (vir["model.layer_scale"], vit["model.layer_scale"]) == (1e-5, None)
+    vir, vit = (
+        flatten(load("vir_cifar10_pixels", argument)[0]) for argument in (None, "mixer=causal_softmax")
+    )
+    assert {field for field in vir if vir[field] != vit[field]} == {"model.mixer"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from flax import nnx
 
 from tests.models.helpers import lively
 from tests.ops.cases import assert_close, random_case
+from vir_jax.generation import Sampling, pieces
+from vir_jax.generation.sampling import image_keys
 from vir_jax.inference.recurrent import stream
+from vir_jax.models.pixels import to_levels
 from vir_jax.ops import MODES, retention
 from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.parallel.mesh import make_mesh
@@ -71,6 +74,35 @@ def test_a_stream(options):
     pixels = (100 + 50 * images).clip(0, 255).astype(np.uint8)
     read = partial(stream, chunk_size=7, normalization=NORMALIZATION)
     compare(lambda params, pixels: read(nnx.merge(graph, params), pixels), params, pixels)
+
+
+@pytest.mark.parametrize(
+    "options", [{"levels": 17}, {"levels": 256, "channels": 3, "mixtures": 2}], ids=["grey", "rgb"]
+)
+def test_a_model_of_pixels_and_what_it_draws(options):
+    graph, params = nnx.split(
+        lively("vir_pico1", image_size=(3, 4), stem="pixels", local_context=1, **options)
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3)).astype(np.uint8)
+
+    def loss(params, pixels):
+        model = nnx.merge(graph, params)
+        likelihood = model.stem.likelihood
+        levels = to_levels(pixels, likelihood.levels, likelihood.channels)
+        return jnp.mean(likelihood.log_probability(model(levels), levels.reshape(2, 12, -1)))
+
+    def drawn(params):
+        model = nnx.merge(graph, params).apart()
+        keys = image_keys(jax.random.key(0, impl="threefry2x32"), 0, 2)
+
+        def step(state, _):
+            state, pixel, _ = pieces.draw(model, state, keys, Sampling(top_k=9, top_p=0.9), (3, 4))
+            return state, pixel
+
+        return jax.lax.scan(step, pieces.initial_state(model, 2, (3, 4)), None, length=12)[1]
+
+    compare(jax.value_and_grad(loss), params, pixels)
+    compare(drawn, params)
 
 
 def test_a_training_step(digits_config):

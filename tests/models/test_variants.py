@@ -147,7 +147,11 @@ def test_nearest_name():
         ("vir_pico1", {"implementation": "triton"}, "implementation='triton'; expected one of"),
         ("vir_pico1", {"num_classes": 0}, "num_classes=0; expected an integer of at least 1"),
         ("vir_pico1", {"drop_path_rate": 1.0}, r"drop_path_rate=1.0; expected a probability in \[0, 1\)"),
-        ("vir_pico1", {"readout": "first"}, r"readout='first'; expected one of \('class_token', 'average'\)"),
+        (
+            "vir_pico1",
+            {"readout": "first"},
+            r"readout='first'; expected one of \('class_token', 'average', 'every_token'\)",
+        ),
         ("vir_pico1", {"remat": "dots"}, r"remat='dots'; expected one of \('none', 'elementwise', 'full'\)"),
         ("vir_pico1", {"remat": True}, "remat=True; expected one of"),
         ("vir_pico1", {"mode": "sideways"}, "mode='sideways'; expected one of"),

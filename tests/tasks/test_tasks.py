@@ -20,6 +20,8 @@ from vir_jax.runs.config import default_config, validate
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.tasks import Task, find_task, known_tasks, make_task
 from vir_jax.tasks.classification import Classification
+from vir_jax.tasks.next_patch import NextPatch
+from vir_jax.tasks.pixels import Pixels
 from vir_jax.training.evaluate import check_task, evaluation_sums
 from vir_jax.training.loop import train
 
@@ -36,10 +38,11 @@ def without_mixing(config):
 
 
 def test_tasks_are_found_by_name():
-    assert known_tasks() == {"classification": Classification}
+    assert known_tasks() == {"classification": Classification, "next_patch": NextPatch, "pixels": Pixels}
     assert find_task(TOY) is Brightness
     with pytest.raises(
-        ValueError, match=r"config.task is 'clasification'; expected one of \['classification'\]"
+        ValueError,
+        match=r"config.task is 'clasification'; expected one of \['classification', 'next_patch', 'pixels'\]",
     ):
         find_task("clasification")
     with pytest.raises(ValueError, match=r"'no.such:Task', which cannot be imported: No module named 'no'"):
@@ -60,7 +63,7 @@ def test_a_file_in_the_package_is_a_task(tmp_path, monkeypatch):
     monkeypatch.setattr(vir_jax.tasks, "__path__", [*vir_jax.tasks.__path__, str(tmp_path)])
     known_tasks.cache_clear()
     try:
-        assert set(known_tasks()) == {"classification", "new_task"}
+        assert set(known_tasks()) == {"classification", "new_task", "next_patch", "pixels"}
     finally:
         known_tasks.cache_clear()
 

@@ -19,6 +19,7 @@ from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import State
 from vir_jax.models.model import StreamModel
 from vir_jax.models.pixels import normalize
+from vir_jax.models.stem import Stem
 
 # Patches read at a time: enough for the matrix products to be efficient.
 CHUNK_SIZE = 512
@@ -88,7 +89,7 @@ def _stream(
 
 def initial_state(model: StreamModel, batch: int, width: int) -> StreamState:
     """Return the state before the first patch of images that are `width` pixels wide."""
-    layout = Layout(cols=width // model.stem.patch, patches=0, class_token=None)
+    layout = Layout(cols=width // stem_of(model).patch, patches=0, class_token=None)
     return StreamState(
         layers=model.blocks.initial_state(batch, layout),
         patches=jnp.zeros((), jnp.int32),
@@ -118,7 +119,7 @@ def read_rows(
     Returns:
         The state after these rows.
     """
-    stem = model.stem
+    stem = stem_of(model)
     arriving, cols = pixels.shape[1] // stem.patch, pixels.shape[2] // stem.patch
     n, before = arriving * cols, state.patches
     if model.blocks.reads_rows:
@@ -154,10 +155,24 @@ def read_out(model: StreamModel, state: StreamState, *, cols: int) -> Float[Arra
     """
     if model.readout.reads == "average":
         return model.readout.logits(state.sum / state.patches)
-    token = model.stem.class_tokens(state.sum.shape[0])
+    token = stem_of(model).class_tokens(state.sum.shape[0])
     layout = Layout(cols=cols, patches=0, class_token="last", start=state.patches)
     token, _ = model.blocks(token, layout, state.layers)
     return model.readout.logits(token[:, 0])
+
+
+def stem_of(model: StreamModel) -> Stem:
+    """Return what embeds the patches.
+
+    Raises:
+        ValueError: the model has no patches: it predicts pixels.
+    """
+    if not isinstance(model.stem, Stem):
+        raise ValueError(
+            "a model of pixels predicts each of them from those before, and says nothing of the image; expected one "
+            "of patches. Use `vir_jax.generation`."
+        )
+    return model.stem
 
 
 def check_pixels(dtype: Any, normalization: Normalization | None) -> None:

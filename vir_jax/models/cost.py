@@ -29,4 +29,4 @@ def flops(
     layout, c = model.layout(size), model.dim
     block = model.stage.blocks.mixer.multiply_adds(layout, mode)
     block += 2 * layout.length * c * model.stage.blocks.mlp.up.out_features
-    return model.stem.embedding.multiply_adds(layout.grid) + model.depth * block + c * model.num_classes
+    return model.stem.multiply_adds(layout) + model.depth * block + model.readout.multiply_adds(layout)

@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
 from vir_jax.models.layout import Layout
+from vir_jax.models.pixel_stem import PixelStem
 from vir_jax.models.readout import Readout
 from vir_jax.models.stage import Block, BlocksApart, Stage
 from vir_jax.models.stem import Stem
@@ -29,23 +30,24 @@ class VisionModel(nnx.Module):
     """
 
     def __init__(
-        self, *, options: Mapping[str, Any], stem: Stem, stage: Stage, readout: Readout, mode: str
+        self, *, options: Mapping[str, Any], stem: Stem | PixelStem, stage: Stage, readout: Readout, mode: str
     ) -> None:
         self._options, self.mode = tuple(options.items()), mode
         self.stem, self.stage, self.readout = stem, stage, readout
 
     def __call__(
-        self, images: Float[Array, "b H W 3"], *, mode: str | None = None, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "b classes"]:
-        """Classify images.
+        self, images: Num[Array, "b H W colours"], *, mode: str | None = None, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "b *n classes"]:
+        """Classify images, or predict each of their pixels from those before.
 
         Args:
-            images: normalised pixels; height and width divisible by the patch, of any size, square or not.
+            images: normalised pixels; height and width divisible by the patch, of any size, square or not. Of a model
+                of pixels their levels, integers.
             mode: form of the token mixer: "auto", or one of `modes`, which are equal in result. None: the model's own.
             key: random key for stochastic depth (training); None: deterministic.
 
         Returns:
-            Logits, float32.
+            Logits, float32; of a model of pixels what its `stem.likelihood` makes a distribution of, for each.
 
         Raises:
             ValueError: on images of another shape or dtype, or a mode that the mixer does not have.
@@ -54,7 +56,7 @@ class VisionModel(nnx.Module):
         return self.readout(tokens, layout)
 
     def features(
-        self, images: Float[Array, "b H W 3"], *, mode: str | None = None, key: PRNGKeyArray | None = None
+        self, images: Num[Array, "b H W colours"], *, mode: str | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b n c"]:
         """Return tokens after the final norm, float32, in sequence order: the class token first (ViT) or last (ViR).
 
@@ -64,7 +66,7 @@ class VisionModel(nnx.Module):
         return self.readout.norm(tokens)
 
     def intermediates(
-        self, images: Float[Array, "b H W 3"], names: Collection[str], *, mode: str | None = None
+        self, images: Num[Array, "b H W colours"], names: Collection[str], *, mode: str | None = None
     ) -> dict[str, Array]:
         """Compute named intermediates of the (deterministic) forward pass; `intermediate_names` lists them.
 
@@ -167,7 +169,7 @@ class VisionModel(nnx.Module):
                 f"a model whose mixer is {type(mixer).__name__} cannot be streamed: it has no state that summarises "
                 "earlier patches. Use a causal mixer, as vir_* models have, or give this one the whole image."
             )
-        if not self.stem.embedding.patches_are_apart:
+        if not self.stem.patches_are_apart:
             raise ValueError(
                 f"a model with stem={self.options['stem']!r} cannot be streamed: its convolutions reach into the rows "
                 "above and below a row of patches. Use one made with stem='linear', or give this one the whole image."
@@ -194,7 +196,7 @@ class VisionModel(nnx.Module):
 
     def _encode(
         self,
-        images: Float[Array, "b H W channels"],
+        images: Num[Array, "b H W colours"],
         *,
         mode: str | None,
         key: PRNGKeyArray | None = None,
@@ -209,5 +211,5 @@ class VisionModel(nnx.Module):
 class StreamModel(nnx.Module):
     """A model that reads an image in pieces: `VisionModel.apart` makes it."""
 
-    def __init__(self, *, stem: Stem, blocks: BlocksApart, readout: Readout) -> None:
+    def __init__(self, *, stem: Stem | PixelStem, blocks: BlocksApart, readout: Readout) -> None:
         self.stem, self.blocks, self.readout = stem, blocks, readout

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 
 def normalize(
@@ -12,3 +12,17 @@ def normalize(
     """Colours from 0..255 to (colour / 255 - mean) / std, in float32."""
     mean_, std_ = (jnp.asarray(values, jnp.float32) for values in (mean, std))
     return (images.astype(jnp.float32) / 255 - mean_) / std_
+
+
+def to_levels(images: UInt8[Array, "b y x 3"], levels: int, channels: int) -> Int32[Array, "b y x channels"]:
+    """Return each colour's nearest of 0 .. levels - 1, which stand for 0 .. 255; of 1 channel that of their average."""
+    colours = images.astype(jnp.int32)
+    values = jnp.sum(colours, axis=-1, keepdims=True, dtype=jnp.int32) if channels == 1 else colours
+    white = 255 * 3 // channels
+    return (2 * values * (levels - 1) + white) // (2 * white)
+
+
+def to_colours(symbols: Int32[Array, "b y x channels"], levels: int) -> UInt8[Array, "b y x 3"]:
+    """Return the pixels that levels stand for; `to_levels` gives the levels back."""
+    colours = (2 * 255 * symbols + levels - 1) // (2 * (levels - 1))
+    return jnp.broadcast_to(colours, (*symbols.shape[:-1], 3)).astype(jnp.uint8)

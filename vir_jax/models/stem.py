@@ -79,6 +79,15 @@ class Stem(nnx.Module):
             x = jnp.concatenate([class_token, x] if self.place == "first" else [x, class_token], axis=1)
         return x, layout, {"patch_tokens": patches.reshape(x.shape[0], -1, self.dim), "tokens": x}
 
+    @property
+    def patches_are_apart(self) -> bool:
+        """Whether no patch's token depends on other patches, so that an image can be read in pieces."""
+        return self.embedding.patches_are_apart
+
+    def multiply_adds(self, layout: Layout) -> int:
+        """Count the embedding's multiply-adds of one image."""
+        return self.embedding.multiply_adds(layout.grid)
+
     def class_tokens(self, batch: int) -> Float[Array, "b 1 c"]:
         """Return the class token of every image, in a model that has one."""
         assert self.class_token is not None

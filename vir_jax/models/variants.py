@@ -15,9 +15,11 @@ from jax.typing import DTypeLike
 
 from vir_jax.models.embedding import EMBEDDINGS
 from vir_jax.models.layout import ClassTokenPlace, Layout
+from vir_jax.models.likelihood import make_likelihood
 from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
 from vir_jax.models.model import VisionModel
 from vir_jax.models.options import check_bool, check_option, check_positive, is_integer, is_number
+from vir_jax.models.pixel_stem import PixelStem, check_no_pixel_options, check_predicts_pixels
 from vir_jax.models.position import POSITIONS, ROPE
 from vir_jax.models.readout import READOUTS, Readout, Reads
 from vir_jax.models.stage import REMAT, Block, Stage
@@ -100,6 +102,10 @@ def create_model(
     stem: str = "linear",
     mixer: str | None = None,
     mlp_dim: int | None = None,
+    levels: int | None = None,
+    channels: int | None = None,
+    mixtures: int | None = None,
+    local_context: int | None = None,
     readout: str | None = None,
     position: str = "learned",
     bidirectional: bool = False,
@@ -115,16 +121,24 @@ def create_model(
 
     Args:
         name: `{vir|vit}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
-        num_classes: width of the head.
+        num_classes: width of the head; that of a model of pixels has the width that its distribution needs.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
             model takes images of other sizes and resamples the embeddings.
         stem: how patches are embedded: by one "linear" layer, by overlapping convolutions with norms and GELU, "conv",
-            or by "conv_vix", those of Vision X-formers, which are linear (`vir_jax.models.embedding`).
+            or by "conv_vix", those of Vision X-formers, which are linear (`vir_jax.models.embedding`). Or "pixels": a
+            token is made of the pixels before the one that it predicts (`vir_jax.models.pixel_stem`), in a model of
+            images that reads their levels; the patch is 1 then.
         mixer: name of the token mixer (`vir_jax.models.mixers`); None: "retention" for vir_*, "softmax" for vit_*.
         mlp_dim: hidden units of the blocks' MLP; None: 4 to a channel, 2 for the size vix.
-        readout: what the head reads: the "class_token" or the "average" of the patch tokens (of both passes where
-            bidirectional). None: the class token; the average where the mixer has no place for one (`mlp_mixer`).
+        levels: of a model of pixels: how many a channel has.
+        channels: of a model of pixels: 1 (grey) or 3 (RGB). None: 1.
+        mixtures: of a model of pixels: logistic distributions that a pixel's is mixed of; None: it is categorical.
+        local_context: of a model of pixels: how far a token sees its earlier neighbours, in rows and columns; None: the
+            pixel before alone.
+        readout: what the head reads: the "class_token", the "average" of the patch tokens (of both passes where
+            bidirectional), or "every_token" but the class token. None: the class token; the average where the mixer has
+            no place for one (`mlp_mixer`); in models of pixels every token.
         position: how tokens know where they stand. Embeddings added to the patches: "learned" for a grid and resampled
             to others, or "sincos": fixed, of rows and columns. Or rotary positions, which turn queries and keys
             in every layer: "rope" by the index in the sequence, "rope_2d" by row and column (`vir_jax.models.rope`). Or
@@ -151,7 +165,7 @@ def create_model(
     if mlp_dim is not None:
         check_positive("mlp_dim", mlp_dim)
     check_option("rngs", rngs, isinstance(rngs, nnx.Rngs), "flax.nnx.Rngs, such as nnx.Rngs(0)")
-    check_option("stem", stem, stem in EMBEDDINGS, f"one of {tuple(EMBEDDINGS)}")
+    check_option("stem", stem, stem in (*EMBEDDINGS, "pixels"), f"one of {(*EMBEDDINGS, 'pixels')}")
     check_option("readout", readout, readout in (None, *READOUTS), f"one of {READOUTS}, or None")
     check_option("position", position, position in POSITIONS, f"one of {tuple(POSITIONS)}")
     check_bool("bidirectional", bidirectional)
@@ -192,6 +206,14 @@ def create_model(
             "flips=True makes no sense with bidirectional=True, with which every block reads the patches in both "
             "directions. Choose one of the two."
         )
+    of_pixels: dict[str, Any] = {"levels": levels, "channels": channels, "mixtures": mixtures}
+    if stem == "pixels":
+        check_predicts_pixels(
+            patch, mixer, bidirectional=bidirectional, readout=readout, local_context=local_context
+        )
+        of_pixels["channels"] = channels or 1
+    else:
+        check_no_pixel_options({**of_pixels, "local_context": local_context})
     rows, cols = patch_grid((height, width), patch)
     layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
 
@@ -202,20 +224,25 @@ def create_model(
         hidden = mlp_dim or size.mlp_ratio * size.dim
         return Block(size.dim, made, mlp_dim=hidden, layer_scale=scale, dtype=dtype, rngs=rngs)
 
-    model = VisionModel(
-        options={
-            "name": name,
-            "stem": stem,
-            "mixer": mixer,
-            "mlp_dim": mlp_dim,
-            "readout": readout or "class_token",
-            "position": position,
-            "bidirectional": bidirectional,
-            "dtype": jnp.dtype(dtype).name,
-            **({"flips": True} if flips else {}),
-            **given,
-        },
-        stem=Stem(
+    made_stem: Stem | PixelStem
+    if stem == "pixels":
+        made_stem = PixelStem(
+            image_size=(height, width),
+            dim=size.dim,
+            likelihood=make_likelihood(**of_pixels),
+            local_context=local_context or 0,
+            position=position,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        num_classes, readout, layout = (
+            made_stem.likelihood.num_outputs,
+            "every_token",
+            made_stem.layout((height, width)),
+        )
+        of_pixels["local_context"] = local_context or 0
+    else:
+        made_stem = Stem(
             embedding=stem,
             image_size=(height, width),
             patch=patch,
@@ -225,7 +252,23 @@ def create_model(
             passes=layout.passes,
             dtype=dtype,
             rngs=rngs,
-        ),
+        )
+    model = VisionModel(
+        options={
+            "name": name,
+            "mixer": mixer,
+            "readout": readout or "class_token",
+            "position": position,
+            "bidirectional": bidirectional,
+            "dtype": jnp.dtype(dtype).name,
+            # What is as it always was is left out: states saved before these options came are read.
+            **({"stem": stem} if stem != "linear" else {}),
+            **({"mlp_dim": mlp_dim} if mlp_dim is not None else {}),
+            **({"flips": True} if flips else {}),
+            **(of_pixels if stem == "pixels" else {}),
+            **given,
+        },
+        stem=made_stem,
         stage=Stage(
             make_block,
             drop_path_rates=np.linspace(0.0, drop_path_rate, size.depth).tolist(),

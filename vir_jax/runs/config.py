@@ -19,7 +19,7 @@ from ml_collections import config_dict
 
 from vir_jax.models import create_model, model_options
 from vir_jax.runs.fields import either, integer, interval, number, one_of, optional, sequence, text, truth
-from vir_jax.tasks import check_fields
+from vir_jax.tasks import check_fields, make_task
 
 
 class Config(ml_collections.ConfigDict):
@@ -51,12 +51,20 @@ def default_config() -> ml_collections.ConfigDict:
     config.model = model = Config()  # The keywords of `vir_jax.models.create_model`, which explains them.
     model.name = "vir_s16"  # {vir|vit}_{size}{patch}; vir_jax.models lists the sizes.
     model.image_size = may_be_none(224)  # Pixels, a square's side or (height, width). Never None.
-    model.stem = "linear"  # Embedding of patches: "linear", "conv" or "conv_vix".
+    model.stem = (
+        "linear"  # Embedding of patches: "linear", "conv" or "conv_vix"; or "pixels", to predict the next.
+    )
     model.mixer = may_be_none()  # Token mixer by name; None: retention for vir_*, softmax for vit_*.
     model.mlp_dim = may_be_none()  # Hidden units of the MLP; None: 4 to a channel, 2 for the size vix.
     model.retention = may_be_none()  # "1d" (raster order) or "2d"; None: "1d". ViR only.
     model.chunk_size = may_be_none()  # Tokens per chunk of 1-D retention; None: what was measured to be best.
     model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
+    model.levels = may_be_none()  # Of a channel, in models of pixels.
+    model.channels = may_be_none()  # 1 (grey) or 3 (RGB), in models of pixels; None: 1.
+    model.mixtures = may_be_none()  # Logistics that a pixel's distribution is mixed of; None: categorical.
+    model.local_context = (
+        may_be_none()
+    )  # In models of pixels, how far a token sees earlier ones; None: the last.
     model.readout = may_be_none()  # What the head reads; None: the class token.
     model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none".
     # The next five are retention's.
@@ -160,6 +168,10 @@ FIELDS = {
     "model.retention": optional(text()),
     "model.chunk_size": optional(integer()),
     "model.implementation": optional(text()),
+    "model.levels": optional(integer()),
+    "model.channels": optional(integer()),
+    "model.mixtures": optional(integer()),
+    "model.local_context": optional(integer()),
     "model.readout": optional(text()),
     "model.position": text(),
     "model.bidirectional": truth(),
@@ -254,6 +266,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     except ValueError as error:
         option = re.match(r"\w+=", str(error))  # "mode='serial'; expected ...", as most of them begin
         raise ValueError(f"config.model{'.' if option else ': '}{error}") from error
+    make_task(config, ("one class", "another"))
 
 
 def _together(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, str]]:

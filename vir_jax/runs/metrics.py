@@ -22,7 +22,7 @@ from vir_jax.runs.storage import RunPath, open_workdir, storage_of
 METRICS_FILE = "metrics.jsonl"
 
 
-class _Bar(tqdm):
+class ProgressBar(tqdm):
     """A progress bar without tqdm's thread, which would go on after it."""
 
     monitor_interval = 0
@@ -57,7 +57,7 @@ class MetricsWriter:
         # TensorBoard then forgets what earlier files say of the steps that are done again.
         restart = SessionLog(status=SessionLog.START)
         self._add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
-        self._bar = _Bar(
+        self._bar = ProgressBar(
             total=total_steps,
             initial=start_step,
             unit="step",

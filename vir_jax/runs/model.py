@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Num
 
 from vir_jax.models import VisionModel, create_model, flops
 from vir_jax.models.pixels import normalize
@@ -54,24 +54,24 @@ class ModelFunctions:
     def apply(
         self,
         params: Params,
-        images: Float[Array, "b y x 3"],
+        images: Num[Array, "b y x colours"],
         key: Key[Array, ""] | None = None,
         *,
         mode: str | None = None,
-    ) -> Float[Array, "b classes"]:
-        """Return the logits of normalised images.
+    ) -> Float[Array, "b *n classes"]:
+        """Return the logits of images.
 
         Args:
             params: of `init`.
-            images: of any size that the patch divides.
+            images: as the model takes them, of any size that the patch divides.
             key: turns drop path on; None computes deterministically.
             mode: form of the mixer; None takes the model's own.
         """
         return self.model(params)(images, mode=mode, key=key)
 
     def train(
-        self, params: Params, images: Float[Array, "b y x 3"], key: Key[Array, ""]
-    ) -> tuple[Float[Array, "b classes"], Params]:
+        self, params: Params, images: Num[Array, "b y x colours"], key: Key[Array, ""]
+    ) -> tuple[Float[Array, "b *n classes"], Params]:
         """Return what `apply` does in training, and the statistics after it, at their places among the parameters."""
         _, trained, others = split_variables(self.model(params))
         model = nnx.merge(self.graph, trained, jax.lax.stop_gradient(others))

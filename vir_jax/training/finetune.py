@@ -16,6 +16,7 @@ from vir_jax.runs.checkpoint_reader import NotEvaluatedError
 from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import Params
+from vir_jax.tasks.classification import Classification
 
 # Fields of config.model in which the two runs may differ: the weights mean the same. The position embedding is
 # resampled to another image size. Every other field, one that is added later too, must agree.
@@ -41,7 +42,8 @@ def read_pretrained(
 
     The moving average is taken where the run kept one, and the last weights where it was never evaluated, which is
     logged. The position embedding is resampled to the new grid. Where the task is the same and so are the classes by
-    name, in any order, the head keeps what it knows of each; else it starts afresh.
+    name, in any order, the head keeps what it knows of each; else it starts afresh. The head of another task than
+    classification knows no classes, and is kept where the task is the same.
 
     Args:
       config: of the new run.
@@ -57,16 +59,20 @@ def read_pretrained(
     check_same_model(run, config)
     changed = class_difference(run.class_names, class_names)
     same_task = run.config.task == config.task
-    same = same_task and set(run.class_names) == set(class_names)
+    classifies = isinstance(run.task, Classification)
+    same = same_task and (set(run.class_names) == set(class_names) or not classifies)
     if not same_task:
         logging.warning("the pretrained model's task is %s; the head starts afresh", run.config.task)
-    elif changed:
+    elif changed and classifies:
         logging.warning(
             "the pretrained model knows %s; the head %s",
             changed,
             "is put into the new order" if same else "starts afresh",
         )
-    head = [run.class_names.index(name) for name in class_names] if same else None
+    head: Sequence[int] | None = None
+    if same:
+        numbers = range(run.task.num_outputs)
+        head = [run.class_names.index(name) for name in class_names] if classifies else numbers
     logging.info("starting from the %s weights of step %d in %s", run.weights, run.step, run.workdir)
     return fit_params(run.params, shapes=shapes, head=head)
 
@@ -91,7 +97,9 @@ def check_same_model(run: Run, config: ml_collections.ConfigDict) -> None:
       ValueError: with each field of config.model that differs.
     """
     old, new = _meaning(run.model), _meaning(model_functions(config.model, 1).abstract)
-    different = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+    # The head of another task starts afresh, whatever it reads.
+    free = () if run.config.task == config.task else ("readout",)
+    different = [name for name in sorted(old | new) if old.get(name) != new.get(name) and name not in free]
     if different:
         lines = "\n".join(
             f"  model.{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in different

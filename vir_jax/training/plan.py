@@ -62,13 +62,14 @@ def check_on_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """
     check_divides("config.batch_size", config.batch_size, mesh, slices=config.accumulation_steps)
     check_divides("config.eval_batch_size", config.eval_batch_size, mesh)
-    model = model_functions(config.model, make_task(config, ("one class", "another")).num_outputs)
+    task = make_task(config, ("one class", "another"))
+    model = model_functions(config.model, task.num_outputs)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    images = jax.ShapeDtypeStruct((config.batch_size, *image_size(config.model), 3), "float32")
+    batch = batch_shapes(config.batch_size, image_size(config.model), mesh)
     with jax.set_mesh(mesh):
         check_reduce_dtype(config.reduce_dtype, apart=not model.has_statistics)
         try:
-            jax.eval_shape(model.apply, params, images)
+            jax.eval_shape(lambda params, batch: model.apply(params, task.inputs(batch)), params, batch)
         except ValueError as error:
             raise ValueError(f"config.model: {error}") from error
 

@@ -18,6 +18,8 @@ from vir_jax.models.rope import Rope, check_rope, rotate, token_angles
 from vir_jax.models.sharding import constrain
 
 Heads = Float[Array, "b n h d"]
+KeyHeads = Float[Array, "b n g d"]
+"""Of g heads, as many as those of the queries, or one for all of them."""
 
 
 class HeadsMixer(Mixer):
@@ -57,8 +59,8 @@ class HeadsMixer(Mixer):
         self,
         x: Float[Array, "b n c"],
         q: Heads,
-        k: Heads,
-        v: Heads,
+        k: KeyHeads,
+        v: KeyHeads,
         layout: Layout,
         *,
         mode: str,

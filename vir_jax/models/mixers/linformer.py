@@ -10,13 +10,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vir_jax.models.layout import Layout
-from vir_jax.models.mixers.heads import Heads, HeadsMixer, from_heads, head_width, to_heads
+from vir_jax.models.mixers.heads import Heads, HeadsMixer, KeyHeads, from_heads, head_width, to_heads
 from vir_jax.models.mixers.mixer import State, register
 from vir_jax.models.options import check_bool, check_positive
 from vir_jax.models.position import resample_position_embedding
-
-KeyHeads = Float[Array, "b n g d"]
-"""Of g heads, as many as those of the queries, or one for all of them."""
 
 
 class Compression(nnx.Module):

@@ -39,6 +39,7 @@ class RetNet(HeadsMixer):
         self, q: Heads, k: Heads, v: Heads, layout: Layout, *, mode: str, state: State | None
     ) -> tuple[Heads, State | None]:
         """O = (Q K^T .* D) V, or one of its equal forms."""
+        assert not isinstance(state, tuple)
         return retention(q, k, v, retnet_log_decay(self.heads), mode=mode, initial_state=state)
 
     def gain(self, x: Float[Array, "b n c"], heads: Heads) -> Float32[Array, "b n h d"]:
