@@ -53,19 +53,19 @@ def make_train_step(
     """
 
     def loss_function(
-        params: Params, images: Array, targets: Array, key: Key[Array, ""]
+        params: Params, inputs: Array, targets: Array, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Metrics, Params]]:
-        outputs, statistics = apply(params, images, key)
+        outputs, statistics = apply(params, inputs, key)
         loss, metrics = task.loss(outputs.astype(jnp.float32), targets)
         return loss, ({**metrics, "loss": loss}, statistics)
 
     def gradients(
-        params: Params, images: Array, targets: Array, key: Key[Array, ""]
+        params: Params, inputs: Array, targets: Array, key: Key[Array, ""]
     ) -> tuple[Params, tuple[Metrics, Params]]:
         return mean_gradients(
             jax.grad(loss_function, has_aux=True),
             params,
-            (images, targets),
+            (inputs, targets),
             key,
             slices=config.accumulation_steps,
             reduce_dtype=config.reduce_dtype,
@@ -75,8 +75,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), state.step)
         task_key, drop_path_key = jax.random.split(key)
-        images, targets = task.training_inputs(batch, task_key)
-        grads, (metrics, statistics) = gradients(state.params, images, targets, drop_path_key)
+        inputs, targets = task.training_inputs(batch, task_key)
+        grads, (metrics, statistics) = gradients(state.params, inputs, targets, drop_path_key)
 
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
