@@ -129,6 +129,7 @@ _FROM_0 += [
     "optim.final_lr",
 ]
 _FLOATS = ["epochs", "model.layer_scale", "augment.color_jitter", "mixing.mixup_alpha", "mixing.cutmix_alpha"]
+_FLOATS += ["model.norm_epsilon"]
 _FLOATS += ["optim.lr", "optim.eps", "optim.weight_decay", "optim.clip_norm"]
 _FLOATS += ["optim.warmup_epochs", "optim.cooldown_epochs"]
 _OPTIONAL = ["data.data_dir", "model.mixer", "model.retention", "model.chunk_size", "model.implementation"]

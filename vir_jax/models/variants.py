@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from vir_jax.models.layers import LAYER_NORM_EPSILON, set_norm_epsilon
 from vir_jax.models.layout import ClassTokenPlace, Layout
 from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
 from vir_jax.models.model import VisionModel
@@ -95,6 +96,7 @@ def create_model(
     position: str = "learned",
     bidirectional: bool = False,
     layer_scale: int | float | Literal["default"] | None = "default",
+    norm_epsilon: int | float = LAYER_NORM_EPSILON,
     drop_path_rate: int | float = 0.0,
     remat: str = "elementwise",
     dtype: DTypeLike = "float32",
@@ -116,6 +118,7 @@ def create_model(
             of rows and columns, so that an image of unknown height can be read as it arrives.
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
         layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, none for vit_*.
+        norm_epsilon: what layer norms add to the variance; other libraries' weights want their own.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
         remat: what of a block to compute anew in the backward pass: "none", "elementwise" or "full"
             (`vir_jax.models.stage.REMAT`).
@@ -147,6 +150,8 @@ def create_model(
     positive = layer_scale is None or (_is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
     _check("layer_scale", layer_scale, positive, "a positive number, None for none, or 'default'")
     scale = None if layer_scale is None else float(layer_scale)
+    positive = _is_number(norm_epsilon) and 0 < float(norm_epsilon) < math.inf
+    _check("norm_epsilon", norm_epsilon, positive, "a positive number")
     _check("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {tuple(REMAT)}")
     _check("dtype", dtype, _is_float(dtype), "'float32', 'bfloat16' or 'float16'")
 
@@ -175,6 +180,8 @@ def create_model(
             "position": position,
             "bidirectional": bidirectional,
             "dtype": jnp.dtype(dtype).name,
+            # Named only where it is another than it always was, as in states that streams saved then.
+            **({} if norm_epsilon == LAYER_NORM_EPSILON else {"norm_epsilon": float(norm_epsilon)}),
             **given,
         },
         stem=Stem(
@@ -198,6 +205,7 @@ def create_model(
     )
     known = ("auto", *model.modes)
     _check("mode", mode, mode in known, f"one of {known}, which {mixer} has")
+    set_norm_epsilon(model, float(norm_epsilon))
     model.eval()
     return model
 

@@ -59,6 +59,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.position = "learned"  # Position embeddings: "learned" or "sincos".
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.layer_scale = may_be_none()  # Initial LayerScale, 1e-5 in the ViR recipes; None: no LayerScale.
+    model.norm_epsilon = 1e-6  # What layer norms add to the variance; transformers' ViTs have 1e-12.
     model.drop_path_rate = 0.0  # Stochastic depth of the last block; rises linearly over the blocks.
     model.remat = "elementwise"  # What to compute anew in the backward pass: "none", "elementwise" or "full".
     model.dtype = "float32"  # Of the computation, or "bfloat16"; parameters and states are float32 always.
@@ -153,6 +154,7 @@ FIELDS = {
     "model.position": text(),
     "model.bidirectional": truth(),
     "model.layer_scale": optional(number()),
+    "model.norm_epsilon": number(),
     "model.drop_path_rate": number(),
     "model.remat": text(),
     "model.dtype": one_of("float32", "bfloat16"),  # float16 would need its loss scaled.
