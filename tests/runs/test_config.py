@@ -137,8 +137,14 @@ _OPTIONAL += ["model.readout", "model.layer_scale"]
 FINE = [
     *((name, None) for name in _OPTIONAL),
     ("model.bidirectional", True),
-    *((name, value) for name in [*_TEXTS, "data.data_dir", "init_from"] for value in ("x", "128")),
+    ("bce_loss", True),
+    *(
+        (name, value)
+        for name in [*_TEXTS, "data.data_dir", "init_from", "optim.freeze"]
+        for value in ("x", "128")
+    ),
     ("init_from", ""),
+    ("optim.freeze", ""),
     *((name, -1) for name in ("mesh.fsdp", "mesh.tensor", "mesh.data")),
     *(
         (name, 0)
@@ -210,7 +216,7 @@ def test_odd_values(field):
         ({"data.crop_fraction": 0.0}, r"expected a number in \(0, 1\]"),
         ({"data.threads": 0}, "config.data.threads is 0; expected a positive integer"),
         ({"data.dataset": "folder"}, "config.data.data_dir is None; expected the folder that holds"),
-        ({"optim.name": "sgd"}, "config.optim.name is 'sgd'; expected one of 'adamw', 'lamb'"),
+        ({"optim.name": "adam"}, "config.optim.name is 'adam'; expected one of 'adamw', 'lamb'"),
         ({"optim.lr": -1.0}, "config.optim.lr is -1.0; expected a positive number"),
         ({"optim.b1": 1.0}, r"config.optim.b1 is 1.0; expected a number in \[0, 1\)"),
         ({"optim.eps": 0.0}, "config.optim.eps is 0.0; expected a positive number"),

@@ -44,6 +44,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.accumulation_steps = 1  # Slices a batch is computed in, one after another; divides batch_size.
     config.reduce_dtype = "float32"  # Of gradients as the mesh's data axis sums them; "bfloat16" sends half.
     config.label_smoothing = 0.0  # Probability mass spread evenly over all classes.
+    config.bce_loss = False  # Of classes each by itself: binary cross-entropy in place of the softmax's.
     config.ema_decay = 0.0  # Of the moving average of the parameters; 0 keeps none.
     config.task = "classification"  # What is learned: a module of vir_jax.tasks, or "package.module:Class".
     config.init_from = ""  # Workdir of a finished run whose weights this one starts from (fine-tuning).
@@ -105,16 +106,20 @@ def default_config() -> ml_collections.ConfigDict:
     mixing.switch_probability = 0.5  # Of cutmix instead of mixup where both are on.
 
     config.optim = optim = Config()
-    optim.name = "adamw"  # "adamw" or "lamb".
+    optim.name = "adamw"  # "adamw", "lamb", "lion", "muon", "adafactor" or "sgd".
     optim.lr = 1e-3  # Peak learning rate, absolute (not scaled by the batch).
     optim.warmup_lr = 1e-6  # Learning rate of the first step.
     optim.final_lr = 0.0  # At the end of the cosine, and during cool-down.
     optim.warmup_epochs = 0.0
     optim.cooldown_epochs = 0.0  # At final_lr, after `epochs`.
     optim.weight_decay = 0.0  # On kernels only: no bias, norm, embedding, class token or LayerScale.
-    optim.b1 = 0.9
-    optim.b2 = 0.999
-    optim.eps = 1e-8
+    optim.b1 = 0.9  # Of the moving average of gradients; of sgd and adafactor the momentum.
+    optim.b2 = 0.999  # Of the moving average of their squares; lion wants 0.99. Not of sgd and adafactor.
+    optim.eps = 1e-8  # Of adamw, lamb and muon.
+    optim.layer_decay = (
+        1.0  # Learning rate of a layer over that of the next, from the head down; 1: the same.
+    )
+    optim.freeze = ""  # Parameters that stay as they are: names, with * for anything, separated by commas.
     optim.clip_norm = 0.0  # Global norm that gradients are clipped to; 0 turns clipping off.
 
     config.mesh = mesh = Config()
@@ -132,6 +137,16 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "adamw": ("b1", "b2", "eps"),
+    "lamb": ("b1", "b2", "eps"),
+    "lion": ("b1", "b2"),
+    "muon": ("b1", "b2", "eps"),
+    "adafactor": ("b1",),
+    "sgd": ("b1",),
+}
+"""What each optimiser reads of `config.optim`, besides what all of them do."""
+
 _AXIS = either(integer(1), integer(-1, -1))
 FIELDS = {
     "seed": integer(0, 2**32 - 1),  # JAX takes no more bits than these into a key, in silence.
@@ -141,6 +156,7 @@ FIELDS = {
     "accumulation_steps": integer(1),
     "reduce_dtype": one_of("float32", "bfloat16"),
     "label_smoothing": number(0, 1, "[)"),
+    "bce_loss": truth(),
     "ema_decay": number(0, 1, "[)"),
     "init_from": either(text(), one_of("")),
     # Types alone: `create_model` knows the values.
@@ -183,7 +199,7 @@ FIELDS = {
     "mixing.mixup_alpha": number(0),
     "mixing.cutmix_alpha": number(0),
     "mixing.switch_probability": number(0, 1),
-    "optim.name": one_of("adamw", "lamb"),
+    "optim.name": one_of(*OPTIMIZERS),
     "optim.lr": number(0, ends="()"),
     "optim.warmup_lr": number(0),
     "optim.final_lr": number(0),
@@ -193,6 +209,8 @@ FIELDS = {
     "optim.b1": number(0, 1, "[)"),
     "optim.b2": number(0, 1, "[)"),
     "optim.eps": number(0, ends="()"),
+    "optim.layer_decay": number(0, 1, "(]"),
+    "optim.freeze": either(text(), one_of("")),
     "optim.clip_norm": number(0),
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
@@ -306,6 +324,8 @@ def _switches(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, st
     )
     both = mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0
     yield "mixing.switch_probability", both, "mixing.mixup_alpha and mixing.cutmix_alpha are not both on"
+    for name in ("b1", "b2", "eps"):
+        yield f"optim.{name}", name in OPTIMIZERS[optim.name], f"optim.name is {optim.name!r}"
     yield "optim.warmup_lr", optim.warmup_epochs > 0, "optim.warmup_epochs is 0"
     yield (
         "data.data_dir",
