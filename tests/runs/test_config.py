@@ -129,6 +129,7 @@ _FROM_0 += [
     "optim.final_lr",
 ]
 _FLOATS = ["epochs", "model.layer_scale", "augment.color_jitter", "mixing.mixup_alpha", "mixing.cutmix_alpha"]
+_FLOATS += ["model.norm_epsilon"]
 _FLOATS += ["optim.lr", "optim.eps", "optim.weight_decay", "optim.clip_norm"]
 _FLOATS += ["optim.warmup_epochs", "optim.cooldown_epochs"]
 _OPTIONAL = ["data.data_dir", "model.mixer", "model.retention", "model.chunk_size", "model.implementation"]
@@ -138,8 +139,14 @@ FINE = [
     *((name, None) for name in _OPTIONAL),
     ("model.bidirectional", True),
     ("model.flips", True),
-    *((name, value) for name in [*_TEXTS, "data.data_dir", "init_from"] for value in ("x", "128")),
+    ("bce_loss", True),
+    *(
+        (name, value)
+        for name in [*_TEXTS, "data.data_dir", "init_from", "optim.freeze"]
+        for value in ("x", "128")
+    ),
     ("init_from", ""),
+    ("optim.freeze", ""),
     *((name, -1) for name in ("mesh.fsdp", "mesh.tensor", "mesh.data")),
     *(
         (name, 0)
@@ -211,7 +218,7 @@ def test_odd_values(field):
         ({"data.crop_fraction": 0.0}, r"expected a number in \(0, 1\]"),
         ({"data.threads": 0}, "config.data.threads is 0; expected a positive integer"),
         ({"data.dataset": "folder"}, "config.data.data_dir is None; expected the folder that holds"),
-        ({"optim.name": "sgd"}, "config.optim.name is 'sgd'; expected one of 'adamw', 'lamb'"),
+        ({"optim.name": "adam"}, "config.optim.name is 'adam'; expected one of 'adamw', 'lamb'"),
         ({"optim.lr": -1.0}, "config.optim.lr is -1.0; expected a positive number"),
         ({"optim.b1": 1.0}, r"config.optim.b1 is 1.0; expected a number in \[0, 1\)"),
         ({"optim.eps": 0.0}, "config.optim.eps is 0.0; expected a positive number"),

@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import chex
@@ -9,9 +10,10 @@ import pytest
 
 from tests.test_configs import load
 from vir_jax.parallel.sharding import dotted
-from vir_jax.runs.config import default_config
+from vir_jax.runs.config import OPTIMIZERS, default_config
 from vir_jax.runs.model import model_functions
-from vir_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer, optimizer_options
+from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
+from vir_jax.training.optimizers import MAKERS, decay_mask
 
 
 def test_schedule_by_hand():
@@ -115,17 +117,88 @@ def test_lamb_treats_each_block_as_an_array_of_its_own():
             chex.assert_trees_all_close(ours[path], expected[path], rtol=1e-5)
 
 
+def one_step(name, params, grads, **options):
+    optimizer = make_optimizer(name, **options)
+    return optimizer.update(grads, optimizer.init(params), params)[0]
+
+
+def test_first_steps_by_hand():
+    params, grads = {"kernel": jnp.array([2.0, 2.0])}, {"kernel": jnp.array([3.0, -0.5])}
+    decayed = 0.1 * params["kernel"]
+    # Lion: the sign; SGD: the gradient with the decay in it, once more by Nesterov's momentum.
+    step = one_step("lion", params, grads, b1=0.9, b2=0.99, weight_decay=0.1)
+    np.testing.assert_allclose(step["kernel"], -(jnp.sign(grads["kernel"]) + decayed), rtol=1e-6)
+    step = one_step("sgd", params, grads, b1=0.9, weight_decay=0.1)
+    np.testing.assert_allclose(step["kernel"], -1.9 * (grads["kernel"] + decayed), rtol=1e-6)
+    # Adafactor: g / |g| at first, of RMS 1, a tenth of it into the momentum.
+    step = one_step("adafactor", params, grads, b1=0.9, weight_decay=0.1)
+    np.testing.assert_allclose(step["kernel"], -(0.1 * jnp.sign(grads["kernel"]) + decayed), rtol=1e-5)
+
+
+def test_muon_makes_each_matrix_of_the_blocks_orthogonal():
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    shapes = {
+        "stage": {"blocks": {"mixer": {"qkv": {"kernel": (2, 8, 3, 4, 2)}, "out": {"kernel": (2, 4, 2, 8)}},
+                             "mlp": {"up": {"kernel": (2, 8, 32), "bias": (2, 32)}}}},
+        "readout": {"head": {"kernel": (8, 3)}},
+    }  # fmt: skip
+    params = jax.tree.map(
+        lambda shape: jax.random.normal(next(keys), shape), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    step = one_step("muon", params, params, b1=0.95, b2=0.999, eps=1e-8, weight_decay=0.0)
+    blocks = step["stage"]["blocks"]
+    matrices = [blocks["mixer"]["qkv"]["kernel"][1, :, i].reshape(8, 8) for i in range(3)]
+    matrices += [blocks["mixer"]["out"]["kernel"][0].reshape(8, 8), blocks["mlp"]["up"]["kernel"][0]]
+    given = params["stage"]["blocks"]
+    gradients = [given["mixer"]["qkv"]["kernel"][1, :, i].reshape(8, 8) for i in range(3)]
+    gradients += [given["mixer"]["out"]["kernel"][0].reshape(8, 8), given["mlp"]["up"]["kernel"][0]]
+    for matrix, gradient in zip(matrices, gradients, strict=True):
+        x = np.asarray(gradient, np.float64)
+        x /= np.linalg.norm(x)
+        for _ in range(5):  # Of Newton and Schulz.
+            a = x @ x.T
+            x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+        np.testing.assert_allclose(matrix, -0.2 * np.sqrt(max(x.shape)) * x, rtol=1e-3, atol=1e-4)
+    for adams in (blocks["mlp"]["up"]["bias"], step["readout"]["head"]["kernel"]):
+        # Signs, lengthened by Nesterov's momentum.
+        np.testing.assert_allclose(jnp.abs(adams), 1 + 0.95 * (1 - 0.95) / (1 - 0.95**2), rtol=1e-4)
+    decayed = one_step("muon", params, params, b1=0.95, b2=0.999, eps=1e-8, weight_decay=0.1)
+    kernel = params["readout"]["head"]["kernel"]
+    np.testing.assert_allclose(
+        decayed["readout"]["head"]["kernel"], step["readout"]["head"]["kernel"] - 0.1 * kernel, rtol=1e-5
+    )
+
+
+def test_the_config_knows_what_each_optimizer_reads():
+    assert OPTIMIZERS.keys() == MAKERS.keys()
+    for name, maker in MAKERS.items():
+        assert {*OPTIMIZERS[name], "weight_decay"} == inspect.signature(maker).parameters.keys()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_options_of_each_are_taken_from_the_config(name):
+    config = default_config()
+    config.optim.name, config.optim.weight_decay = name, 0.05
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    step = one_step(params=params, grads=params, **optimizer_options(config.optim))
+    assert all(jnp.all(update < 0) for update in jax.tree.leaves(step))
+
+
 def test_the_options_are_those_of_the_config():
     config, _ = load("vir_b")
     options = optimizer_options(config.optim)
-    assert options == {"name": "lamb", "clip_norm": 5.0, **OPTIONS}
+    assert options == {"name": "lamb", "clip_norm": 5.0, "layer_decay": 1.0, "freeze": "", **OPTIONS}
     make_optimizer(**options)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "sgd"}, r"'sgd'; expected one of \['adamw', 'lamb'\]"),
+        (
+            {"name": "adam"},
+            r"'adam'; expected one of \['adafactor', 'adamw', 'lamb', 'lion', 'muon', 'sgd'\]",
+        ),
+        ({"name": "sgd", "b2": 0.9}, r"config.optim.b2 is 0.9, and 'sgd' has no such option; it has"),
         ({"name": "lamb", "beta1": 0.5}, r"config.optim.beta1 is 0.5, and 'lamb' has no such option; it has"),
     ],
 )

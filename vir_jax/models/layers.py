@@ -60,6 +60,13 @@ class LayerScale(nnx.Module):
         return x * self.scale[...]
 
 
+def set_norm_epsilon(module: nnx.Module, epsilon: float) -> None:
+    """Set what every layer norm within a module adds to the variance."""
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, nnx.LayerNorm):
+            part.epsilon = epsilon
+
+
 def drop_path(
     x: Float[Array, "b n c"], rate: float | Float[Array, ""], key: PRNGKeyArray | None
 ) -> Float[Array, "b n c"]:

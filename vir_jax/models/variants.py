@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vir_jax.models.embedding import EMBEDDINGS
+from vir_jax.models.layers import LAYER_NORM_EPSILON, set_norm_epsilon
 from vir_jax.models.layout import ClassTokenPlace, Layout
 from vir_jax.models.likelihood import make_likelihood
 from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
@@ -111,6 +112,7 @@ def create_model(
     bidirectional: bool = False,
     flips: bool = False,
     layer_scale: int | float | Literal["default"] | None = "default",
+    norm_epsilon: int | float = LAYER_NORM_EPSILON,
     drop_path_rate: int | float = 0.0,
     remat: str = "elementwise",
     dtype: DTypeLike = "float32",
@@ -147,6 +149,7 @@ def create_model(
         flips: read the patches backwards in every second block, [pN..p1, class token]; for causal mixers, which cannot
             be streamed then.
         layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, none for vit_*.
+        norm_epsilon: what layer norms add to the variance; other libraries' weights want their own.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
         remat: what of a block to compute anew in the backward pass: "none", "elementwise" or "full"
             (`vir_jax.models.stage.REMAT`).
@@ -181,6 +184,8 @@ def create_model(
     positive = layer_scale is None or (is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
     check_option("layer_scale", layer_scale, positive, "a positive number, None for none, or 'default'")
     scale = None if layer_scale is None else float(layer_scale)
+    positive = is_number(norm_epsilon) and 0 < float(norm_epsilon) < math.inf
+    check_option("norm_epsilon", norm_epsilon, positive, "a positive number")
     check_option("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {tuple(REMAT)}")
     check_option("dtype", dtype, _is_float(dtype), "'float32', 'bfloat16' or 'float16'")
 
@@ -265,6 +270,7 @@ def create_model(
             **({"stem": stem} if stem != "linear" else {}),
             **({"mlp_dim": mlp_dim} if mlp_dim is not None else {}),
             **({"flips": True} if flips else {}),
+            **({} if norm_epsilon == LAYER_NORM_EPSILON else {"norm_epsilon": float(norm_epsilon)}),
             **(of_pixels if stem == "pixels" else {}),
             **given,
         },
@@ -281,6 +287,7 @@ def create_model(
     )
     known = ("auto", *model.modes)
     check_option("mode", mode, mode in known, f"one of {known}, which {mixer} has")
+    set_norm_epsilon(model, float(norm_epsilon))
     model.eval()
     return model
 

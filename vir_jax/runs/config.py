@@ -44,6 +44,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.accumulation_steps = 1  # Slices a batch is computed in, one after another; divides batch_size.
     config.reduce_dtype = "float32"  # Of gradients as the mesh's data axis sums them; "bfloat16" sends half.
     config.label_smoothing = 0.0  # Probability mass spread evenly over all classes.
+    config.bce_loss = False  # Of classes each by itself: binary cross-entropy in place of the softmax's.
     config.ema_decay = 0.0  # Of the moving average of the parameters; 0 keeps none.
     config.task = "classification"  # What is learned: a module of vir_jax.tasks, or "package.module:Class".
     config.init_from = ""  # Workdir of a finished run whose weights this one starts from (fine-tuning).
@@ -76,6 +77,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.flips = False  # Read the patches backwards in every second block; ViR only.
     model.layer_scale = may_be_none()  # Initial LayerScale, 1e-5 in the ViR recipes; None: no LayerScale.
+    model.norm_epsilon = 1e-6  # What layer norms add to the variance; transformers' ViTs have 1e-12.
     model.drop_path_rate = 0.0  # Stochastic depth of the last block; rises linearly over the blocks.
     model.remat = "elementwise"  # What to compute anew in the backward pass: "none", "elementwise" or "full".
     model.dtype = "float32"  # Of the computation, or "bfloat16"; parameters and states are float32 always.
@@ -121,16 +123,20 @@ def default_config() -> ml_collections.ConfigDict:
     mixing.switch_probability = 0.5  # Of cutmix instead of mixup where both are on.
 
     config.optim = optim = Config()
-    optim.name = "adamw"  # "adamw" or "lamb".
+    optim.name = "adamw"  # "adamw", "lamb", "lion", "muon", "adafactor" or "sgd".
     optim.lr = 1e-3  # Peak learning rate, absolute (not scaled by the batch).
     optim.warmup_lr = 1e-6  # Learning rate of the first step.
     optim.final_lr = 0.0  # At the end of the cosine, and during cool-down.
     optim.warmup_epochs = 0.0
     optim.cooldown_epochs = 0.0  # At final_lr, after `epochs`.
     optim.weight_decay = 0.0  # On kernels only: no bias, norm, embedding, class token or LayerScale.
-    optim.b1 = 0.9
-    optim.b2 = 0.999
-    optim.eps = 1e-8
+    optim.b1 = 0.9  # Of the moving average of gradients; of sgd and adafactor the momentum.
+    optim.b2 = 0.999  # Of the moving average of their squares; lion wants 0.99. Not of sgd and adafactor.
+    optim.eps = 1e-8  # Of adamw, lamb and muon.
+    optim.layer_decay = (
+        1.0  # Learning rate of a layer over that of the next, from the head down; 1: the same.
+    )
+    optim.freeze = ""  # Parameters that stay as they are: names, with * for anything, separated by commas.
     optim.clip_norm = 0.0  # Global norm that gradients are clipped to; 0 turns clipping off.
 
     config.mesh = mesh = Config()
@@ -148,6 +154,16 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "adamw": ("b1", "b2", "eps"),
+    "lamb": ("b1", "b2", "eps"),
+    "lion": ("b1", "b2"),
+    "muon": ("b1", "b2", "eps"),
+    "adafactor": ("b1",),
+    "sgd": ("b1",),
+}
+"""What each optimiser reads of `config.optim`, besides what all of them do."""
+
 _AXIS = either(integer(1), integer(-1, -1))
 FIELDS = {
     "seed": integer(0, 2**32 - 1),  # JAX takes no more bits than these into a key, in silence.
@@ -157,6 +173,7 @@ FIELDS = {
     "accumulation_steps": integer(1),
     "reduce_dtype": one_of("float32", "bfloat16"),
     "label_smoothing": number(0, 1, "[)"),
+    "bce_loss": truth(),
     "ema_decay": number(0, 1, "[)"),
     "init_from": either(text(), one_of("")),
     # Types alone: `create_model` knows the values.
@@ -177,6 +194,7 @@ FIELDS = {
     "model.bidirectional": truth(),
     "model.flips": truth(),
     "model.layer_scale": optional(number()),
+    "model.norm_epsilon": number(),
     "model.drop_path_rate": number(),
     "model.remat": text(),
     "model.dtype": one_of("float32", "bfloat16"),  # float16 would need its loss scaled.
@@ -205,7 +223,7 @@ FIELDS = {
     "mixing.mixup_alpha": number(0),
     "mixing.cutmix_alpha": number(0),
     "mixing.switch_probability": number(0, 1),
-    "optim.name": one_of("adamw", "lamb"),
+    "optim.name": one_of(*OPTIMIZERS),
     "optim.lr": number(0, ends="()"),
     "optim.warmup_lr": number(0),
     "optim.final_lr": number(0),
@@ -215,6 +233,8 @@ FIELDS = {
     "optim.b1": number(0, 1, "[)"),
     "optim.b2": number(0, 1, "[)"),
     "optim.eps": number(0, ends="()"),
+    "optim.layer_decay": number(0, 1, "(]"),
+    "optim.freeze": either(text(), one_of("")),
     "optim.clip_norm": number(0),
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
@@ -329,6 +349,8 @@ def _switches(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, st
     )
     both = mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0
     yield "mixing.switch_probability", both, "mixing.mixup_alpha and mixing.cutmix_alpha are not both on"
+    for name in ("b1", "b2", "eps"):
+        yield f"optim.{name}", name in OPTIMIZERS[optim.name], f"optim.name is {optim.name!r}"
     yield "optim.warmup_lr", optim.warmup_epochs > 0, "optim.warmup_epochs is 0"
     yield (
         "data.data_dir",

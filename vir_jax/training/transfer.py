@@ -1,0 +1,89 @@
+"""What fine-tuning does to an optimiser: parts of the model that stay as they are, and slower ones."""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from vir_jax.parallel.sharding import dotted
+from vir_jax.runs.state import Params
+
+BLOCKS = "stage.blocks."
+
+
+def freeze(optimizer: optax.GradientTransformation, patterns: Sequence[str]) -> optax.GradientTransformation:
+    """Return an optimiser that leaves some parameters alone, and keeps no state for them.
+
+    Gradients are clipped by the norm of the others alone, where `optimizer` clips them.
+
+    Args:
+      optimizer: of the others.
+      patterns: dotted names of parameters, with * for anything: "stem.*", "*.bias".
+
+    Raises:
+      ValueError: when the state is made: a pattern that no parameter has, or nothing left to train.
+    """
+
+    def is_trained(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: not _matches(dotted(path), patterns), params)
+
+    def init(params: Params) -> Any:
+        names = [dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                parts = sorted({name.split(".")[0] for name in names})
+                raise ValueError(
+                    f"config.optim.freeze has {pattern!r}, which no parameter is called; expected names such as"
+                    f" {names[0]!r}, with * for anything, or a part of the model, {', '.join(f'{p}.*' for p in parts)}"
+                )
+        if all(_matches(name, patterns) for name in names):
+            raise ValueError(f"config.optim.freeze is {','.join(patterns)!r}: nothing is left to train")
+        return chain.init(params)
+
+    def is_frozen(params: Params) -> Params:
+        return jax.tree.map(lambda trained: not trained, is_trained(params))
+
+    chain = optax.chain(optax.masked(optimizer, is_trained), optax.masked(optax.set_to_zero(), is_frozen))
+    return optax.GradientTransformation(init, chain.update)
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Return layer-wise learning-rate decay: updates times decay^(layers above).
+
+    The head and what else follows the blocks has 1, the last of L blocks `decay`, the first decay^L, the stem
+    decay^(L + 1) (.65 to .75 are usual for ViTs). Weight decay slows down as well.
+    """
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        factors = layer_factors(updates, decay)
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def layer_factors(params: Params, decay: float) -> Params:
+    """Return the factors of `scale_by_layer`, each broadcasting to its parameter, of stacked blocks one for each.
+
+    Args:
+      params: or their shapes.
+      decay: of a layer.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    depth = next((leaf.shape[0] for path, leaf in leaves if dotted(path).startswith(BLOCKS)), 0)
+
+    def factor(path: tuple[Any, ...], leaf: Any) -> Array:
+        name = dotted(path)
+        if name.startswith(BLOCKS):
+            layers = depth - jnp.arange(depth, dtype=jnp.float32)
+            return (decay**layers).reshape(-1, *(1,) * (leaf.ndim - 1))
+        return jnp.float32(decay ** (depth + 1) if name.startswith("stem.") else 1.0)
+
+    return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
