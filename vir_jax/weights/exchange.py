@@ -60,7 +60,7 @@ class PretrainedModel:
         Raises:
             WeightsError: the normalisation is not known.
         """
-        mean, std = _normalisation(self.card)
+        mean, std = normalisation(self.card)
         return self.model(normalize(jnp.asarray(images), mean, std))
 
 
@@ -113,6 +113,11 @@ def load(
     return PretrainedModel(wanted, functions, _nested(fitted, fresh))
 
 
+def of_run(run: Run) -> PretrainedModel:
+    """Return the model of a run."""
+    return PretrainedModel(card_of_run(run), run.functions, run.params)
+
+
 def save(folder: str | os.PathLike[str], source: Run | PretrainedModel, *, layout: str = "vir") -> None:
     """Write a model as a folder of weights: model.safetensors, config.json, and what else its readers want.
 
@@ -125,7 +130,8 @@ def save(folder: str | os.PathLike[str], source: Run | PretrainedModel, *, layou
         FileExistsError: the folder holds weights.
         WeightsError: the layout has no such model.
     """
-    card = card_of_run(source) if isinstance(source, Run) else source.card
+    source = of_run(source) if isinstance(source, Run) else source
+    card = source.card
     written = find_layout(layout)
     beside = written.config(card)
     beside[CONFIG] = {**beside[CONFIG], KEY: card.to_json()}
@@ -144,7 +150,7 @@ def save_run(workdir: str | os.PathLike[str], source: PretrainedModel) -> None:
         WeightsError: normalisation or class names are not known.
     """
     card = source.card
-    mean, std = _normalisation(card)
+    mean, std = normalisation(card)
     if card.class_names is None:
         raise WeightsError(
             f"the names of the {card.num_classes} classes are not known: give them, as data of the model name them"
@@ -174,6 +180,21 @@ def save_run(workdir: str | os.PathLike[str], source: PretrainedModel) -> None:
             checkpoints.record_evaluation(
                 step, card.score, score=task.score(card.score), on=dict(card.scored_on)
             )
+
+
+def normalisation(card: Card) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of the colours.
+
+    Raises:
+        WeightsError: they are not known.
+    """
+    if card.mean is None or card.std is None:
+        raise WeightsError(
+            "no file says how the model's images were normalised: give mean and std of the colours in [0, 1]. ViTs"
+            " of AugReg have 0.5 0.5 0.5 for both, DeiT and DINO those of ImageNet, 0.485 0.456 0.406 and 0.229 0.224"
+            " 0.225"
+        )
+    return card.mean, card.std
 
 
 def _card(layout: WeightLayout, tensors: Flat, beside: Mapping[str, Json], where: str) -> Card:
@@ -246,16 +267,6 @@ def _in_colours(weight: np.ndarray, where: str) -> np.ndarray:
         return fit_colours(weight)
     except ValueError as error:
         raise WeightsError(f"{where}: {error}") from error
-
-
-def _normalisation(card: Card) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if card.mean is None or card.std is None:
-        raise WeightsError(
-            "no file says how the model's images were normalised: give mean and std of the colours in [0, 1]. ViTs"
-            " of AugReg have 0.5 0.5 0.5 for both, DeiT and DINO those of ImageNet, 0.485 0.456 0.406 and 0.229 0.224"
-            " 0.225"
-        )
-    return card.mean, card.std
 
 
 def _shapes(functions: ModelFunctions, *, head: bool) -> dict[str, tuple[int, ...]]:
