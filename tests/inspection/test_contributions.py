@@ -13,7 +13,7 @@ def test_contributions_sum_to_the_layers_output(kind):
     contributions = layer_contributions(model(kind), batch(), (1, 3))
     assert list(contributions) == [1, 3]
     for layer, (terms, bias) in contributions.items():
-        heads = forward(kind)[f"blocks.{layer}.mixer.heads"]
+        heads = forward(kind)[f"blocks.{layer}.mixer.head_outputs"]
         output = model(kind).block(layer).mixer.out(heads[:, -1:])[:, 0]
         assert relative_error(terms.sum(axis=(1, 2)) + bias, output) < 2e-6
         np.testing.assert_allclose(contributions[layer].shares().sum(axis=(1, 2)), 1, atol=1e-5)

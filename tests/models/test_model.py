@@ -245,7 +245,7 @@ def test_bfloat16_does_not_round_away_what_layer_scale_lets_through():
 def test_every_intermediate_can_be_asked_for_by_name(options):
     model = lively(**options)
     x = images()
-    names, one_name = model.intermediate_names, "blocks.2.mixer.heads"
+    names, one_name = model.intermediate_names, "blocks.2.mixer.head_outputs"
     graph, params = nnx.split(model)
 
     @jax.jit
@@ -257,7 +257,7 @@ def test_every_intermediate_can_be_asked_for_by_name(options):
     n = 25 if options.get("bidirectional") else 13
     shapes = {"patch_tokens": (2, 12, 64), "logits": (2, 5)}
     per_head = {
-        f"blocks.{i}.mixer.{name}": (2, n, 4, 16) for i in range(4) for name in ("q", "k", "v", "heads")
+        f"blocks.{i}.mixer.{name}": (2, n, 4, 16) for i in range(4) for name in ("q", "k", "v", "head_outputs")
     }
     expected = dict.fromkeys(names, (2, n, 64)) | shapes | per_head
     assert {name: value.shape for name, value in found.items()} == expected

@@ -138,7 +138,7 @@ def logit_contributions(
 def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array) -> LogitContributions:
     model = nnx.merge(graph, params)
     grid = layout_of(model, images).grid
-    kept = _kept(model, "q", "k", "v", "heads")
+    kept = _kept(model, "q", "k", "v", "head_outputs")
     names = ["tokens", *(f"blocks.{layer}.{name}" for layer in range(model.depth) for name in kept)]
     found = model.intermediates(images, [*names, f"blocks.{model.depth - 1}.tokens"])
 
@@ -154,7 +154,7 @@ def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array)
     class_token = exact_einsum("bc,bc->b", x[:, 0], direction)
     for layer in range(model.depth):
         block = model.block(layer)
-        q, k, v, heads, *gain = (found[f"blocks.{layer}.{name}"] for name in kept)
+        q, k, v, outputs, *gain = (found[f"blocks.{layer}.{name}"] for name in kept)
         mixer, scaled = block.mixer, retention_scale(block) * direction
         weights = _class_token_weights(model, layer, q, k, grid)
         values = exact_einsum(
@@ -163,7 +163,7 @@ def _logit_contributions(graph: Any, params: Any, images: Array, classes: Array)
         retention.append(weights * values)
         retention_bias.append(exact_einsum("c,bc->b", mixer.out.bias[...], scaled))
 
-        x = block.add_mixed(x, mixer.out(heads[:, -1:]))
+        x = block.add_mixed(x, mixer.out(outputs[:, -1:]))
         after = block.add_mlp(x)
         mlp.append(exact_einsum("bc,bc->b", (after - x)[:, 0], direction))
         x = after

@@ -70,11 +70,11 @@ def _logits_as_read(graph: Any, params: Any, images: Array) -> Array:
             q = rotate(q, _angles(mixer, layout, n))
 
         decay = jnp.exp(mixer.log_decay)[:, None, None] * arrival_decay(mixer, n, grid)
-        heads = exact_einsum("bhtm,bmhd->bthd", exact_einsum("bthd,bmhd->bhtm", q, k) * decay, v)
-        heads += own_scores * own_v
-        gain = mixer.gain(read, heads)
-        heads = heads if gain is None else heads * gain
-        x = block.add_mlp(block.add_mixed(x, mixer.out(heads)))
+        outputs = exact_einsum("bhtm,bmhd->bthd", exact_einsum("bthd,bmhd->bhtm", q, k) * decay, v)
+        outputs += own_scores * own_v
+        gain = mixer.gain(read, outputs)
+        outputs = outputs if gain is None else outputs * gain
+        x = block.add_mlp(block.add_mixed(x, mixer.out(outputs)))
     return model.readout.logits(x)
 
 

@@ -17,7 +17,7 @@ from vir_jax.models.sharding import constrain
 from vir_jax.models.variables import batch_statistics, split_variables
 
 # The outputs of linear layers and of the mixing itself; of some mixers, their gates.
-PRODUCTS = ("qkv", "gate", "heads", "mixed", "hidden", "mlp")
+PRODUCTS = ("qkv", "gate", "head_outputs", "mixed", "hidden", "mlp")
 
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,

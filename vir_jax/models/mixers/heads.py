@@ -27,11 +27,11 @@ class HeadsMixer(Mixer):
 
     Parameters: `qkv.kernel [c, 3, h, d]`, `out.kernel [h, d, c]`, and their biases. The head axis is explicit so that
     heads can be split over a mesh axis. Intermediates: "q" (not yet scaled) and "k", turned where positions are rotary,
-    "v", and "heads", each head's output before the output projection; where a mixer has it, "gain", by which that was
+    "v", and "head_outputs", each head's output before the output projection; where a mixer has it, "gain", by which that was
     multiplied.
     """
 
-    intermediate_names: tuple[str, ...] = ("q", "k", "v", "heads")
+    intermediate_names: tuple[str, ...] = ("q", "k", "v", "head_outputs")
     rope: Rope | None = None
 
     def __init__(
@@ -69,7 +69,7 @@ class HeadsMixer(Mixer):
         """Compute `mix`; of a mixer that reads more of the tokens than their q, k and v, from x besides."""
         return self.mix(q, k, v, layout, mode=mode, state=state)
 
-    def gain(self, x: Float[Array, "b n c"], heads: Heads) -> Float32[Array, "b n h #d"] | None:
+    def gain(self, x: Float[Array, "b n c"], outputs: Heads) -> Float32[Array, "b n h #d"] | None:
         """Return what the output of `mix` is multiplied by before it is projected; None: nothing."""
         return None
 
@@ -88,15 +88,15 @@ class HeadsMixer(Mixer):
         if self.rope is not None:
             angles = token_angles(layout, self.rope, self.head_dim)
             q, k = rotate(q, angles), rotate(k, angles)
-        heads, state = self.mix_of(x, q, k, v, layout, mode=mode, state=state)
-        heads = checkpoint_name(heads, "heads")
+        outputs, state = self.mix_of(x, q, k, v, layout, mode=mode, state=state)
+        outputs = checkpoint_name(outputs, "head_outputs")
         found = {"q": q, "k": k, "v": v}
-        gain = self.gain(x, heads)
+        gain = self.gain(x, outputs)
         if gain is not None:
-            found["gain"] = jnp.broadcast_to(gain, heads.shape)
-            heads = (heads.astype(jnp.float32) * gain).astype(heads.dtype)
-        mixed = checkpoint_name(self.out(heads), "mixed")
-        return mixed, state if return_state else None, found | {"heads": heads}
+            found["gain"] = jnp.broadcast_to(gain, outputs.shape)
+            outputs = (outputs.astype(jnp.float32) * gain).astype(outputs.dtype)
+        mixed = checkpoint_name(self.out(outputs), "mixed")
+        return mixed, state if return_state else None, found | {"head_outputs": outputs}
 
     def use_rope(self, rope: Rope) -> None:
         """Turn q and k of every head, before they are mixed."""
@@ -129,11 +129,11 @@ class HeadsMixer(Mixer):
         bias = None if self.qkv.bias is None else self.qkv.bias[...].astype(self.qkv.dtype)
         # Gathered whole, where fsdp splits its rows, and not part by part.
         kernel = constrain(kernel, None, None, "heads", None)
-        heads = (*x.shape[:-1], self.heads, self.head_dim)
+        shape = (*x.shape[:-1], self.heads, self.head_dim)
         products = (x @ kernel[:, i].reshape(self.dim, -1) for i in range(3))
         if bias is not None:
             products = (y + bias[i].reshape(-1) for i, y in enumerate(products))
-        split = (constrain(y.reshape(heads), "batch", None, "heads", None) for y in products)
+        split = (constrain(y.reshape(shape), "batch", None, "heads", None) for y in products)
         return [checkpoint_name(y, "qkv") for y in split]
 
 

@@ -167,11 +167,11 @@ class Retention(HeadsMixer):
         """Compute retention with the decays of x."""
         return self.mix(q, k, v, layout, mode=mode, state=state, log_decay=self.decay(x))
 
-    def gain(self, x: Float[Array, "b n c"], heads: Heads) -> Float32[Array, "b n h #d"] | None:
+    def gain(self, x: Float[Array, "b n c"], outputs: Heads) -> Float32[Array, "b n h #d"] | None:
         """Compute 1 / RMS over a head's channels, where it is normalised, times swish(gate(x)), where it is gated."""
         gain = None
         if self.head_norm:
-            square = jnp.square(heads.astype(jnp.float32))
+            square = jnp.square(outputs.astype(jnp.float32))
             gain = jax.lax.rsqrt(jnp.mean(square, axis=-1, keepdims=True) + NORM_EPSILON)
         if self.gate is not None:
             gate = checkpoint_name(constrain(self.gate(x), "batch", None, "heads", None), "gate")

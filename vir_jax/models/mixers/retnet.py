@@ -29,7 +29,7 @@ class RetNet(HeadsMixer):
 
     causal = True
     modes = MODES
-    intermediate_names = ("q", "k", "v", "gain", "heads")
+    intermediate_names = ("q", "k", "v", "gain", "head_outputs")
 
     def __init__(self, dim: int, heads: int, layout: Layout, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         super().__init__(dim, heads, layout, qkv_bias=False, dtype=dtype, rngs=rngs)
@@ -42,10 +42,10 @@ class RetNet(HeadsMixer):
         assert not isinstance(state, tuple)
         return retention(q, k, v, retnet_log_decay(self.heads), mode=mode, initial_state=state)
 
-    def gain(self, x: Float[Array, "b n c"], heads: Heads) -> Float32[Array, "b n h d"]:
+    def gain(self, x: Float[Array, "b n c"], outputs: Heads) -> Float32[Array, "b n h d"]:
         """Return swish(gate(x)) divided by each head's root mean square."""
         gate = checkpoint_name(self.gate(x), "gate").astype(jnp.float32)
-        squares = jnp.mean(jnp.square(heads.astype(jnp.float32)), axis=-1, keepdims=True)
+        squares = jnp.mean(jnp.square(outputs.astype(jnp.float32)), axis=-1, keepdims=True)
         return jax.nn.silu(gate) * jax.lax.rsqrt(squares + EPSILON)
 
     def initial_state(self, batch: int, layout: Layout) -> State:
