@@ -257,7 +257,9 @@ def test_every_intermediate_can_be_asked_for_by_name(options):
     n = 25 if options.get("bidirectional") else 13
     shapes = {"patch_tokens": (2, 12, 64), "logits": (2, 5)}
     per_head = {
-        f"blocks.{i}.mixer.{name}": (2, n, 4, 16) for i in range(4) for name in ("q", "k", "v", "head_outputs")
+        f"blocks.{i}.mixer.{name}": (2, n, 4, 16)
+        for i in range(4)
+        for name in ("q", "k", "v", "head_outputs")
     }
     expected = dict.fromkeys(names, (2, n, 64)) | shapes | per_head
     assert {name: value.shape for name, value in found.items()} == expected

@@ -78,7 +78,7 @@ class VisionModel(nnx.Module):
             "patch_tokens" `[b, rows * cols, c]`: the patches' embeddings, without position;
             "tokens" `[b, n, c]`: what the first block reads;
             "blocks.i.mixer.NAME": what block i = 0, 1, ... computes in its mixer: of one with heads "q", "k", "v"
-            `[b, n, h, d]`, q not yet scaled, and "head_outputs" `[b, n, h, d]`, each head's output before its projection;
+            `[b, n, h, d]`, q not yet scaled, and "head_outputs" `[b, n, h, d]`, before their projection;
             where heads are normalised or gated "gain" `[b, n, h, d]`, what their sums over tokens were multiplied by;
             "blocks.i.tokens" `[b, n, c]`: the block's output;
             "features" `[b, n, c]`: the last block's tokens after the final norm;

@@ -27,8 +27,8 @@ class HeadsMixer(Mixer):
 
     Parameters: `qkv.kernel [c, 3, h, d]`, `out.kernel [h, d, c]`, and their biases. The head axis is explicit so that
     heads can be split over a mesh axis. Intermediates: "q" (not yet scaled) and "k", turned where positions are rotary,
-    "v", and "head_outputs", each head's output before the output projection; where a mixer has it, "gain", by which that was
-    multiplied.
+    "v", and "head_outputs", those of each head before the output projection; where a mixer has it, "gain", by which
+    they were multiplied.
     """
 
     intermediate_names: tuple[str, ...] = ("q", "k", "v", "head_outputs")
