@@ -21,7 +21,7 @@ from vir_jax.inference.predict import predict_files
 from vir_jax.inference.recurrent import stream
 from vir_jax.inspection.workdir import load_model
 from vir_jax.models.pixels import to_levels
-from vir_jax.runs.checkpoint import Checkpoints
+from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.config import validate
 from vir_jax.runs.load import load_run
 from vir_jax.runs.metrics import read_metrics
@@ -144,7 +144,7 @@ def test_it_learns_and_the_lowest_is_the_best(workdir):
     metrics = [line for line in read_metrics(workdir) if "eval/bits_per_dim" in line]
     values = {line["step"]: line["eval/bits_per_dim"] for line in metrics}
     assert min(values.values()) < 3.0 < np.log2(17)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with CheckpointReader(workdir) as checkpoints:
         assert checkpoints.resolve("best") == min(values, key=values.__getitem__)
 
 
