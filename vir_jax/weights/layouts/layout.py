@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vir_jax.models import model_options
 from vir_jax.models.position import resampling_weights
 from vir_jax.models.stem import patch_grid
 from vir_jax.models.variants import SIZES, Size, parse_name
@@ -16,6 +17,11 @@ from vir_jax.weights.files import Json
 from vir_jax.weights.rules import Rule, Shapes, export, join_blocks, split_blocks, take
 
 Tensors = Mapping[str, np.ndarray]
+
+# Options of which each layout says itself what it has, and those that leave weights as they are.
+_ANY = {"name", "image_size", "readout", "layer_scale", "norm_epsilon"} | {
+    *("dtype", "drop_path_rate", "mode", "remat", "chunk_size", "implementation")
+}
 
 
 class WeightLayout(abc.ABC):
@@ -184,33 +190,16 @@ def check_plain_vit(card: Card, layout: str) -> None:
 
 
 def check_model(card: Card, layout: str, wanted: Mapping[str, Any]) -> None:
-    """Check that a model is one that a layout is of: options that are neither given nor None are as wanted.
+    """Check that a model is one that a layout is of: with these options, and the defaults of `create_model` else.
 
     Raises:
         WeightsError: it is not; what differs is named.
     """
-    neutral = (
-        "name",
-        "image_size",
-        "layer_scale",
-        "norm_epsilon",
-        "readout",
-        "dtype",
-        "drop_path_rate",
-        "mode",
-        "remat",
-        "chunk_size",
-        "implementation",
-    )
+    expected = {**model_options(), **wanted}
     differs = [
-        f"{name}={value!r} (the layout: {wanted[name]!r})"
+        f"{name}={value!r} (the layout: {expected.get(name)!r})"
         for name, value in card.model.items()
-        if name in wanted and value not in (wanted[name], None)
-    ]
-    differs += [
-        f"{name}={value!r}"
-        for name, value in card.model.items()
-        if name not in wanted and name not in neutral and value is not None
+        if name not in _ANY and value not in (expected.get(name), None)
     ]
     if differs:
         raise WeightsError(
