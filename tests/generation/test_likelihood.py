@@ -234,10 +234,11 @@ def test_images_of_another_size():
             r"mixer='softmax': a token would see the pixel that it predicts.*'retention'",
         ),
         ({"bidirectional": True}, "bidirectional=True: a token would see the pixel that it predicts"),
+        ({"flips": True}, "flips=True: a token would see the pixel that it predicts"),
         ({"readout": "average"}, "readout='average'; expected 'every_token' with stem='pixels'"),
         ({"local_context": -1}, "local_context=-1; expected a radius of 0 or more"),
-        ({"stem": "pixel"}, "stem='pixel'; expected 'pixels', or None for patches"),
-        ({"stem": None}, "levels=3 is of models of pixels"),
+        ({"stem": "pixel"}, "stem='pixel'; expected one of .*'pixels'"),
+        ({"stem": "linear"}, "levels=3 is of models of pixels"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

@@ -67,6 +67,8 @@ def test_no_token_sees_the_patch_that_it_predicts():
         ("readout", None, "config.model.readout is None; expected 'every_token'"),
         ("mixer", "softmax", "config.model.mixer is 'softmax'; expected a causal one, such as 'retention'"),
         ("bidirectional", True, "config.model.bidirectional is True; expected False"),
+        ("flips", True, "config.model.flips is True; expected False"),
+        ("stem", "conv", "config.model.stem is 'conv'; expected 'linear'"),
     ],
 )
 def test_models_that_see_the_next_patch(digits_config, field, value, message):

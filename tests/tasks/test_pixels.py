@@ -115,10 +115,11 @@ def test_lower_is_better(config):
         ("augment.erase", 0.25, "config.augment.erase is 0.25, which changes the density"),
         ("label_smoothing", 0.1, "config.label_smoothing is 0.1, which the task 'pixels' does not use"),
         ("mixing.mixup_alpha", 0.8, "config.mixing.mixup_alpha is 0.8, which the task 'pixels' does not use"),
-        ("model.stem", None, "levels=17 is of models of pixels"),
+        ("model.stem", "linear", "levels=17 is of models of pixels"),
         ("model.levels", None, "config.model.levels=None; expected an integer from 2 to 256"),
         ("model.channels", 3, "config.model.channels=3 needs a mixture of logistics"),
         ("model.mixer", "softmax", "a token would see the pixel that it predicts"),
+        ("model.flips", True, "flips=True: a token would see the pixel that it predicts"),
     ],
 )
 def test_what_would_be_another_density(config, field, value, message):
@@ -132,7 +133,7 @@ def test_models_of_patches_learn_no_pixels(digits_config):
     config = without_mixing(digits_config)
     config.task = "pixels"
     with pytest.raises(
-        ValueError, match=r"config\.model\.stem is None; expected 'pixels' for the task 'pixels'"
+        ValueError, match=r"config\.model\.stem is 'linear'; expected 'pixels' for the task 'pixels'"
     ):
         validate(config)
 

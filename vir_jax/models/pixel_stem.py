@@ -154,9 +154,14 @@ def earlier_offsets(radius: int) -> tuple[tuple[int, int], ...]:
 
 
 def check_predicts_pixels(
-    patch: int, mixer: str, *, bidirectional: bool, readout: str | None, local_context: int | None
+    patch: int,
+    mixer: str,
+    *,
+    both_ways: Mapping[str, bool],
+    readout: str | None,
+    local_context: int | None,
 ) -> None:
-    """Check the options of a model whose tokens predict pixels.
+    """Check the options of a model whose tokens predict pixels; `both_ways` are those that read it backwards, too.
 
     Raises:
         ValueError: a token would be more than a pixel, or see what it predicts, or nothing would read it.
@@ -166,12 +171,13 @@ def check_predicts_pixels(
             f"stem='pixels' makes a token of every pixel, and the model's name says patches of {patch} x {patch}; "
             "expected a name that ends in 1, such as vir_pico1."
         )
-    if bidirectional or not mixer_type(mixer).causal:
+    given = [f"{option}=True" for option, value in both_ways.items() if value]
+    given += [] if mixer_type(mixer).causal else [f"mixer={mixer!r}"]
+    if given:
         causal = [name for name in mixer_names() if mixer_type(name).causal]
-        given = "bidirectional=True" if bidirectional else f"mixer={mixer!r}"
         raise ValueError(
-            f"stem='pixels' makes no sense with {given}: a token would see the pixel that it predicts. Read the image "
-            f"once, with one of the mixers {causal}."
+            f"stem='pixels' makes no sense with {given[0]}: a token would see the pixel that it predicts. Read the "
+            f"image once, with one of the mixers {causal}."
         )
     check_option(
         "readout", readout, readout in (None, "every_token"), "'every_token' with stem='pixels', or None"

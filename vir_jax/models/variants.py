@@ -214,7 +214,11 @@ def create_model(
     of_pixels: dict[str, Any] = {"levels": levels, "channels": channels, "mixtures": mixtures}
     if stem == "pixels":
         check_predicts_pixels(
-            patch, mixer, bidirectional=bidirectional, readout=readout, local_context=local_context
+            patch,
+            mixer,
+            both_ways={"bidirectional": bidirectional, "flips": flips},
+            readout=readout,
+            local_context=local_context,
         )
         of_pixels["channels"] = channels or 1
     else:

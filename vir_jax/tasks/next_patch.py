@@ -32,7 +32,7 @@ class NextPatch(Task):
         family, _, self._patch = parse_name(model.name)
         mixer = model.mixer or FAMILIES[family].mixer
         for field, valid, expected in (
-            ("stem", model.stem is None, "None: patches"),
+            ("stem", model.stem == "linear", "'linear': convolutions see the next patch"),
             ("readout", model.readout == "every_token", "'every_token'"),
             (
                 "mixer",
@@ -40,6 +40,7 @@ class NextPatch(Task):
                 "a causal one, such as 'retention': others see the next patch",
             ),
             ("bidirectional", not model.bidirectional, "False: the second pass sees the next patch"),
+            ("flips", not model.flips, "False: what reads backwards sees the next patch"),
         ):
             if not valid:
                 raise ValueError(
