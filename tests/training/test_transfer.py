@@ -79,7 +79,7 @@ def test_mistakes_are_explained(params, freeze, message):
 def test_a_run_with_frozen_and_slower_parts_is_trained_and_resumed(tmp_path, digits_config):
     config = digits_config
     config.optim.freeze, config.optim.layer_decay, config.ema_decay = "stem.*,*.norm1.*", 0.75, 0.0
-    config.optim.name, config.optim.b2, config.bce_loss = "muon", 0.95, True
+    config.optim.name, config.optim.b2, config.bce_loss = "lion", 0.99, True
     config.epochs, config.optim.cooldown_epochs = 0.3, 0.0
     metrics = train(config, tmp_path)
     with CheckpointReader(tmp_path) as checkpoints:
