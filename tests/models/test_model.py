@@ -285,8 +285,8 @@ def test_intermediates_are_kept_under_remat_too():
 
 
 def test_unknown_intermediate_names_the_nearest():
-    with pytest.raises(ValueError, match=r"'blocks\.1\.mixer\.heds'.*blocks\.1\.mixer\.heads"):
-        lively().intermediates(images(), ("logits", "blocks.1.mixer.heds"))
+    with pytest.raises(ValueError, match=r"'blocks\.1\.mixer\.head_output'.*blocks\.1\.mixer\.head_outputs"):
+        lively().intermediates(images(), ("logits", "blocks.1.mixer.head_output"))
 
 
 def test_errors_name_what_came_and_what_to_do():

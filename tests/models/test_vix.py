@@ -156,7 +156,7 @@ def test_cost_counts_the_stem():
         ({"mlp_dim": 0}, "mlp_dim=0; expected an integer of at least 1"),
         ({"mixer": "performer_causal", "mode": "diagonal"}, "mode='diagonal'; expected one of .*'chunkwise'"),
         ({"position": "axial"}, "position='axial'; expected one of .*'rope_2d'"),
-        ({"stem": "resnet"}, r"stem='resnet'; expected one of \('linear', 'conv', 'conv_vix'\)"),
+        ({"stem": "resnet"}, r"stem='resnet'; expected one of \('linear', 'conv', 'conv_vix', 'pixels'\)"),
     ],
     ids=label,
 )

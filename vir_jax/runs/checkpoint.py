@@ -20,12 +20,12 @@ from absl import logging
 
 from vir_jax.parallel.processes import any_process, decided_by_process_0
 from vir_jax.runs.bucket import BucketError
-from vir_jax.runs.checkpoint_reader import FOLDER, CheckpointReader, checkpoint_handler
+from vir_jax.runs.checkpoint_reader import CheckpointReader, checkpoint_handler
 from vir_jax.runs.evaluation_record import write_record
 from vir_jax.runs.manifest import DamagedCheckpointError, verify, write_manifest
 from vir_jax.runs.preemption import PreemptedError
 from vir_jax.runs.state import TrainState
-from vir_jax.runs.storage import RunPath, open_workdir
+from vir_jax.runs.storage import RunPath
 
 _DAMAGED = ".damaged"
 
@@ -55,10 +55,9 @@ class Checkpoints(CheckpointReader):
         self._writing: int | None = None  # The step of the save that has been started last.
         self._failure: Exception | None = None  # Of the last save.
         self._newest: int | None = None  # The newest checkpoint, as far as this object has seen.
+        self._open(workdir)
         if self._writes:
-            (open_workdir(workdir) / FOLDER).mkdir(parents=True, exist_ok=True)
-        super().__init__(workdir)
-        if self._writes:
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
             self._newest = self.latest_step()
         self._checkpointer = ocp.AsyncCheckpointer(

@@ -58,11 +58,14 @@ class CheckpointReader:
     """
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
-        self._folder = open_workdir(workdir) / FOLDER
-        self._storage = storage_of(self._folder)
+        self._open(workdir)
         if not decided_by_process_0(self._folder.is_dir):
             raise FileNotFoundError(f"no checkpoints in {self._folder.parent}: {FOLDER}/ does not exist")
         self._checkpointer: ocp.Checkpointer = ocp.Checkpointer(checkpoint_handler())
+
+    def _open(self, workdir: str | os.PathLike[str]) -> None:
+        self._folder = open_workdir(workdir) / FOLDER
+        self._storage = storage_of(self._folder)
 
     # ---------------------------------------------------------------- choosing
 
