@@ -30,7 +30,9 @@ from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, o
 from vir_jax.training.plan import step_config
 from vir_jax.training.step import make_train_step
 
-RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("vi[rt]_*.py")))
+# Those that classify: models of pixels have no other size to be run at.
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("vi[rt]_*.py"))
+RECIPES = tuple(name for name in CONFIGS if not name.endswith("_pixels"))
 DATA, CLASSES = "digits", 10
 STEPS, BATCH_SIZE = 320, 128
 

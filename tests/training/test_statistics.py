@@ -99,6 +99,7 @@ def test_a_step_moves_them_as_batch_normalisation_says(config):
     assert np.any(norm_of(first.params)["scale"] != norm_of(state.params)["scale"])
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 @pytest.mark.parametrize("slices", [1, 2])
 def test_they_are_those_of_the_whole_batch_on_any_mesh(config, slices):
     _, (_, _, one) = stepped(config, (1, 1, 1), slices)
@@ -106,6 +107,7 @@ def test_they_are_those_of_the_whole_batch_on_any_mesh(config, slices):
     chex.assert_trees_all_close(many, one, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_a_run_that_was_stopped_goes_on_with_them(config, tmp_path, monkeypatch):
     config.checkpoint_every, config.eval_every = 4, 0
     train(config, tmp_path / "whole")
