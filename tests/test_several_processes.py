@@ -77,7 +77,7 @@ import jax
 from absl import app
 
 from vir_jax.parallel.processes import check_equal, decided_by_process_0, initialize_from_flags
-from vir_jax.runs.checkpoint_reader import CheckpointReader
+from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.lock import WorkdirInUseError, exclusive
 from vir_jax.runs.workdir import check_config
 from vir_jax.runs.config import default_config
@@ -101,7 +101,7 @@ def main(argv):
     workdir = Path(argv[1] if process == 0 else argv[2])
     config = default_config()
     said = {}
-    with CheckpointReader(workdir) as checkpoints:
+    with Checkpoints(workdir, keep=9) as checkpoints:
         said["newest"] = checkpoints.newest_intact()
         said["step"] = checkpoints.resolve("last")
         said["ema"] = checkpoints.has_ema(said["step"])
