@@ -50,6 +50,18 @@ def compiled_afresh():
 @pytest.fixture
 def two_devices(monkeypatch):
     """Runs train on two devices: a step, and Orbax's saving, take a fraction of what eight simulated ones take."""
+    _on_two_devices(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def two_devices_throughout():
+    """The same for a whole file."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _on_two_devices(monkeypatch)
+        yield
+
+
+def _on_two_devices(monkeypatch):
     make_mesh = vir_jax.training.loop.make_mesh
     on_two = functools.partial(make_mesh, devices=jax.devices()[:2])
     monkeypatch.setattr(vir_jax.training.loop, "make_mesh", on_two)

@@ -78,6 +78,7 @@ def test_models_that_see_the_next_patch(digits_config, field, value, message):
         validate(config)
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_a_classifier_starts_from_its_blocks(digits_config, tmp_path):
     config = of_patches(digits_config)
     config.eval_every, config.optim.lr = 10, 3e-3

@@ -55,7 +55,7 @@ def config(digits_config):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, make_digits_config):
+def workdir(tmp_path_factory, make_digits_config, two_devices_throughout):
     config = of_pixels(make_digits_config())
     config.epochs, config.optim.lr, config.eval_every = 1.5, 3e-3, 10
     folder = tmp_path_factory.mktemp("pixels")

@@ -100,10 +100,9 @@ def test_a_step_moves_them_as_batch_normalisation_says(config):
 
 
 @pytest.mark.usefixtures("compiled_afresh")
-@pytest.mark.parametrize("slices", [1, 2])
-def test_they_are_those_of_the_whole_batch_on_any_mesh(config, slices):
-    _, (_, _, one) = stepped(config, (1, 1, 1), slices)
-    _, (_, _, many) = stepped(config, (4, 1, 2), slices)
+def test_they_are_those_of_the_whole_batch_on_any_mesh(config):
+    _, (_, _, one) = stepped(config, (1, 1, 1), slices=2)
+    _, (_, _, many) = stepped(config, (2, 1, 2), slices=2)
     chex.assert_trees_all_close(many, one, rtol=2e-4, atol=2e-5)
 
 
