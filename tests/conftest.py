@@ -7,6 +7,7 @@ runs as a user's does.
 
 import atexit
 import functools
+import gc
 import importlib
 import os
 import shutil
@@ -32,6 +33,14 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_num_cpu_devices", 8)
 # JAX's plug-in for GPUs may be there without a GPU, to compile for one.
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_file():
+    """Frees what the tests of a file compiled: programs hold memory maps, and a process may have 65,530 of them."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
