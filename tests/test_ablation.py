@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,21 @@ def test_what_is_finished_is_not_run_again(tiny, results, nothing_runs):
     assert records(results) == records(before)
 
 
+def test_what_the_results_tell_of_is_not_run_again_without_its_workdir(
+    tiny, tmp_path, monkeypatch, nothing_runs
+):
+    grid, _, before = tiny
+    monkeypatch.setattr(timing, "RESULTS", shutil.copytree(before, tmp_path / "results"))
+    monkeypatch.setattr(command, "FIGURES", tmp_path)
+    command.main([str(grid), f"--folder={tmp_path}", "--rows", "vir", "vit"])
+    kept = {key: record for key, record in records(before).items() if key[0] != "too_large"}
+    assert records(tmp_path / "results") == kept
+    # Of another config it tells nothing: that is to be run.
+    longer = write_grid(tmp_path / "tiny.py", common={**TINY, "epochs": 2.0})
+    with pytest.raises(AssertionError, match="a run was started"):
+        command.main([str(longer), f"--folder={tmp_path}", "--rows", "vir"])
+
+
 def test_a_longer_run_does_not_go_on_from_a_shorter_one(tiny, results, tmp_path, nothing_runs):
     _, folder, _ = tiny
     longer = write_grid(tmp_path / "tiny.py", common={**TINY, "epochs": 2.0})
@@ -177,7 +193,7 @@ def test_mean_and_standard_deviation_are_over_seeds():
     grid = Grid("g", "configs/x.py", {}, {"a": {}, "b": {"epochs": 2.0}, "c": {}}, (0, 1))
     values = [("a", 0, 0.50, 10.0), ("a", 1, 0.52, 14.0), ("b", 1, 0.61, 20.0)]
     runs = [
-        Record(row, seed, {}, outcome, Result("top1", value, milliseconds, 1234, curve))
+        Record(row, seed, {}, {}, outcome, Result("top1", value, milliseconds, 1234, curve))
         for row, seed, value, milliseconds in values
     ]
     page = markdown(grid, runs)

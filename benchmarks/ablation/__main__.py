@@ -3,13 +3,14 @@
 A grid is a file such as benchmarks/grids/digits.py: a recipe, fields that all runs change, named rows that change a few
 more, and seeds. All of it is checked before the first run starts. Every run is a `train.py` with cores and a workdir of
 its own, FOLDER/<grid>/<row>/seed_<n>: a finished one is not run again, an interrupted one goes on, a failed one is told
-in the table and begins again with the next call.
+in the table and begins again with the next call. What the results file has of a run with the same config is not run
+again either, though its workdir be gone or on another machine.
 
     python -m benchmarks.ablation benchmarks/grids/digits.py
     python -m benchmarks.ablation benchmarks/grids/cifar10.py --rows vir vit --seeds 0 --data_dir=DIR
 
 Writes benchmarks/results/ablation_<grid>.{md,json} and docs/figures/ablation_<grid>.png after every run, of all runs
-of the grid that the folder holds.
+of the grid that are finished.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import timing
 from benchmarks.ablation.grid import ROOT, Grid, load_grid, runs_of
-from benchmarks.ablation.report import Record, draw, markdown, record_of
+from benchmarks.ablation.report import Record, draw, markdown, read_records, record_of
 from benchmarks.ablation.runs import Outcome, other_config, outcome_of, run_side_by_side, split_cores
 from benchmarks.timing import write_results
 from vir_jax.runs.preemption import EXIT_CODE
@@ -73,11 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # ------------------------------------------------------------------ what there is already
     records: dict[tuple[str, int], Record] = {}
     waiting = []
+    told = {
+        (r.row, r.seed): r for r in read_records(timing.RESULTS / f"ablation_{grid.name}.json") if r.result
+    }
     for run in everything:
         key, outcome, difference = (run.row, run.seed), outcome_of(run), other_config(run)
         chosen = run.row in (given.rows or grid.rows) and run.seed in (given.seeds or grid.seeds)
         if difference is not None:
-            records[key] = Record(*key, grid.rows[run.row], Outcome(difference, "", 0, 0), None)
+            records[key] = Record(*key, grid.rows[run.row], run.identity, Outcome(difference, "", 0, 0), None)
+        elif outcome is None and key in told and told[key].identity == run.identity:
+            records[key] = told[key]
         elif outcome is not None and (outcome.error is None or given.report or not chosen):
             records[key] = record_of(grid, run, outcome)
         elif chosen and not given.report:

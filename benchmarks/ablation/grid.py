@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import ml_collections
 
-from vir_jax.runs.config import flatten, nearest, validate
+from vir_jax.runs.config import default_config, flatten, nearest, validate
+from vir_jax.runs.workdir import HOST_FIELDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +79,20 @@ class Run:
         except ValueError as error:
             raise ValueError(f"row {self.row!r}: {error}") from error
         return config
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the config says beyond the defaults, but for what belongs to the machine; JSON data, by dotted name.
+
+        Two runs of the same identity are the same run, wherever they were made.
+        """
+        defaults = flatten(default_config())
+        fields = {
+            name: value
+            for name, value in flatten(self.config).items()
+            if name not in HOST_FIELDS and (name not in defaults or value != defaults[name])
+        }
+        return json.loads(json.dumps(fields))
 
     def arguments(self) -> list[str]:
         """Return what follows `python` to train this run, in the root of the repository."""

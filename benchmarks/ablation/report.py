@@ -1,9 +1,11 @@
 """What the runs of a grid say: one record each, a table of the rows, and curves over steps and over seconds."""
 
 import dataclasses
+import json
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -70,6 +72,7 @@ class Record:
         row: its name.
         seed: its seed.
         changes: the fields of the row.
+        identity: of the run.
         outcome: how it ended.
         result: None where it failed.
     """
@@ -77,6 +80,7 @@ class Record:
     row: str
     seed: int
     changes: Mapping[str, Any]
+    identity: Mapping[str, Any]
     outcome: Outcome
     result: Result | None
 
@@ -90,7 +94,20 @@ class Record:
 def record_of(grid: Grid, run: Run, outcome: Outcome) -> Record:
     """Return how a run ended, and what it left in its workdir."""
     result = None if outcome.error is not None else _read(run)
-    return Record(run.row, run.seed, grid.rows[run.row], outcome, result)
+    return Record(run.row, run.seed, grid.rows[run.row], run.identity, outcome, result)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the runs that a results file tells of, as `write_results` wrote them; none where there is no file."""
+    if not path.exists():
+        return []
+    return [_record(**record) for record in json.loads(path.read_text())["records"]]
+
+
+def _record(*, outcome: dict[str, Any], result: dict[str, Any] | None, **told: Any) -> Record:
+    if result is not None:
+        result["curve"] = Curve(**result["curve"])
+    return Record(outcome=Outcome(**outcome), result=None if result is None else Result(**result), **told)
 
 
 def _read(run: Run) -> Result:

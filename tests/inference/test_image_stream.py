@@ -26,7 +26,7 @@ def cut(rows, pieces):
         {},
         {"readout": "average"},
         {"retention": "2d"},
-        {"decays": "token", "head_norm": True, "short_conv": 4},
+        {"decays": "token", "head_norm": True, "short_conv": 4, "stem": "conv"},
     ],
     ids=str,
 )
@@ -107,7 +107,7 @@ def test_one_compilation_for_all_rows_and_all_heights():
         jax.monitoring.unregister_event_duration_listener(count)
 
 
-@pytest.mark.parametrize("options", [{"readout": "average"}, {"retention": "2d"}], ids=str)
+@pytest.mark.parametrize("options", [{"readout": "average"}, {"retention": "2d"}, {"stem": "conv"}], ids=str)
 def test_saved_state_goes_on_bit_for_bit(tmp_path, options):
     model, x = model_of(**options), np.asarray(images(IMAGE))
     whole, before, after = (ImageStream(model, width=8, height=12, batch=2) for _ in range(3))

@@ -19,6 +19,7 @@ MODELS = [
     {"readout": "average", "retention": "2d", "position": "sincos"},
     {"decays": "token", "qk_norm": "rms", "head_norm": True, "gate": True, "short_conv": 4},
     {"decays": "learned", "qk_norm": "layer", "head_norm": True, "short_conv": 3, "retention": "2d"},
+    {"stem": "conv"},
 ]
 # These models have random weights of 0.2, which amplify the rounding of float32; 2e-5 is what the modes are held to
 # against float64 (tests/models).
@@ -53,7 +54,14 @@ def test_streamed_logits_equal_the_parallel_ones(options):
 
 @pytest.mark.parametrize(
     ("options", "chunk_size"),
-    [({}, 1), ({}, 7), ({}, 1000), ({"retention": "2d"}, 1), ({"decays": "token", "short_conv": 4}, 2)],
+    [
+        ({}, 1),
+        ({}, 7),
+        ({}, 1000),
+        ({"retention": "2d"}, 1),
+        ({"decays": "token", "short_conv": 4}, 2),
+        ({"stem": "conv"}, 1),
+    ],
 )
 def test_any_chunk_size(options, chunk_size):
     model, x = model_of(**options), images(IMAGE)

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Num
 
 from vir_jax.models import VisionModel
+from vir_jax.models.embedding import Above
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import State
 from vir_jax.models.model import StreamModel
@@ -37,6 +38,8 @@ class StreamState(NamedTuple):
     """How many there were."""
     sum: Float32[Array, "b c"]
     """Of the last block's tokens, where the head reads their average; else zero."""
+    above: Above
+    """Of a convolutional stem, what it remembers of the rows above."""
 
 
 def stream(
@@ -51,7 +54,7 @@ def stream(
     Args:
         model: one whose mixer is causal, such as a ViR, 1-D or 2-D, and that reads the image once.
         images: normalised pixels; or uint8, which are normalised chunk by chunk and take a quarter of the memory.
-        chunk_size: patches read at a time. In 2-D, whole rows of about so many patches.
+        chunk_size: patches read at a time. In 2-D, or with a convolutional stem, whole rows of about so many patches.
         normalization: (mean, std) of the colours in [0, 1] for uint8 images.
 
     Returns:
@@ -94,6 +97,7 @@ def initial_state(model: StreamModel, batch: int, width: int) -> StreamState:
         layers=model.blocks.initial_state(batch, layout),
         patches=jnp.zeros((), jnp.int32),
         sum=jnp.zeros((batch, model.stem.dim), jnp.float32),
+        above=stem_of(model).embedding.initial_state(batch, width),
     )
 
 
@@ -122,23 +126,29 @@ def read_rows(
     stem = stem_of(model)
     arriving, cols = pixels.shape[1] // stem.patch, pixels.shape[2] // stem.patch
     n, before = arriving * cols, state.patches
-    if model.blocks.reads_rows:
+    if model.blocks.reads_rows or not stem.embedding.reads_patches:
         chunk_size = max(chunk_size // cols, 1) * cols
     chunk_size = min(chunk_size, n)
     position_embedding = stem.position.lookup(before // cols, (arriving, cols), rows)
 
+    def normalized(pixels: Num[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+        return pixels if normalization is None else normalize(pixels, *normalization)
+
     def read_chunk(state: StreamState, start: Array | int, size: int) -> StreamState:
         y, x = Layout(cols=cols, patches=size, class_token=None, start=start).positions
-        patches = stem.cut(pixels, y, x)
-        if normalization is not None:
-            patches = normalize(patches, *normalization)
-        tokens = stem.embedding(patches).reshape(-1, size, stem.dim) + position_embedding(y, x)
+        if stem.embedding.reads_patches:
+            patches, above = stem.embedding(normalized(stem.cut(pixels, y, x))), state.above
+        else:
+            patches, above = stem.embedding.read(
+                normalized(stem.cut_rows(pixels, y[0], size // cols)), state.above
+            )
+        tokens = patches.reshape(-1, size, stem.dim) + position_embedding(y, x)
         layout = Layout(cols=cols, patches=size, class_token=None, start=before + start)
         tokens, layers = model.blocks(tokens, layout, state.layers)
         total = state.sum
         if model.readout.reads == "average":
             total += jnp.sum(tokens, axis=1)
-        return StreamState(layers, state.patches + size, total)
+        return StreamState(layers, state.patches + size, total, above)
 
     def step(state: StreamState, start: Array) -> tuple[StreamState, None]:
         return read_chunk(state, start, chunk_size), None

@@ -1,6 +1,7 @@
 """From pixels to a token for each patch: one linear layer, or convolutions that overlap."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -10,14 +11,19 @@ from jaxtyping import Array, Float
 
 from vir_jax.models.layers import LAYER_NORM_EPSILON, conv_init
 
+Above = tuple[Float[Array, "b _ _ _"], ...]
+"""What an embedding remembers of the rows above: of each convolution, the last rows that it read."""
+
 
 class Patchify(nnx.Module):
-    """A linear embedding of patches: a convolution whose stride is its window."""
+    """A linear embedding of patches: a convolution whose stride is its window, computed as one product."""
 
-    patches_are_apart: ClassVar[bool] = True
+    reads_patches: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     def __init__(self, patch: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         window = (patch, patch)
+        # Holds the parameters, at the shapes that checkpoints and other libraries know.
         self.conv = nnx.Conv(
             3,
             dim,
@@ -32,24 +38,43 @@ class Patchify(nnx.Module):
 
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b rows cols c"]:
         """Embed every patch; the result is float32."""
-        return self.conv(images).astype(jnp.float32)
+        # The gradient of a convolution by its kernel is slow on CPUs: a tenth of a step of configs/vir_cifar10.py.
+        patches, kernel, bias = self.conv.promote_dtype(
+            (_patches(images, self.conv.strides), self.conv.kernel[...], self.conv.bias[...]),
+            dtype=self.conv.dtype,
+        )
+        return (patches @ kernel.reshape(-1, kernel.shape[-1]) + bias).astype(jnp.float32)
+
+    def initial_state(self, batch: int, width: int) -> Above:
+        """Return nothing: no patch depends on another."""
+        return ()
 
     def multiply_adds(self, grid: tuple[int, int]) -> int:
         """Count the multiply-adds for an image of (rows, columns) patches."""
         return math.prod(grid) * math.prod(self.conv.kernel.shape)
 
 
+def _patches(images: Float[Array, "b H W 3"], window: Sequence[int]) -> Float[Array, "b rows cols pixels"]:
+    """Return the pixels of every patch side by side, row by row, as a kernel has them."""
+    b, height, width, colours = images.shape
+    p, q = window
+    patches = images.reshape(b, height // p, p, width // q, q, colours)
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // p, width // q, p * q * colours)
+
+
 class ConvEmbedding(nnx.Module):
     """3 x 3 convolutions instead of the linear embedding, layer norm over channels and GELU between them.
 
     Of a patch of 2^s pixels the first s halve the image, and there are three at least. The last has `dim` channels,
-    each before it half as many as the next. Zeros stand beyond the border. A token sees its neighbours' patches, too.
+    each before it half as many as the next. Zeros stand beyond the border. A token sees pixels of the patches beside
+    and above its own, and none below, so that an image can be read row by row: `read`.
 
     Parameters: `convs.i`, `norms.i`.
     """
 
     name: ClassVar[str] = "conv"
-    patches_are_apart: ClassVar[bool] = False
+    reads_patches: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
     between: ClassVar[bool] = True
 
     def __init__(self, patch: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
@@ -65,36 +90,63 @@ class ConvEmbedding(nnx.Module):
                 f"stem={self.name!r} doubles its channels {count - 1} times, to {dim} at last: expected a multiple of "
                 f"{2 ** (count - 1)}"
             )
-        widths = [3, *(dim >> (count - 1 - i) for i in range(count))]
+        self.widths = (3, *(dim >> (count - 1 - i) for i in range(count)))
         self.strides = (2,) * halvings + (1,) * (count - halvings)
+        # A stride of 2 leaves the row below the border unread, be there one or not.
+        self.rows_above = tuple(3 - stride if self.streams else 1 for stride in self.strides)
         self.convs = nnx.List(
             nnx.Conv(
                 before,
                 after,
                 (3, 3),
                 stride,
-                padding=((1, 1), (1, 1)),
+                padding=((0, 0 if self.streams else 1), (1, 1)),
                 dtype=dtype,
                 kernel_init=conv_init,
                 kernel_metadata={"axes": (None, None, None, "embed")},
                 rngs=rngs,
             )
-            for before, after, stride in zip(widths, widths[1:], self.strides, strict=False)
+            for before, after, stride in zip(self.widths, self.widths[1:], self.strides, strict=False)
         )
         self.norms = nnx.List(
             nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
-            for width in widths[1:-1]
+            for width in self.widths[1:-1]
             if self.between
         )
 
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b rows cols c"]:
         """Embed images; the result is float32."""
-        x = images
-        for i, conv in enumerate(self.convs):
+        embedded, _ = self.read(images, self.initial_state(*images.shape[::2]))
+        return embedded
+
+    def initial_state(self, batch: int, width: int) -> Above:
+        """Return zeros, which stand above an image that is `width` pixels wide."""
+        rows = []
+        for above, channels, stride in zip(self.rows_above, self.widths, self.strides, strict=False):
+            rows.append(jnp.zeros((batch, above, width, channels), jnp.float32))
+            width //= stride
+        return tuple(rows)
+
+    def read(
+        self, pixels: Float[Array, "b H W 3"], above: Above
+    ) -> tuple[Float[Array, "b rows cols c"], Above]:
+        """Embed the next rows of images.
+
+        Args:
+            pixels: whole rows of patches.
+            above: what the rows above left; `initial_state` at the top.
+
+        Returns:
+            Their patches, float32, and what they leave.
+        """
+        x, left = pixels, []
+        for i, (conv, rows) in enumerate(zip(self.convs, above, strict=True)):
+            x = jnp.concatenate([rows.astype(x.dtype), x], axis=1)
+            left.append(x[:, x.shape[1] - rows.shape[1] :].astype(jnp.float32))
             x = conv(x)
             if self.between and i < len(self.norms):
                 x = nnx.gelu(self.norms[i](x), approximate=False)
-        return x.astype(jnp.float32)
+        return x.astype(jnp.float32), tuple(left)
 
     def multiply_adds(self, grid: tuple[int, int]) -> int:
         """Count the multiply-adds for an image of (rows, columns) patches."""
@@ -109,9 +161,11 @@ class ViXEmbedding(ConvEmbedding):
     """The convolutions of Vision X-formers (arXiv 2107.02239): nothing is between them, so that they are linear.
 
     A 7 x 7 convolution of low rank, but for the border, of patches of one pixel; theirs has 32, 64 and 128 channels.
+    A token sees the rows below, too.
     """
 
     name = "conv_vix"
+    streams = False
     between = False
 
 

@@ -169,10 +169,10 @@ class VisionModel(nnx.Module):
                 f"a model whose mixer is {type(mixer).__name__} cannot be streamed: it has no state that summarises "
                 "earlier patches. Use a causal mixer, as vir_* models have, or give this one the whole image."
             )
-        if not self.stem.patches_are_apart:
+        if not self.stem.streams:
             raise ValueError(
                 f"a model with stem={self.options['stem']!r} cannot be streamed: its convolutions reach into the rows "
-                "above and below a row of patches. Use one made with stem='linear', or give this one the whole image."
+                "below a row of patches. Use one made with stem='linear' or 'conv', or give this one the whole image."
             )
         if self.stage.flips:
             raise ValueError(

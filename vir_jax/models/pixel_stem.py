@@ -35,7 +35,7 @@ class PixelStem(nnx.Module):
         rngs: of the parameters.
     """
 
-    patch, passes, patches_are_apart = 1, 1, True
+    patch, passes, streams = 1, 1, True
 
     def __init__(
         self,

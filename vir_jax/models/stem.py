@@ -80,9 +80,9 @@ class Stem(nnx.Module):
         return x, layout, {"patch_tokens": patches.reshape(x.shape[0], -1, self.dim), "tokens": x}
 
     @property
-    def patches_are_apart(self) -> bool:
-        """Whether no patch's token depends on other patches, so that an image can be read in pieces."""
-        return self.embedding.patches_are_apart
+    def streams(self) -> bool:
+        """Whether no token depends on a row of pixels below its patch, so that an image can be read in pieces."""
+        return self.embedding.streams
 
     def multiply_adds(self, layout: Layout) -> int:
         """Count the embedding's multiply-adds of one image."""
@@ -106,6 +106,12 @@ class Stem(nnx.Module):
             lambda y, x: jax.lax.dynamic_slice(pixels, (zero, y * p, x * p, zero), size), out_axes=1
         )
         return cut(y, x).reshape(-1, p, p, 3)
+
+    def cut_rows(
+        self, pixels: Num[Array, "b H W 3"], first: Int[Array, ""], rows: int
+    ) -> Num[Array, "b _ W 3"]:
+        """Return the pixels of so many rows of the grid."""
+        return jax.lax.dynamic_slice_in_dim(pixels, first * self.patch, rows * self.patch, axis=1)
 
 
 def patch_grid(image_size: Sequence[int], patch: int) -> tuple[int, int]:
