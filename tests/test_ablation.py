@@ -22,6 +22,7 @@ from benchmarks.ablation.runs import LOG_FILE, Outcome, run_side_by_side, split_
 from vir_jax.runs.metrics import METRICS_FILE, read_metrics
 from vir_jax.runs.preemption import EXIT_CODE
 
+PAGE = "A page.\n\n<!-- ablation_tiny:begin -->\nold<!-- ablation_tiny:end -->\n"
 TINY = {"epochs": 1.0, "optim.warmup_epochs": 0.5, "log_every": 2, "eval_every": 4}
 ROWS = {
     "vir": {},
@@ -36,10 +37,17 @@ def write_grid(path, *, common=TINY, rows=ROWS, seeds=(0, 1)):
     return path
 
 
+def write_into(folder, patch):
+    """Have results and pages written there."""
+    patch.setattr(timing, "RESULTS", folder / "results")
+    patch.setattr(command, "DOCS", folder / "docs")
+    (folder / "docs" / "figures").mkdir(parents=True)
+    (folder / "docs" / "results.md").write_text(PAGE)
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(command, "FIGURES", tmp_path)
+    write_into(tmp_path, monkeypatch)
     return tmp_path / "results"
 
 
@@ -63,8 +71,7 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
     grid = write_grid(folder / "tiny.py")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "RESULTS", folder / "results")
-        patch.setattr(command, "FIGURES", folder)
+        write_into(folder, patch)
         with pytest.raises(SystemExit, match="2 of 6 runs failed"):
             command.main([str(grid), f"--folder={folder}"])
     return grid, folder, folder / "results"
@@ -91,7 +98,7 @@ def test_every_run_is_told_as_its_metrics_have_it(tiny):
         assert result["curve"]["seconds"][-1] == pytest.approx(seconds)
         assert 0 < result["curve"]["seconds"][0] < result["curve"]["seconds"][1] < seconds
     assert told["vir", 0]["result"]["curve"]["value"] != told["vir", 1]["result"]["curve"]["value"]
-    with Image.open(folder / "ablation_tiny.png") as figure:
+    with Image.open(folder / "docs" / "figures" / "ablation_tiny.png") as figure:
         assert figure.width > 1000
 
 
@@ -106,6 +113,8 @@ def test_a_failed_run_stops_no_other_and_says_why(tiny):
         r"^\| vir \|  \| [\d.]+ ± [\d.]+ \| 2 \| [\d.]+ \| 203,146 \| 20\d\d-", page, re.MULTILINE
     )
     assert f"- too_large, seed 0: {error}" in page
+    told = (results.parent / "docs" / "results.md").read_text()
+    assert told == PAGE.replace("old", page.split("\n", 2)[2])
 
 
 def test_what_is_finished_is_not_run_again(tiny, results, nothing_runs):
@@ -119,8 +128,8 @@ def test_what_the_results_tell_of_is_not_run_again_without_its_workdir(
     tiny, tmp_path, monkeypatch, nothing_runs
 ):
     grid, _, before = tiny
-    monkeypatch.setattr(timing, "RESULTS", shutil.copytree(before, tmp_path / "results"))
-    monkeypatch.setattr(command, "FIGURES", tmp_path)
+    write_into(tmp_path, monkeypatch)
+    shutil.copytree(before, tmp_path / "results")
     command.main([str(grid), f"--folder={tmp_path}", "--rows", "vir", "vit"])
     kept = {key: record for key, record in records(before).items() if key[0] != "too_large"}
     assert records(tmp_path / "results") == kept

@@ -9,8 +9,8 @@ again either, though its workdir be gone or on another machine.
     python -m benchmarks.ablation benchmarks/grids/digits.py
     python -m benchmarks.ablation benchmarks/grids/cifar10.py --rows vir vit --seeds 0 --data_dir=DIR
 
-Writes benchmarks/results/ablation_<grid>.{md,json} and docs/figures/ablation_<grid>.png after every run, of all runs
-of the grid that are finished.
+Writes benchmarks/results/ablation_<grid>.{md,json}, docs/figures/ablation_<grid>.png and, where docs/results.md has a
+place for it, the table there: after every run, of all runs of the grid that are finished.
 """
 
 import argparse
@@ -26,19 +26,23 @@ from benchmarks import timing
 from benchmarks.ablation.grid import ROOT, Grid, load_grid, runs_of
 from benchmarks.ablation.report import Record, draw, markdown, read_records, record_of
 from benchmarks.ablation.runs import Outcome, other_config, outcome_of, run_side_by_side, split_cores
-from benchmarks.timing import write_results
+from benchmarks.timing import replace_between_markers, write_results
 from vir_jax.runs.preemption import EXIT_CODE
 
-FIGURES = ROOT / "docs" / "figures"
+DOCS = ROOT / "docs"
+PAGE = "results.md"
 
 
 def report(grid: Grid, records: Sequence[Record]) -> None:
-    """Write table, records and figure, in the order of the grid."""
+    """Write table, records and figure, in the order of the grid; the table into the page of results, if it has a place."""
     rows = list(grid.rows)
     records = sorted(records, key=lambda record: (rows.index(record.row), record.seed))
     text = markdown(grid, records)
     write_results(f"ablation_{grid.name}", f"# Ablation: {grid.name}\n\n{text}", records)
-    draw(grid, records).savefig(FIGURES / f"ablation_{grid.name}.png", dpi=130)
+    draw(grid, records).savefig(DOCS / "figures" / f"ablation_{grid.name}.png", dpi=130)
+    page = (DOCS / PAGE).read_text()
+    if f"<!-- ablation_{grid.name}:begin -->" in page:
+        (DOCS / PAGE).write_text(replace_between_markers(page, f"ablation_{grid.name}", text))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

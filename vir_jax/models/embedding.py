@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vir_jax.models.convolution import convolve
 from vir_jax.models.layers import LAYER_NORM_EPSILON, conv_init
 
 Above = tuple[Float[Array, "b _ _ _"], ...]
@@ -62,6 +63,11 @@ def _patches(images: Float[Array, "b H W 3"], window: Sequence[int]) -> Float[Ar
     return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // p, width // q, p * q * colours)
 
 
+def _convolved(conv: nnx.Conv, x: Float[Array, "b H W c"]) -> Float[Array, "b rows cols d"]:
+    x, kernel, bias = conv.promote_dtype((x, conv.kernel[...], conv.bias[...]), dtype=conv.dtype)
+    return convolve(x, kernel, conv.strides, conv.padding) + bias
+
+
 class ConvEmbedding(nnx.Module):
     """3 x 3 convolutions instead of the linear embedding, layer norm over channels and GELU between them.
 
@@ -99,7 +105,7 @@ class ConvEmbedding(nnx.Module):
                 before,
                 after,
                 (3, 3),
-                stride,
+                (stride, stride),
                 padding=((0, 0 if self.streams else 1), (1, 1)),
                 dtype=dtype,
                 kernel_init=conv_init,
@@ -143,7 +149,7 @@ class ConvEmbedding(nnx.Module):
         for i, (conv, rows) in enumerate(zip(self.convs, above, strict=True)):
             x = jnp.concatenate([rows.astype(x.dtype), x], axis=1)
             left.append(x[:, x.shape[1] - rows.shape[1] :].astype(jnp.float32))
-            x = conv(x)
+            x = _convolved(conv, x)
             if self.between and i < len(self.norms):
                 x = nnx.gelu(self.norms[i](x), approximate=False)
         return x.astype(jnp.float32), tuple(left)

@@ -1,4 +1,4 @@
-"""The named models: one table of sizes, two families, any patch."""
+"""The named models: one table of sizes, three families, any patch."""
 
 import dataclasses
 import difflib
@@ -62,23 +62,50 @@ MODEL_NAMES = (
     "vit_l16",
     "vir_vix1",
     "vit_vix1",
+    "gvir_pico4",
+    "gvir_ti16",
+    "gvir_s16",
+    "gvir_b16",
+    "gvir_l16",
 )
-"""The variants whose parameter counts are asserted. Any `{vir|vit}_{size}{patch}` can be made."""
+"""The variants whose parameter counts are asserted. Any `{vir|vit|gvir}_{size}{patch}` can be made."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What a family of models is when nothing else is said."""
+    """What a family of models is when nothing else is said.
+
+    Attributes:
+        mixer: its name.
+        layer_scale: initial value; None: there is none.
+        stem: how patches are embedded.
+        mlp_ratio: hidden units of the MLP to a channel, instead of the size's.
+        options: of the mixer.
+    """
 
     mixer: str
     layer_scale: float | None
+    stem: str = "linear"
+    mlp_ratio: float | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-FAMILIES = {"vir": Family("retention", layer_scale=1e-5), "vit": Family("softmax", layer_scale=None)}
+# vir is the paper's and vit what it is compared with; gvir is ours (docs/method.md, section 10).
+FAMILIES = {
+    "vir": Family("retention", layer_scale=1e-5),
+    "vit": Family("softmax", layer_scale=None),
+    "gvir": Family(
+        "retention",
+        layer_scale=0.1,
+        stem="conv",
+        mlp_ratio=3.5,  # The gate has c^2 parameters, the MLP c^2 fewer.
+        options={"decays": "token", "head_norm": True, "gate": True, "short_conv": 4},
+    ),
+}
 
 
 def parse_name(name: str) -> tuple[str, Size, int]:
-    """Split a model's name: (family, size, patch) of `{vir|vit}_{pico|ti|s|b|l|vix}{patch in pixels}`.
+    """Split a model's name: (family, size, patch) of `{vir|vit|gvir}_{pico|ti|s|b|l|vix}{patch in pixels}`.
 
     Raises:
         ValueError: on any other name, naming the nearest known ones.
@@ -100,7 +127,7 @@ def create_model(
     num_classes: int,
     rngs: nnx.Rngs,
     image_size: int | Sequence[int] = 224,
-    stem: str = "linear",
+    stem: str | None = None,
     mixer: str | None = None,
     mlp_dim: int | None = None,
     levels: int | None = None,
@@ -119,10 +146,10 @@ def create_model(
     mode: str = "auto",
     **mixer_options: Any,
 ) -> VisionModel:
-    """Make a named ViR or ViT with fresh parameters (docs/method.md, section 3).
+    """Make a named ViR, ViT or gated ViR with fresh parameters (docs/method.md, section 3).
 
     Args:
-        name: `{vir|vit}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
+        name: `{vir|vit|gvir}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
         num_classes: width of the head; that of a model of pixels has the width that its distribution needs.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
@@ -130,9 +157,9 @@ def create_model(
         stem: how patches are embedded: by one "linear" layer, by overlapping convolutions with norms and GELU, "conv",
             or by "conv_vix", those of Vision X-formers, which are linear (`vir_jax.models.embedding`). Or "pixels": a
             token is made of the pixels before the one that it predicts (`vir_jax.models.pixel_stem`), in a model of
-            images that reads their levels; the patch is 1 then.
-        mixer: name of the token mixer (`vir_jax.models.mixers`); None: "retention" for vir_*, "softmax" for vit_*.
-        mlp_dim: hidden units of the blocks' MLP; None: 4 to a channel, 2 for the size vix.
+            images that reads their levels; the patch is 1 then. None: "linear", for gvir_* "conv".
+        mixer: name of the token mixer (`vir_jax.models.mixers`); None: "softmax" for vit_*, else "retention".
+        mlp_dim: hidden units of the blocks' MLP; None: 4 to a channel, 2 for the size vix, 3.5 for gvir_*.
         levels: of a model of pixels: how many a channel has.
         channels: of a model of pixels: 1 (grey) or 3 (RGB). None: 1.
         mixtures: of a model of pixels: logistic distributions that a pixel's is mixed of; None: it is categorical.
@@ -148,7 +175,8 @@ def create_model(
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
         flips: read the patches backwards in every second block, [pN..p1, class token]; for causal mixers, which cannot
             be streamed then.
-        layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, none for vit_*.
+        layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, 0.1 for gvir_*, none for
+            vit_*.
         norm_epsilon: what layer norms add to the variance; other libraries' weights want their own.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
         remat: what of a block to compute anew in the backward pass: "none", "elementwise" or "full"
@@ -157,12 +185,14 @@ def create_model(
         mode: form of the mixer where a call names none: "auto", or one of the mixer's.
         **mixer_options: of the mixer, None for its default; of retention: `retention`, `chunk_size`,
             `implementation`, `decays`, `qk_norm`, `head_norm`, `gate`, `short_conv`
-            (`vir_jax.models.mixers.retention`).
+            (`vir_jax.models.mixers.retention`). gvir_* has defaults of its own (`FAMILIES`).
 
     Raises:
         ValueError: on an unknown name or option, or options that make no sense together.
     """
-    family, size, patch = parse_name(name)
+    name_of_family, size, patch = parse_name(name)
+    family = FAMILIES[name_of_family]
+    stem = family.stem if stem is None else stem
     height, width = _image_size(image_size)
     check_positive("num_classes", num_classes)
     if mlp_dim is not None:
@@ -180,7 +210,7 @@ def create_model(
         "a probability in [0, 1)",
     )
     if layer_scale == "default":
-        layer_scale = FAMILIES[family].layer_scale
+        layer_scale = family.layer_scale
     positive = layer_scale is None or (is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
     check_option("layer_scale", layer_scale, positive, "a positive number, None for none, or 'default'")
     scale = None if layer_scale is None else float(layer_scale)
@@ -189,9 +219,9 @@ def create_model(
     check_option("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {tuple(REMAT)}")
     check_option("dtype", dtype, _is_float(dtype), "'float32', 'bfloat16' or 'float16'")
 
-    mixer = mixer or FAMILIES[family].mixer
+    mixer = mixer or family.mixer
     kind = mixer_type(mixer)
-    given = _given(name, mixer, mixer_options)
+    given = _given(name, mixer, mixer_options, family.options if mixer == family.mixer else {})
     class_token: ClassTokenPlace | None = "last" if kind.causal else "first"
     if not kind.takes_class_token:
         class_token, readout = None, readout or "average"
@@ -230,7 +260,7 @@ def create_model(
         made = kind(size.dim, size.heads, layout, dtype=dtype, rngs=rngs, **given)
         if position in ROPE:
             made.use_rope(ROPE[position])
-        hidden = mlp_dim or size.mlp_ratio * size.dim
+        hidden = mlp_dim or int((family.mlp_ratio or size.mlp_ratio) * size.dim)
         return Block(size.dim, made, mlp_dim=hidden, layer_scale=scale, dtype=dtype, rngs=rngs)
 
     made_stem: Stem | PixelStem
@@ -306,10 +336,13 @@ def model_options() -> dict[str, Any]:
     return given | {option: None for name in mixer_names() for option in mixer_options(name)}
 
 
-def _given(name: str, mixer: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are not the mixer's defaults, having checked that it has them."""
+def _given(name: str, mixer: str, options: Mapping[str, Any], of_family: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not the mixer's defaults, having checked that it has them.
+
+    Those that are not given are the family's.
+    """
     defaults = mixer_options(mixer)
-    given = {option: value for option, value in options.items() if value is not None}
+    given = {**of_family, **{option: value for option, value in options.items() if value is not None}}
     for option, value in given.items():
         if option in defaults:
             continue

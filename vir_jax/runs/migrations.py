@@ -62,6 +62,13 @@ def _color_jitter_that_acts(fields: Fields) -> None:
         fields["augment.color_jitter"] = 0.0
 
 
+def _stem_is_the_familys(fields: Fields) -> None:
+    """Leave the linear stem to the families that have it; it used to be the default."""
+    linear = fields.get("model.stem") == "linear"
+    if linear and fields.get("model.name", "").startswith(("vir_", "vit_")):
+        fields["model.stem"] = None
+
+
 CHANGED: tuple[Callable[[Fields], None], ...] = (
     _remat_names_what_is_computed_anew,
     _layer_scale_is_a_field,
@@ -69,6 +76,7 @@ CHANGED: tuple[Callable[[Fields], None], ...] = (
     _readout_names_the_class_token,
     _size_mu_is_pico,
     _color_jitter_that_acts,
+    _stem_is_the_familys,
 )
 """What values became, each applied in turn to the fields by today's names. On today's values they do nothing.
 

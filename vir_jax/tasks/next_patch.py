@@ -29,22 +29,20 @@ class NextPatch(Task):
     def __init__(self, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
         super().__init__(config, class_names)
         model = config.model
-        family, _, self._patch = parse_name(model.name)
-        mixer = model.mixer or FAMILIES[family].mixer
-        for field, valid, expected in (
-            ("stem", model.stem == "linear", "'linear': convolutions see the next patch"),
-            ("readout", model.readout == "every_token", "'every_token'"),
-            (
-                "mixer",
-                mixer_type(mixer).causal,
-                "a causal one, such as 'retention': others see the next patch",
-            ),
-            ("bidirectional", not model.bidirectional, "False: the second pass sees the next patch"),
-            ("flips", not model.flips, "False: what reads backwards sees the next patch"),
+        name, _, self._patch = parse_name(model.name)
+        family = FAMILIES[name]
+        stem, mixer = model.stem or family.stem, model.mixer or family.mixer
+        causal = mixer_type(mixer).causal
+        for field, value, valid, expected in (
+            ("stem", stem, stem == "linear", "'linear': convolutions see the next patch"),
+            ("readout", model.readout, model.readout == "every_token", "'every_token'"),
+            ("mixer", mixer, causal, "a causal one, such as 'retention': others see the next patch"),
+            ("bidirectional", True, not model.bidirectional, "False: the second pass sees the next patch"),
+            ("flips", True, not model.flips, "False: what reads backwards sees the next patch"),
         ):
             if not valid:
                 raise ValueError(
-                    f"config.model.{field} is {model[field]!r}; expected {expected}, for the task 'next_patch'"
+                    f"config.model.{field} is {value!r}; expected {expected}, for the task 'next_patch'"
                 )
 
     @property
