@@ -34,7 +34,7 @@ PAGE = "results.md"
 
 
 def report(grid: Grid, records: Sequence[Record]) -> None:
-    """Write table, records and figure, in the order of the grid, and the table where the page of results has a place."""
+    """Write table, records and figure, in the order of the grid, and the table into the page of results."""
     rows = list(grid.rows)
     records = sorted(records, key=lambda record: (rows.index(record.row), record.seed))
     text = markdown(grid, records)
