@@ -24,12 +24,16 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = default_config()
     config.epochs = arguments.epochs  # 390.6 steps each.
     config.batch_size = 128
+    config.accumulation_steps = (
+        8  # 16 images fit the caches of a CPU's core: the same step in 0.6 of the time.
+    )
     config.label_smoothing = 0.1
     config.ema_decay = 0.999
 
     config.model.name = arguments.model
     config.model.image_size = (32, 32)
-    config.model.layer_scale = 1e-5 if family == "vir" else None
+    # Ours. The release's 1e-5 costs a run of 8 epochs three points (docs/results.md); ViT has none.
+    config.model.layer_scale = None if family == "vit" else 0.1
     config.model.dtype = "float32"  # CPUs compute bfloat16 in float32, and slower.
 
     config.data.dataset = "cifar10"

@@ -8,7 +8,7 @@ be ahead in the end, and one seed says nothing of differences below a point or t
 
 RECIPE = "configs/vir_cifar10.py:epochs=2"
 SEEDS = (0,)
-COMMON = {"eval_every": 390, "accumulation_steps": 8, "model.layer_scale": 0.1}
+COMMON = {"eval_every": 390}
 ROWS = {
     "vir": {},
     "conv_stem": {"model.stem": "conv", "model.mlp_dim": 216},
@@ -17,14 +17,7 @@ ROWS = {
     "gate": {"model.gate": True, "model.mlp_dim": 224},
     "token_decays": {"model.decays": "token"},
     "conv_stem+short_conv": {"model.stem": "conv", "model.short_conv": 4, "model.mlp_dim": 214},
-    "conv_stem+short_conv+head_norm+gate+token_decays": {
-        "model.stem": "conv",
-        "model.short_conv": 4,
-        "model.head_norm": True,
-        "model.gate": True,
-        "model.decays": "token",
-        "model.mlp_dim": 184,
-    },
+    "cvir": {"model.name": "cvir_pico4", "model.mlp_dim": 214},  # And the head_norm.
     "lr=4e-3": {"optim.lr": 4e-3},
     "average": {"model.readout": "average"},
     "qk_norm": {"model.qk_norm": "rms"},

@@ -23,6 +23,11 @@ PARAMETERS = {
     "vit_s16": 22_050_664,
     "vit_b16": 86_567_656,
     "vit_l16": 304_326_632,
+    # vir's with the embedding of 3 x 3 convolutions, and 4 weights a channel for each block's short one.
+    "cvir_ti16": 5_802_472,
+    "cvir_s16": 22_656_232,
+    "cvir_b16": 89_520_616,
+    "cvir_l16": 309_885_928,
 }
 
 
@@ -43,11 +48,15 @@ def test_parameter_counts_of_the_tiny_models():
         count(abstract("vir_pico1", image_size=8, num_classes=1000)) == patches + 4 * (block + 2 * 64) + head
     )
     assert count(abstract("vit_pico1", image_size=8, num_classes=1000)) == patches + 64 + 4 * block + head
+    convolutions = 9 * (3 * 16 + 16 * 32 + 32 * 64) + (16 + 32 + 64) + 2 * (16 + 32)
+    positions = 8 * 8 * 64 + 64
+    cvir = abstract("cvir_pico4", image_size=32, num_classes=1000)
+    assert count(cvir) == convolutions + positions + 4 * (block + 2 * 64 + 4 * 64) + head
 
 
 def test_every_published_name_is_counted():
     """Those of Vision X-formers on their own images: tests/models/test_vix.py."""
-    assert set(MODEL_NAMES) == {*PARAMETERS, "vir_pico1", "vit_pico1", "vir_vix1", "vit_vix1"}
+    assert set(MODEL_NAMES) == {*PARAMETERS, "vir_pico1", "vit_pico1", "cvir_pico4", "vir_vix1", "vit_vix1"}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,17 @@ def test_every_variant_gives_logits_by_eval_shape(name):
     assert (logits.shape, logits.dtype) == ((2, 1000), jnp.float32)
 
 
+def test_what_is_not_given_is_the_familys():
+    options = {"stem": "conv", "short_conv": 4, "head_norm": True}
+    assert options.items() <= abstract("cvir_pico4", image_size=32).options.items()
+    plain = abstract("cvir_pico4", image_size=32, stem="linear", head_norm=False, short_conv=2).options
+    assert "stem" not in plain
+    assert "head_norm" not in plain
+    assert plain["short_conv"] == 2
+    # Its options are those of its mixer, and of no other.
+    assert "short_conv" not in abstract("cvir_pico4", image_size=32, mixer="performer_causal").options
+
+
 def test_any_patch_can_be_named():
     family, size, patch = parse_name("vir_ti4")
     assert (family, size.dim, size.depth, size.heads, patch) == ("vir", 192, 12, 3, 4)
@@ -83,7 +103,7 @@ def test_any_patch_can_be_named():
     "name", ["vir_s", "vir_s0", "vir_s016", "vir_x16", "vit-b16", "vir_b16 ", "resnet50", ""]
 )
 def test_unknown_names_are_refused_with_the_nearest(name):
-    with pytest.raises(ValueError, match=r"no model is called .* nearest: vi[rt]_\w+, vi"):
+    with pytest.raises(ValueError, match=r"no model is called .* nearest: c?vi[rt]_\w+, c?vi"):
         parse_name(name)
 
 

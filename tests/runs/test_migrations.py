@@ -57,6 +57,8 @@ def test_a_field_that_was_renamed():
         ({"model.readout": "average"}, {"model.readout": "average"}),
         ({"augment.randaugment_ops": 2, "augment.color_jitter": 0.4}, {"augment.color_jitter": 0.0}),
         ({"augment.randaugment_ops": 0, "augment.color_jitter": 0.4}, {"augment.color_jitter": 0.4}),
+        ({"model.name": "vir_s16", "model.stem": "linear"}, {"model.stem": None}),
+        ({"model.name": "cvir_s16", "model.stem": "linear"}, {"model.stem": "linear"}),
         ({"mixing.mixup": 0.8, "mixing.mixup_alpha": ...}, {"mixing.mixup_alpha": 0.8}),
         ({"mixing.cutmix": 1.0, "mixing.cutmix_alpha": ...}, {"mixing.cutmix_alpha": 1.0}),
     ],

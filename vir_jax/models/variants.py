@@ -62,13 +62,13 @@ MODEL_NAMES = (
     "vit_l16",
     "vir_vix1",
     "vit_vix1",
-    "gvir_pico4",
-    "gvir_ti16",
-    "gvir_s16",
-    "gvir_b16",
-    "gvir_l16",
+    "cvir_pico4",
+    "cvir_ti16",
+    "cvir_s16",
+    "cvir_b16",
+    "cvir_l16",
 )
-"""The variants whose parameter counts are asserted. Any `{vir|vit|gvir}_{size}{patch}` can be made."""
+"""The variants whose parameter counts are asserted. Any `{vir|vit|cvir}_{size}{patch}` can be made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,33 +79,25 @@ class Family:
         mixer: its name.
         layer_scale: initial value; None: there is none.
         stem: how patches are embedded.
-        mlp_ratio: hidden units of the MLP to a channel, instead of the size's.
         options: of the mixer.
     """
 
     mixer: str
     layer_scale: float | None
     stem: str = "linear"
-    mlp_ratio: float | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# vir is the paper's and vit what it is compared with; gvir is ours (docs/method.md, section 10).
+# vir is the paper's and vit what it is compared with; cvir, with convolutions, is ours (docs/method.md, section 9).
 FAMILIES = {
     "vir": Family("retention", layer_scale=1e-5),
     "vit": Family("softmax", layer_scale=None),
-    "gvir": Family(
-        "retention",
-        layer_scale=0.1,
-        stem="conv",
-        mlp_ratio=3.5,  # The gate has c^2 parameters, the MLP c^2 fewer.
-        options={"decays": "token", "head_norm": True, "gate": True, "short_conv": 4},
-    ),
+    "cvir": Family("retention", layer_scale=0.1, stem="conv", options={"short_conv": 4, "head_norm": True}),
 }
 
 
 def parse_name(name: str) -> tuple[str, Size, int]:
-    """Split a model's name: (family, size, patch) of `{vir|vit|gvir}_{pico|ti|s|b|l|vix}{patch in pixels}`.
+    """Split a model's name: (family, size, patch) of `{vir|vit|cvir}_{pico|ti|s|b|l|vix}{patch in pixels}`.
 
     Raises:
         ValueError: on any other name, naming the nearest known ones.
@@ -146,10 +138,10 @@ def create_model(
     mode: str = "auto",
     **mixer_options: Any,
 ) -> VisionModel:
-    """Make a named ViR, ViT or gated ViR with fresh parameters (docs/method.md, section 3).
+    """Make a named ViR, ViT or convolutional ViR with fresh parameters (docs/method.md, section 3).
 
     Args:
-        name: `{vir|vit|gvir}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
+        name: `{vir|vit|cvir}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
         num_classes: width of the head; that of a model of pixels has the width that its distribution needs.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
@@ -157,9 +149,9 @@ def create_model(
         stem: how patches are embedded: by one "linear" layer, by overlapping convolutions with norms and GELU, "conv",
             or by "conv_vix", those of Vision X-formers, which are linear (`vir_jax.models.embedding`). Or "pixels": a
             token is made of the pixels before the one that it predicts (`vir_jax.models.pixel_stem`), in a model of
-            images that reads their levels; the patch is 1 then. None: "linear", for gvir_* "conv".
+            images that reads their levels; the patch is 1 then. None: "linear", for cvir_* "conv".
         mixer: name of the token mixer (`vir_jax.models.mixers`); None: "softmax" for vit_*, else "retention".
-        mlp_dim: hidden units of the blocks' MLP; None: 4 to a channel, 2 for the size vix, 3.5 for gvir_*.
+        mlp_dim: hidden units of the blocks' MLP; None: 4 to a channel, 2 for the size vix.
         levels: of a model of pixels: how many a channel has.
         channels: of a model of pixels: 1 (grey) or 3 (RGB). None: 1.
         mixtures: of a model of pixels: logistic distributions that a pixel's is mixed of; None: it is categorical.
@@ -175,7 +167,7 @@ def create_model(
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
         flips: read the patches backwards in every second block, [pN..p1, class token]; for causal mixers, which cannot
             be streamed then.
-        layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, 0.1 for gvir_*, none for
+        layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, 0.1 for cvir_*, none for
             vit_*.
         norm_epsilon: what layer norms add to the variance; other libraries' weights want their own.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
@@ -185,7 +177,7 @@ def create_model(
         mode: form of the mixer where a call names none: "auto", or one of the mixer's.
         **mixer_options: of the mixer, None for its default; of retention: `retention`, `chunk_size`,
             `implementation`, `decays`, `qk_norm`, `head_norm`, `gate`, `short_conv`
-            (`vir_jax.models.mixers.retention`). gvir_* has defaults of its own (`FAMILIES`).
+            (`vir_jax.models.mixers.retention`). cvir_* has defaults of its own (`FAMILIES`).
 
     Raises:
         ValueError: on an unknown name or option, or options that make no sense together.
@@ -260,7 +252,7 @@ def create_model(
         made = kind(size.dim, size.heads, layout, dtype=dtype, rngs=rngs, **given)
         if position in ROPE:
             made.use_rope(ROPE[position])
-        hidden = mlp_dim or int((family.mlp_ratio or size.mlp_ratio) * size.dim)
+        hidden = mlp_dim or size.mlp_ratio * size.dim
         return Block(size.dim, made, mlp_dim=hidden, layer_scale=scale, dtype=dtype, rngs=rngs)
 
     made_stem: Stem | PixelStem

@@ -50,14 +50,12 @@ def default_config() -> ml_collections.ConfigDict:
     config.init_from = ""  # Workdir of a finished run whose weights this one starts from (fine-tuning).
 
     config.model = model = Config()  # The keywords of `vir_jax.models.create_model`, which explains them.
-    model.name = "vir_s16"  # {vir|vit|gvir}_{size}{patch}; vir_jax.models lists the sizes.
+    model.name = "vir_s16"  # {vir|vit|cvir}_{size}{patch}; vir_jax.models lists the sizes.
     model.image_size = may_be_none(224)  # Pixels, a square's side or (height, width). Never None.
     # Embedding of patches: "linear", "conv" or "conv_vix"; or "pixels", to predict the next. None: the family's.
     model.stem = may_be_none()
     model.mixer = may_be_none()  # Token mixer by name; None: softmax for vit_*, else retention.
-    model.mlp_dim = (
-        may_be_none()
-    )  # Hidden units of the MLP; None: the family's or the size's, 4 to a channel in most.
+    model.mlp_dim = may_be_none()  # Hidden units of the MLP; None: 4 to a channel, 2 for the size vix.
     model.retention = may_be_none()  # "1d" (raster order) or "2d"; None: "1d". ViR only.
     model.chunk_size = may_be_none()  # Tokens per chunk of 1-D retention; None: what was measured to be best.
     model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
@@ -69,7 +67,7 @@ def default_config() -> ml_collections.ConfigDict:
     )  # In models of pixels, how far a token sees earlier ones; None: the last.
     model.readout = may_be_none()  # What the head reads; None: the class token.
     model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none".
-    # The next five are retention's; those that are None are the family's in gvir_*, which has all but qk_norm.
+    # The next five are retention's; None is what the family has: in cvir_* a short_conv of 4 and the head_norm.
     model.decays = may_be_none()  # "vir", "retnet", "none", "learned" or "token"; None: "vir".
     model.qk_norm = may_be_none()  # Of queries and keys per head: "rms" or "layer"; None: none.
     model.head_norm = may_be_none()  # True: each head's output is divided by its root mean square.
