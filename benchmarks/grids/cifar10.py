@@ -14,6 +14,13 @@ COMMON = {"eval_every": 625}  # A fifth of the 3,125 steps.
 ROWS = {
     "vit": {"model.name": "vit_pico4", "model.layer_scale": None},
     "vir": {},
+    "cvir": {"model.name": "cvir_pico4", "model.mlp_dim": 214},
+    "vit+conv_stem": {
+        "model.name": "vit_pico4",
+        "model.layer_scale": None,
+        "model.stem": "conv",
+        "model.mlp_dim": 216,
+    },
     "conv_stem": {"model.stem": "conv", "model.mlp_dim": 216},
     "head_norm": {"model.head_norm": True},
     "token_decays": {"model.decays": "token"},
