@@ -17,7 +17,12 @@ ROWS = {
     "gate": {"model.gate": True, "model.mlp_dim": 224},
     "token_decays": {"model.decays": "token"},
     "conv_stem+short_conv": {"model.stem": "conv", "model.short_conv": 4, "model.mlp_dim": 214},
-    "cvir": {"model.name": "cvir_pico4", "model.mlp_dim": 214},  # And the head_norm.
+    "conv_stem+short_conv+head_norm": {
+        "model.stem": "conv",
+        "model.short_conv": 4,
+        "model.head_norm": True,
+        "model.mlp_dim": 214,
+    },
     "lr=4e-3": {"optim.lr": 4e-3},
     "average": {"model.readout": "average"},
     "qk_norm": {"model.qk_norm": "rms"},

@@ -83,12 +83,11 @@ def test_every_variant_gives_logits_by_eval_shape(name):
 
 
 def test_what_is_not_given_is_the_familys():
-    options = {"stem": "conv", "short_conv": 4, "head_norm": True}
+    options = {"stem": "conv", "short_conv": 4}
     assert options.items() <= abstract("cvir_pico4", image_size=32).options.items()
-    plain = abstract("cvir_pico4", image_size=32, stem="linear", head_norm=False, short_conv=2).options
-    assert "stem" not in plain
-    assert "head_norm" not in plain
-    assert plain["short_conv"] == 2
+    other = abstract("cvir_pico4", image_size=32, stem="linear", short_conv=2).options
+    assert "stem" not in other
+    assert other["short_conv"] == 2
     # Its options are those of its mixer, and of no other.
     assert "short_conv" not in abstract("cvir_pico4", image_size=32, mixer="performer_causal").options
 

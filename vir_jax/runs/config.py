@@ -67,7 +67,7 @@ def default_config() -> ml_collections.ConfigDict:
     )  # In models of pixels, how far a token sees earlier ones; None: the last.
     model.readout = may_be_none()  # What the head reads; None: the class token.
     model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none".
-    # The next five are retention's; None is what the family has: in cvir_* a short_conv of 4 and the head_norm.
+    # The next five are retention's; None is what the family has: in cvir_* a short_conv of 4.
     model.decays = may_be_none()  # "vir", "retnet", "none", "learned" or "token"; None: "vir".
     model.qk_norm = may_be_none()  # Of queries and keys per head: "rms" or "layer"; None: none.
     model.head_norm = may_be_none()  # True: each head's output is divided by its root mean square.
