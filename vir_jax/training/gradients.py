@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Int, Key, Shaped
+from jaxtyping import Array, Int, Key
 
-from vir_jax.models.sharding import constrain
 from vir_jax.ops.sequence import platform
 from vir_jax.runs.state import Params
 from vir_jax.training.example_keys import example_key
@@ -121,13 +120,8 @@ def _in_slices(
         return jax.tree.map(jnp.add, total, means), None
 
     # Every slices-th example makes a slice, so that each device of the fsdp axis slices its own part of the batch.
-    sliced = tuple(_slices(x, slices) for x in examples)
+    sliced = tuple(jnp.swapaxes(x.reshape(-1, slices, *x.shape[1:]), 0, 1) for x in examples)
     shapes = jax.eval_shape(gradient, params, *(x[0] for x in sliced), example_key(key))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(slices, dtype=jnp.int32), sliced))
     return jax.tree.map(lambda leaf: leaf / slices, total)
-
-
-def _slices(x: Shaped[Array, "b ..."], slices: int) -> Shaped[Array, "s b/s ..."]:
-    sliced = jnp.swapaxes(x.reshape(-1, slices, *x.shape[1:]), 0, 1)
-    return constrain(sliced, None, "batch", *(None,) * (x.ndim - 1))
