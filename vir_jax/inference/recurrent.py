@@ -136,12 +136,9 @@ def read_rows(
 
     def read_chunk(state: StreamState, start: Array | int, size: int) -> StreamState:
         y, x = Layout(cols=cols, patches=size, class_token=None, start=start).positions
-        if stem.embedding.reads_patches:
-            patches, above = stem.embedding(normalized(stem.cut(pixels, y, x))), state.above
-        else:
-            patches, above = stem.embedding.read(
-                normalized(stem.cut_rows(pixels, y[0], size // cols)), state.above
-            )
+        apart = stem.embedding.reads_patches
+        cut = stem.cut(pixels, y, x) if apart else stem.cut_rows(pixels, y[0], size // cols)
+        patches, above = stem.embedding.read(normalized(cut), state.above)
         tokens = patches.reshape(-1, size, stem.dim) + position_embedding(y, x)
         layout = Layout(cols=cols, patches=size, class_token=None, start=before + start)
         tokens, layers = model.blocks(tokens, layout, state.layers)

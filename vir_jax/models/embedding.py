@@ -1,7 +1,6 @@
 """From pixels to a token for each patch: one linear layer, or convolutions that overlap."""
 
 import math
-from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -40,32 +39,35 @@ class Patchify(nnx.Module):
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b rows cols c"]:
         """Embed every patch; the result is float32."""
         # The gradient of a convolution by its kernel is slow on CPUs: a tenth of a step of configs/vir_cifar10.py.
-        patches, kernel, bias = self.conv.promote_dtype(
-            (_patches(images, self.conv.strides), self.conv.kernel[...], self.conv.bias[...]),
-            dtype=self.conv.dtype,
-        )
+        patches, kernel, bias = _promoted(self.conv, _patches(images, self.conv.kernel.shape[0]))
         return (patches @ kernel.reshape(-1, kernel.shape[-1]) + bias).astype(jnp.float32)
 
     def initial_state(self, batch: int, width: int) -> Above:
         """Return nothing: no patch depends on another."""
         return ()
 
+    def read(
+        self, pixels: Float[Array, "b H W 3"], above: Above
+    ) -> tuple[Float[Array, "b rows cols c"], Above]:
+        """Embed patches, wherever they stand."""
+        return self(pixels), above
+
     def multiply_adds(self, grid: tuple[int, int]) -> int:
         """Count the multiply-adds for an image of (rows, columns) patches."""
         return math.prod(grid) * math.prod(self.conv.kernel.shape)
 
 
-def _patches(images: Float[Array, "b H W 3"], window: Sequence[int]) -> Float[Array, "b rows cols pixels"]:
+def _promoted(conv: nnx.Conv, x: Array) -> tuple[Array, Array, Array]:
+    """Return x, kernel and bias in the dtype of the computation."""
+    assert conv.bias is not None
+    return conv.promote_dtype((x, conv.kernel[...], conv.bias[...]), dtype=conv.dtype)
+
+
+def _patches(images: Float[Array, "b H W 3"], p: int) -> Float[Array, "b rows cols pixels"]:
     """Return the pixels of every patch side by side, row by row, as a kernel has them."""
     b, height, width, colours = images.shape
-    p, q = window
-    patches = images.reshape(b, height // p, p, width // q, q, colours)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // p, width // q, p * q * colours)
-
-
-def _convolved(conv: nnx.Conv, x: Float[Array, "b H W c"]) -> Float[Array, "b rows cols d"]:
-    x, kernel, bias = conv.promote_dtype((x, conv.kernel[...], conv.bias[...]), dtype=conv.dtype)
-    return convolve(x, kernel, conv.strides, conv.padding) + bias
+    patches = images.reshape(b, height // p, p, width // p, p, colours)
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // p, width // p, p * p * colours)
 
 
 class ConvEmbedding(nnx.Module):
@@ -100,13 +102,15 @@ class ConvEmbedding(nnx.Module):
         self.strides = (2,) * halvings + (1,) * (count - halvings)
         # A stride of 2 leaves the row below the border unread, be there one or not.
         self.rows_above = tuple(3 - stride if self.streams else 1 for stride in self.strides)
+        self.padding = (0, 0 if self.streams else 1), (1, 1)
+        # They hold the parameters.
         self.convs = nnx.List(
             nnx.Conv(
                 before,
                 after,
                 (3, 3),
-                (stride, stride),
-                padding=((0, 0 if self.streams else 1), (1, 1)),
+                stride,
+                padding=self.padding,
                 dtype=dtype,
                 kernel_init=conv_init,
                 kernel_metadata={"axes": (None, None, None, "embed")},
@@ -146,10 +150,11 @@ class ConvEmbedding(nnx.Module):
             Their patches, float32, and what they leave.
         """
         x, left = pixels, []
-        for i, (conv, rows) in enumerate(zip(self.convs, above, strict=True)):
+        for i, (conv, stride, rows) in enumerate(zip(self.convs, self.strides, above, strict=True)):
             x = jnp.concatenate([rows.astype(x.dtype), x], axis=1)
             left.append(x[:, x.shape[1] - rows.shape[1] :].astype(jnp.float32))
-            x = _convolved(conv, x)
+            x, kernel, bias = _promoted(conv, x)
+            x = convolve(x, kernel, (stride, stride), self.padding) + bias
             if self.between and i < len(self.norms):
                 x = nnx.gelu(self.norms[i](x), approximate=False)
         return x.astype(jnp.float32), tuple(left)
