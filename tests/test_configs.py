@@ -38,6 +38,11 @@ RECIPES = (
     "vir_cifar10_pixels",
     "vix",
 )
+CHANGED_SINCE = {
+    "vir_cifar10": {"accumulation_steps", "model.layer_scale"},
+    "vir_cifar10:model=vit_pico4": {"accumulation_steps"},
+}
+"""Fields with other values than before the renames, on purpose."""
 BEFORE = json.loads((Path(__file__).parent / "golden" / "recipes_before_renames.json").read_text())
 
 
@@ -142,7 +147,7 @@ def test_it_trains_as_before_its_fields_were_renamed(name):
         for stored in (BEFORE[name], json.loads(config.to_json()))
     )
     changed = {field for field in before.keys() | now.keys() if before.get(field) != now.get(field)}
-    assert changed == {"eval_every"}
+    assert changed == {"eval_every", *CHANGED_SINCE.get(name, ())}
 
 
 @pytest.mark.parametrize("name", ["vir_l", "vir_digits", "vir_cifar10_pixels"])
@@ -167,7 +172,7 @@ def test_families_are_compared_by_one_recipe():
     ):
         vir, vit = flatten(vir), flatten(vit)
         assert {field for field in vir if vir[field] != vit[field]} == {"model.name", "model.layer_scale"}
-        assert (vir["model.layer_scale"], vit["model.layer_scale"]) == (1e-5, None)
+        assert vit["model.layer_scale"] is None
     vir, vit = (
         flatten(load("vir_cifar10_pixels", argument)[0]) for argument in (None, "mixer=causal_softmax")
     )
