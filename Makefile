@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/vir_digits
 
-.PHONY: train test lint lock clean
+.PHONY: train test lint docs lock clean
 
 # Environment, data (shipped with scikit-learn), training, evaluation in every mode of retention.
 train: $(VENV)/.installed
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in site/; a warning is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { $(PYTHON) --version; echo "vir_jax needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
@@ -28,24 +32,31 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
-# Writes the pinned requirements again from pyproject.toml; needs uv.
+$(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
+# Writes the pinned requirements again from pyproject.toml; needs uv. Pins that still fit stay, but with UPGRADE=--upgrade.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url \
-  --custom-compile-command "make lock" pyproject.toml
+  --no-emit-package vir-jax --custom-compile-command "make lock" pyproject.toml
+RUN := --extra train --extra tfds --extra export
+# Not those that hand over to a library of the user's choice, which would hold back the rest.
+LOCKED := test inspect prepare compile compile-gpu docs
 lock:
-	$(LOCK) --all-extras -o requirements-all.tmp
-	$(LOCK) -c requirements-all.tmp -o requirements.txt
-	$(LOCK) -c requirements-all.tmp --extra test -o requirements-test.txt
-	$(LOCK) -c requirements-all.tmp --extra inspect -o requirements-inspect.txt
-	$(LOCK) -c requirements-all.tmp --extra prepare -o requirements-prepare.txt
-	$(LOCK) -c requirements-all.tmp --extra compile -o requirements-compile.txt
-	$(LOCK) -c requirements-all.tmp --extra compile-gpu -o requirements-compile-gpu.txt
+	sort -u requirements*.txt | grep -v '^#' > requirements-all.tmp
+	$(LOCK) $(UPGRADE) $(RUN) $(LOCKED:%=--extra %) -o requirements-all.tmp
+	$(LOCK) -c requirements-all.tmp $(RUN) -o requirements.txt
+	for extra in $(LOCKED); do \
+	  $(LOCK) -c requirements-all.tmp $(RUN) --extra $$extra -o requirements-$$extra.txt || exit 1; \
+	done
 	rm requirements-all.tmp
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

@@ -18,7 +18,19 @@ from flax import nnx
 from ml_collections import config_dict
 
 from vir_jax.models import create_model, model_options
-from vir_jax.runs.fields import either, integer, interval, number, one_of, optional, sequence, text, truth
+from vir_jax.runs.fields import (
+    either,
+    integer,
+    interval,
+    names_of,
+    number,
+    one_of,
+    optional,
+    sequence,
+    steps,
+    text,
+    truth,
+)
 from vir_jax.tasks import check_fields, make_task
 
 
@@ -85,8 +97,12 @@ def default_config() -> ml_collections.ConfigDict:
         model[option] = may_be_none()  # Of one mixer, which explains it; None: its default.
 
     config.data = data = Config()
-    data.dataset = "imagenet2012"  # A TFDS name, "folder" (one folder per class) or "digits".
-    data.data_dir = may_be_none()  # None: TFDS's own default directory. Required by "folder".
+    data.dataset = (
+        "imagenet2012"  # A TFDS name, "folder" (one per class), "table", "hf:user/set" or "digits".
+    )
+    data.data_dir = (
+        may_be_none()
+    )  # None: TFDS's own default directory. Required by "folder", "table" and "hf".
     data.train_split = "train"
     data.eval_split = "validation"
     data.threads = 16  # Decoding threads of each process.
@@ -115,6 +131,7 @@ def default_config() -> ml_collections.ConfigDict:
     augment.randaugment_std = 0.5  # Standard deviation of the strength.
     augment.color_jitter = 0.0  # Strength; 0 switches it off. RandAugment takes its place.
     augment.erase = 0.0  # Probability that a rectangle is replaced by noise.
+    augment.transform = ""  # A function of your own, "package.module:function", of (image, rng); done last.
 
     config.mixing = mixing = Config()
     mixing.mixup_alpha = 0.0  # Of the Beta distribution of mixup's weight; 0 turns mixup off.
@@ -149,6 +166,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.max_skipped_steps = 0  # Non-finite steps that the whole run may leave out before it stops.
     config.checkpoint_every = 1000  # Steps between two checkpoints; the last step is always saved.
     config.keep_checkpoints = 2  # Newest ones kept; the best one is kept besides.
+    config.writers = (
+        "tensorboard"  # Besides metrics.jsonl: of tensorboard, wandb, mlflow, trackio; "a,b" for two.
+    )
+    config.sample_images = 0  # Images that a model of pixels draws after each evaluation, for the writers.
+    config.profile = (
+        ""  # Steps that JAX's profiler watches, as "10:20"; the trace is written to workdir/profile.
+    )
     config.lock()
     return config
 
@@ -219,6 +243,7 @@ FIELDS = {
     "augment.randaugment_std": number(0),
     "augment.color_jitter": number(0),
     "augment.erase": number(0, 1),
+    "augment.transform": either(text(), one_of("")),
     "mixing.mixup_alpha": number(0),
     "mixing.cutmix_alpha": number(0),
     "mixing.switch_probability": number(0, 1),
@@ -244,6 +269,9 @@ FIELDS = {
     "max_skipped_steps": integer(0),
     "checkpoint_every": integer(1),
     "keep_checkpoints": integer(1),
+    "writers": names_of("tensorboard", "wandb", "mlflow", "trackio"),
+    "sample_images": integer(0),
+    "profile": steps(),
 }
 """By dotted name, what each field may hold; options of single mixers are checked by the mixers."""
 
@@ -302,12 +330,13 @@ def _together(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, st
     yield "optim.final_lr", optim.final_lr <= optim.lr, f"at most the peak, optim.lr={optim.lr}"
 
     data, augment = config.data, config.augment
-    folder = data.dataset == "folder"
-    yield (
-        "data.data_dir",
-        not folder or data.data_dir is not None,
-        "the folder that holds <split>/<class name>/",
-    )
+    for dataset, holds in {
+        "folder": "<split>/<class name>/",
+        "table": "<split>.csv or <split>.parquet",
+        "hf": "what save_to_disk wrote",
+    }.items():
+        given = data.dataset != dataset or data.data_dir is not None
+        yield "data.data_dir", given, f"the folder that holds {holds}"
     jitters = augment.color_jitter == 0 or augment.randaugment_ops == 0
     yield (
         "augment.color_jitter",
@@ -346,6 +375,7 @@ def _switches(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, st
         interpolates,
         "augment.crop is not 'resized' and augment.randaugment_ops is 0",
     )
+    yield "sample_images", config.task == "pixels", f"config.task is {config.task!r}, which draws nothing"
     both = mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0
     yield "mixing.switch_probability", both, "mixing.mixup_alpha and mixing.cutmix_alpha are not both on"
     for name in ("b1", "b2", "eps"):
