@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks import completion
 from tests.tasks.test_tasks import without_mixing
 from vir_jax.data import open_source
 from vir_jax.evaluation import ModesDisagreeError, evaluate_workdir
 from vir_jax.generation import log_likelihood
+from vir_jax.generation import workdir as generation_workdir
 from vir_jax.generation.workdir import draw_samples, generate_images, save_grid
 from vir_jax.inference.predict import predict_files
 from vir_jax.inference.recurrent import stream
@@ -25,7 +27,7 @@ from vir_jax.models.pixels import to_levels
 from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.config import validate
 from vir_jax.runs.load import load_run
-from vir_jax.runs.metrics import read_metrics
+from vir_jax.runs.metrics import ProgressBar, read_metrics
 from vir_jax.runs.model import ModelFunctions
 from vir_jax.tasks import make_task
 from vir_jax.training.loop import train
@@ -225,6 +227,29 @@ def test_images_of_a_run(workdir, tmp_path):
     np.testing.assert_array_equal(from_file, images[:2])
 
 
+def test_an_image_is_the_same_whatever_their_number(workdir, monkeypatch):
+    """In batches, one after the other; progress is told for every row that is drawn."""
+    together, bits = generate_images(workdir, 5, prompt="7", rows=5, seed=3)
+    told = []
+
+    class Bar(ProgressBar):
+        def __init__(self, *, total, **options):
+            told.append(total)
+            super().__init__(total=total, **options)
+
+        def update(self, n=1):
+            told.append(n)
+
+    monkeypatch.setattr(generation_workdir, "BATCH_SIZE", 2)
+    monkeypatch.setattr(generation_workdir, "ProgressBar", Bar)
+    apart, bits_apart = generate_images(workdir, 5, prompt="7", rows=5, seed=3)
+    np.testing.assert_array_equal(apart, together)
+    np.testing.assert_allclose(bits_apart, bits, rtol=1e-5)
+    assert told == [9, *[1] * 9]
+    other, _ = generate_images(workdir, 2, prompt="7", rows=5, seed=4)
+    assert (other != together[:2]).any()
+
+
 def test_a_grid(tmp_path):
     images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.full((8, 8, 3), 50, np.uint8)
     save_grid(images, tmp_path / "grid.png")
@@ -264,6 +289,47 @@ def test_wrong_arguments(workdir, tmp_path, options, message):
         options = {**options, "prompt": str(tmp_path / options["prompt"])}
     with pytest.raises(ValueError, match=message):
         generate_images(workdir, **({"num": 1} | options))
+
+
+# --- Completions of a whole split ---
+
+
+def test_completions_are_shown_to_a_classifier(workdir, monkeypatch, tmp_path):
+    """One that knows an image by its upper half, of which nothing is changed."""
+    run, source = load_run(workdir, "last"), open_source("digits", "test")
+    real = np.stack([source[index]["image"] for index in range(len(source))])
+    shown = []
+
+    def is_right(_, colours, labels):
+        shown.append(colours)
+        return np.all(colours[:, :3] == real[:, :3], axis=(1, 2, 3))
+
+    monkeypatch.setattr(completion, "is_right", is_right)
+    records, bits, completed = completion.measure(run, run, 3, 2)
+    assert [record.top1 for record in records] == [1.0] * 4
+    assert records[1].spread == 0
+    np.testing.assert_array_equal(shown[0], real)
+    first, second, others, black = shown[1:]
+    assert (first[:, 3:] != second[:, 3:]).any()
+    lower_sums = (np.sort(images[:, 3:].sum(axis=(1, 2, 3))) for images in (others, real))
+    np.testing.assert_array_equal(*lower_sums)
+    assert (black[:, 3:] == 0).all()
+    assert bits.whole[0] == pytest.approx(run.metrics["bits_per_dim"], rel=1e-5)
+    assert bits.whole[0] == pytest.approx((3 * bits.upper[0] + 5 * bits.lower[0]) / 8)
+    page = completion.report(records, bits, 3, {"pixels": run})
+    assert "| real | 100.0 (± 0.0) |" in page
+    assert "| first 3 rows real, the rest drawn (2 times) | 100.0 (± 0.0, 0.0 between draws) |" in page
+    completion.draw(run, completed, 3).savefig(tmp_path / "figure.png")
+
+
+def test_runs_that_do_not_fit_together(workdir):
+    run = load_run(workdir, "last")
+    with pytest.raises(
+        ValueError, match="--classifier is a run of the task 'pixels'; expected 'classification'"
+    ):
+        completion.check(run, run, 4, 1)
+    with pytest.raises(ValueError, match="--rows is 8 and --draws 1; expected 1 to 7, and at least 1"):
+        completion.check(run, run, 8, 1)
 
 
 def test_from_the_command_line(workdir, tmp_path):
