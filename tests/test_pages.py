@@ -26,7 +26,7 @@ COMMANDS = {
     },
     **{
         f"python -m vir_jax.{name}": f"vir_jax/{name}/__main__.py"
-        for name in ("weights", "probe", "inspection")
+        for name in ("weights", "deploy", "probe", "inspection")
     },
     "python -m vir_jax.commands.compile": "vir_jax/commands/compile.py",
     "python -m vir_jax.data.prepare": "vir_jax/data/prepare.py",
@@ -175,7 +175,7 @@ def test_operator_speeds_are_those_of_the_results():
     assert checked >= 28
 
 
-def test_results_of_the_recipes_are_those_of_the_readme():
+def test_results_of_the_readme_are_those_of_the_recipes():
     """What a recipe's docstring says that it scored."""
     table = between_markers("README.md", "results")
     for line in rows(table)[2:]:
