@@ -20,6 +20,9 @@ MODE = flags.DEFINE_string(
 IMAGE_SIZE = flags.DEFINE_list(
     "image_size", None, "pixels, a square's side or height,width; default: as trained"
 )
+EVALUATIONS = flags.DEFINE_string(
+    "evaluations", None, "'all', 'default', or the name of one of config.evaluations; default: all of them"
+)
 DATASET = flags.DEFINE_string("dataset", None, "default: the run's")
 SPLIT = flags.DEFINE_string("split", None, "default: the run's evaluation split")
 DATA_DIR = define_path("data_dir", None, "default: the run's")
@@ -37,6 +40,7 @@ def main(argv: list[str]) -> None:
         weights=WEIGHTS.value,
         image_size=_image_size(IMAGE_SIZE.value),
         mode=MODE.value,
+        evaluations=EVALUATIONS.value,
         dataset=DATASET.value,
         split=SPLIT.value,
         data_dir=DATA_DIR.value,

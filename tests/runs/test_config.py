@@ -147,6 +147,7 @@ FINE = [
     ),
     ("init_from", ""),
     ("optim.freeze", ""),
+    ("evaluations", ()),
     *((name, -1) for name in ("mesh.fsdp", "mesh.tensor", "mesh.data")),
     *(
         (name, 0)

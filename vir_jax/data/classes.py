@@ -1,15 +1,18 @@
 """Classes are what their names say: labels of one source are compared with those of another by name alone."""
 
 import collections
+import concurrent.futures
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 from absl import logging
 
 from vir_jax.data.errors import CorruptExampleError
 from vir_jax.data.source import Example, Source
 
 _NAMED = 5  # Classes that a message names, at most.
+_THREADS = 16  # Examples may lie behind a network.
 
 
 def check_classes(source: Source, what: str, *, at_least: int = 1) -> None:
@@ -74,6 +77,31 @@ def match_classes(source: Source, class_names: Sequence[str], what: str) -> Sour
     return _MatchedSource(source, known)
 
 
+def select_classes(source: Source, class_names: Sequence[str], what: str) -> Source:
+    """Return the examples of some classes, under the class names of all.
+
+    Labels are asked for where the source tells them apart from its images (`labels`); else every example is read once.
+    One that cannot be read is left out, and named in the log: of which class it is, is not known.
+
+    Args:
+      source: the examples.
+      class_names: of the classes that are wanted.
+      what: the source is called in messages.
+
+    Raises:
+      ValueError: the source has no such class, or no example of any of them.
+    """
+    check_classes(source, what)
+    unknown = [name for name in class_names if name not in set(source.class_names)]
+    if unknown:
+        raise ValueError(f"{what} has no class {_some(unknown)}; it has {_some(source.class_names)}")
+    wanted = {number for number, name in enumerate(source.class_names) if name in set(class_names)}
+    kept = [index for index, label in enumerate(_labels(source)) if label in wanted]
+    if not kept:
+        raise ValueError(f"{what} has no example of {_some(class_names)}")
+    return _SelectedSource(source, kept)
+
+
 def class_difference(old: Sequence[str], new: Sequence[str]) -> str | None:
     """Return in words how the class names of two sources differ; None where they do not."""
     if list(old) == list(new):
@@ -113,6 +141,40 @@ class _MatchedSource:
 
     def name(self, index: int) -> str:
         return self._source.name(index)
+
+
+class _SelectedSource:
+    """Some examples of a source."""
+
+    def __init__(self, source: Source, kept: Sequence[int]) -> None:
+        self._source, self._kept = source, np.asarray(kept)
+        self.num_classes, self.class_names = source.num_classes, tuple(source.class_names)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._kept[index])]
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._kept[index]))
+
+
+def _labels(source: Source) -> Sequence[int | None]:
+    """Return the label of every example; None where it cannot be read."""
+    known = getattr(source, "labels", None)
+    if known is not None:
+        return known
+
+    def read(index: int) -> int | None:
+        try:
+            return operator.index(source[index]["label"])
+        except Exception as error:  # Whatever the storage raises.
+            logging.warning("left out, as it cannot be read: %s: %s", source.name(index), error)
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(read, range(len(source))))
 
 
 def _some(names: Sequence[object]) -> str:

@@ -30,14 +30,14 @@ class DigitsSource:
         (self._numbers,) = np.nonzero(is_test == (split == "test"))
         gray = np.round(digits.images[self._numbers] * (255 / 16)).astype(np.uint8)  # stored as 0..16
         self._images = np.repeat(gray[..., None], 3, axis=-1)
-        self._labels = digits.target[self._numbers]
+        self.labels = digits.target[self._numbers].tolist()
         self._split = split
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        return {"image": self._images[index], "label": int(self._labels[index])}
+        return {"image": self._images[index], "label": self.labels[index]}
 
     def name(self, index: int) -> str:
         """Split and number, with the number in scikit-learn's order."""

@@ -45,6 +45,11 @@ class FolderSource:
         self._examples = [(file, labels[name]) for name, files in images.items() for file in files]
 
     @property
+    def labels(self) -> list[int]:
+        """Label of every example."""
+        return [label for _, label in self._examples]
+
+    @property
     def num_classes(self) -> int:
         """Number of class folders."""
         return len(self.class_names)

@@ -132,13 +132,16 @@ class CheckpointReader:
         return function(self.resolve(which))
 
     def _best(self) -> int | None:
-        """Return the first one with the highest score of those evaluated on what the newest of them was."""
+        """Return the first one with the highest score of those evaluated on what the newest of them was.
+
+        Further evaluation sets say nothing of the score.
+        """
         records = {step: record for step in self.steps() if (record := read_record(self._path(step)))}
-        on = records[max(records)]["on"] if records else None
+        on = {step: {**record["on"], "evaluations": None} for step, record in records.items()}
         scores = {
             step: record["score"]
             for step, record in records.items()
-            if record["on"] == on and not math.isnan(record["score"])
+            if on[step] == on[max(records)] and not math.isnan(record["score"])
         }
         return max(scores, key=lambda step: scores[step], default=None)
 

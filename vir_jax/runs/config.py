@@ -18,7 +18,19 @@ from flax import nnx
 from ml_collections import config_dict
 
 from vir_jax.models import create_model, model_options
-from vir_jax.runs.fields import either, integer, interval, number, one_of, optional, sequence, text, truth
+from vir_jax.runs.evaluation_sets import named_sets
+from vir_jax.runs.fields import (
+    either,
+    integer,
+    interval,
+    number,
+    one_of,
+    optional,
+    sequence,
+    several,
+    text,
+    truth,
+)
 from vir_jax.tasks import check_fields, make_task
 
 
@@ -98,6 +110,10 @@ def default_config() -> ml_collections.ConfigDict:
     # fewer than 1,000 as many as of 1,000 (here 10), and with 0 none. Looked at before step 1, of a larger split in a
     # sample of 1,000, and again as it is read.
     data.max_corrupt_fraction = 0.01
+
+    # Further sets to evaluate on besides data.eval_split, each {"name": ..., and what differs: "dataset", "split",
+    # "data_dir", "classes"}; `vir_jax.runs.evaluation_sets` explains them.
+    config.evaluations = ()
 
     config.augment = augment = Config()  # vir_jax.data.AugmentConfig explains the fields.
     augment.crop = (
@@ -208,6 +224,7 @@ FIELDS = {
     "data.crop_fraction": number(0, 1, "(]"),
     "data.background": sequence(3, integer(0, 255)),
     "data.max_corrupt_fraction": number(0, 1),
+    "evaluations": several(),
     "augment.crop": one_of("resized", "pad", "none"),
     "augment.crop_scale": interval(number(0, 1, "(]")),
     "augment.crop_ratio": interval(number(0, ends="()")),
@@ -270,6 +287,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             )
         if not kind.accepts(values[name]):
             raise ValueError(f"config.{name} is {values[name]!r}; expected {kind.expected}")
+    named_sets(config)
     check_fields(config)
     for name, ok, expected in _together(config):
         if not ok:

@@ -87,6 +87,11 @@ def sequence(count: int, kind: Kind) -> Kind:
     )
 
 
+def several() -> Kind:
+    """Return tuples (or lists) of any number of values, which are checked elsewhere."""
+    return Kind("a tuple", lambda value: isinstance(value, tuple | list))
+
+
 def interval(kind: Kind) -> Kind:
     """Return pairs (low, high) of one kind with low <= high."""
     pair = sequence(2, kind)

@@ -17,6 +17,7 @@ FREE_FIELDS = (
     "log_every",
     "eval_every",
     "eval_batch_size",
+    "evaluations",
     "checkpoint_every",
     "keep_checkpoints",
     "data.crop_fraction",

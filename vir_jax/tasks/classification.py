@@ -1,5 +1,6 @@
 """Classification: one class an image; cross-entropy on soft targets, and how often the class is among the best."""
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -12,6 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vir_jax.tasks.mixing import mix, smooth_labels
 from vir_jax.tasks.task import Batch, Task
 
+# The logit of a class that cannot be chosen. No infinity: 0 times that is no number.
+NEVER = -1e9
+
 
 class Classification(Task):
     """Which of the data's classes an image shows, with label smoothing, mixup and cutmix."""
@@ -22,7 +26,8 @@ class Classification(Task):
 
     def __init__(self, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
         super().__init__(config, class_names)
-        self._num_classes = len(class_names)
+        self._class_names, self._num_classes = tuple(class_names), len(class_names)
+        self._allowed: np.ndarray | None = None  # Of each class, whether it can be chosen; None: all.
         self._label_smoothing = config.label_smoothing
         self._mixing = dict(config.mixing)
         self._binary = config.bce_loss
@@ -49,9 +54,24 @@ class Classification(Task):
         labels = jax.lax.argmax(targets, axis=1, index_dtype=jnp.int32)
         return loss, {f"top{k}": jnp.mean(in_top_k(outputs, labels, k), dtype=jnp.float32) for k in (1, 5)}
 
+    def among(self, class_names: Sequence[str]) -> "Classification":
+        """Return the task in which the model chooses among these classes alone."""
+        task = copy.copy(self)
+        task._allowed = np.isin(self._class_names, list(class_names))
+        return task
+
+    def scores(self, outputs: Float[Array, "b classes"]) -> Float[Array, "b classes"]:
+        """Return the logits, but `NEVER` of the classes that cannot be chosen."""
+        return outputs if self._allowed is None else jnp.where(self._allowed, outputs, NEVER)
+
+    def probabilities(self, outputs: Float[Array, "b classes"]) -> Float[Array, "b classes"]:
+        """Return how probable each class is: of one of them by the softmax, with bce_loss of each by itself."""
+        scores = self.scores(outputs)
+        return jax.nn.sigmoid(scores) if self._binary else jax.nn.softmax(scores)
+
     def evaluate(self, outputs: Float[Array, "b classes"], batch: Batch) -> dict[str, Array]:
         """Return whether the label is the best class, or among the best five, and the cross-entropy in nats."""
-        labels = batch["label"]
+        outputs, labels = self.scores(outputs), batch["label"]
         if self._binary:
             loss = binary_cross_entropy(outputs, smooth_labels(labels, self._num_classes, 0.0))
         else:

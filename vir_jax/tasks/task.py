@@ -84,6 +84,14 @@ class Task(abc.ABC):
           batch: of the evaluation data.
         """
 
+    def among(self, class_names: Sequence[str]) -> "Task":
+        """Return the task in which the model chooses among some of the classes alone; itself where it chooses none.
+
+        Args:
+          class_names: of the run's data.
+        """
+        return self
+
     def metrics(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Return the metrics, `best` among them.
 

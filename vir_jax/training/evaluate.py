@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import statistics
 import time
@@ -71,7 +70,7 @@ class Evaluator:
         self._mesh = mesh
         self._batch_size = batch_size
         self._modes = tuple(modes)
-        self._sums = jax.jit(functools.partial(evaluation_sums, task))
+        self._sums = jax.jit(evaluation_sums, static_argnums=0)
         self._compiled: dict[str, jax.stages.Compiled] = {}
 
     def __call__(
@@ -79,6 +78,7 @@ class Evaluator:
         params: Params,
         batches: Iterable[Mapping[str, object]],
         *,
+        task: Task | None = None,
         check: Callable[[], object] = lambda: None,
     ) -> dict[str, ModeResult]:
         """Return the results by mode.
@@ -86,11 +86,13 @@ class Evaluator:
         Args:
           params: of the model, in every call of the same shapes and shardings.
           batches: this process's rows of each, of `eval_loader`; one pass over them.
+          task: that judges the outputs, of the same inputs (`Task.among`); None: the evaluator's.
           check: called ahead of each batch; what it raises ends the evaluation.
 
         Raises:
           ValueError: there were no examples.
         """
+        task = task or self._task
         sums: dict[str, Sums] = {mode: defaultdict(float) for mode in self._modes}
         seconds: dict[str, list[float]] = {mode: [] for mode in self._modes}
         in_flight: dict[str, Metrics] = {}
@@ -98,17 +100,17 @@ class Evaluator:
             for index, host_batch in enumerate(stream):
                 check()
                 batch = put_batch(host_batch, self._mesh, self._batch_size)
-                computing = self._compute(params, batch, seconds if index < TIMED_BATCHES else None)
+                computing = self._compute(task, params, batch, seconds if index < TIMED_BATCHES else None)
                 _add(sums, in_flight)
                 in_flight = computing
             _add(sums, in_flight)
-        return {mode: self._result(sums[mode], seconds[mode]) for mode in self._modes}
+        return {mode: self._result(task, sums[mode], seconds[mode]) for mode in self._modes}
 
     def _outputs(self, params: Params, batch: Batch, *, mode: str) -> Float[Array, "b ..."]:
         return self._apply(params, self._task.inputs(batch), mode=mode).astype(jnp.float32)
 
     def _compute(
-        self, params: Params, batch: Batch, seconds: dict[str, list[float]] | None
+        self, task: Task, params: Params, batch: Batch, seconds: dict[str, list[float]] | None
     ) -> dict[str, Metrics]:
         """Return sums over a batch by mode, on their way; where `seconds` are to be added to, computed one after
         another.
@@ -125,18 +127,18 @@ class Evaluator:
                 jax.block_until_ready(outputs)
                 seconds[mode].append(time.perf_counter() - started)
             reference = outputs if reference is None else reference
-            sums[mode] = self._sums(outputs, reference, batch)
+            sums[mode] = self._sums(task, outputs, reference, batch)
         return sums
 
-    def _result(self, sums: Sums, seconds: Sequence[float]) -> ModeResult:
+    def _result(self, task: Task, sums: Sums, seconds: Sequence[float]) -> ModeResult:
         count = int(sums.pop(COUNT, 0))
         if not count:
             raise ValueError("evaluation met no readable example")
         difference, scale = float(sums.pop(DIFFERENCE)), float(sums.pop(REFERENCE))
-        metrics = self._task.metrics({name: np.asarray(value / count) for name, value in sums.items()})
+        metrics = task.metrics({name: np.asarray(value / count) for name, value in sums.items()})
         return ModeResult(
             metrics={**metrics, COUNT: count},
-            columns=self._task.columns(metrics),
+            columns=task.columns(metrics),
             # The first execution of a program takes longer than the others.
             images_per_second=self._batch_size / statistics.median(seconds[1:] or seconds),
             difference=math.sqrt(difference / scale) if scale else 0.0,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,13 +15,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 import vir_jax
-from vir_jax.data import AugmentConfig, Source, check_examples, eval_loader, train_loader
+from vir_jax.data import AugmentConfig, Source, check_examples, train_loader
 from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import check_equal, decided_by_process_0, sum_over_processes
 from vir_jax.paths import check_paths
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.checkpoint_reader import has_checkpoints
 from vir_jax.runs.config import validate
+from vir_jax.runs.evaluation_sets import default_set, named_sets
 from vir_jax.runs.lock import exclusive
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import MetricMeans, MetricsWriter, has_metrics
@@ -31,6 +33,7 @@ from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.tasks import make_task
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import Evaluator, check_task
+from vir_jax.training.evaluation_data import evaluation_batches, open_evaluation
 from vir_jax.training.finetune import Pretrained, read_pretrained, start_from
 from vir_jax.training.plan import TrainingPlan, check_on_mesh, make_plan
 from vir_jax.training.start import check_same_data, data_identity, open_sources
@@ -60,7 +63,8 @@ def train(
       eval_source: examples to evaluate on; None opens `config.data`.
 
     Returns:
-      The metrics of the final evaluation: the task's, and the count of examples.
+      The metrics of the final evaluation: the task's, and the count of examples; of a further evaluation set under its
+      name, "name/top1".
 
     Raises:
       ValueError: a config that cannot be run, with the field and what it should be.
@@ -99,14 +103,17 @@ def _train(
     data = config.data
     given = train_source, eval_source
     train_source, eval_source = open_sources(data, train_source, eval_source)
-    for source, was_given in zip((train_source, eval_source), given, strict=True):
-        if was_given is None:
-            # Too many corrupt examples are told here, not after the last step.
-            check_examples(source, max_corrupt_fraction=data.max_corrupt_fraction, num_threads=data.threads)
+    task = make_task(config, train_source.class_names)
+    further = [open_evaluation(one, task, train_source.class_names) for one in named_sets(config)]
+    opened = [source for source, was in zip((train_source, eval_source), given, strict=True) if was is None]
+    for source in (*opened, *(one.source for one in further)):
+        # Too many corrupt examples are told here, not after the last step.
+        check_examples(source, max_corrupt_fraction=data.max_corrupt_fraction, num_threads=data.threads)
     check_equal(
         {
             "training examples": len(train_source),
             "evaluation examples": len(eval_source),
+            **{f"examples of the evaluation set {one.name}": len(one.source) for one in further},
             "class names": list(train_source.class_names),
         }
     )
@@ -119,7 +126,6 @@ def _train(
     total_steps = max(1, round((config.epochs + config.optim.cooldown_epochs) * steps_per_epoch))
 
     # ------------------------------------------------------------------ model, optimiser, step; nothing compiled yet
-    task = make_task(config, train_source.class_names)
     plan = make_plan(config, mesh, task=task, steps_per_epoch=steps_per_epoch)
     check_task(task, plan.model.apply, plan.state.params, plan.batch)
     forward_flops = plan.model.flops(plan.image_size)
@@ -145,16 +151,11 @@ def _train(
         max_corrupt_fraction=data.max_corrupt_fraction,
         background=tuple(data.background),
     )
-    eval_batches = eval_loader(
-        eval_source,
-        batch_size=config.eval_batch_size,
-        image_size=plan.image_size,
-        crop_fraction=data.crop_fraction,
-        rows=local_rows(mesh, config.eval_batch_size),
-        num_threads=data.threads,
-        max_corrupt_fraction=data.max_corrupt_fraction,
-        background=tuple(data.background),
-    )
+    own_data = open_evaluation(default_set(config), task, train_source.class_names, source=eval_source)
+    evaluations = [
+        (one, evaluation_batches(config, one.source, mesh, image_size=plan.image_size))
+        for one in (own_data, *further)
+    ]
     # Threads that load end with the block, however it is left.
     with contextlib.closing(batches), Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
         start = find_start(
@@ -163,6 +164,8 @@ def _train(
 
         # -------------------------------------------------------------- evaluation
         evaluated_on = {name: data[name] for name in ("dataset", "eval_split", "crop_fraction")}
+        if further:
+            evaluated_on["evaluations"] = json.loads(config.to_json())["evaluations"]
         results = checkpoints.metrics(start, on=evaluated_on) or {}
         evaluator = Evaluator(
             task,
@@ -177,8 +180,11 @@ def _train(
 
         def evaluate_step(step: int, state: TrainState) -> dict[str, float]:
             weights = state.params if state.ema is None else state.ema
-            evaluated = evaluator(weights, eval_batches, check=preemption.check)
-            metrics = evaluated[config.model.mode].metrics
+            metrics: dict[str, float] = {}
+            for one, examples in evaluations:
+                evaluated = evaluator(weights, examples, task=one.task, check=preemption.check)
+                found = evaluated[config.model.mode].metrics
+                metrics |= {f"{one.name}/{name}" if one.name else name: found[name] for name in found}
             checkpoints.record_evaluation(step, metrics, score=task.score(metrics), on=evaluated_on)
             return metrics
 

@@ -1,4 +1,4 @@
-"""Evaluation of a run: the metrics of its task on a data set, in one form of the mixer or in all of them."""
+"""A checkpoint of a run, evaluated: what eval.py does."""
 
 import os
 from collections.abc import Mapping
@@ -8,15 +8,16 @@ import ml_collections
 from absl import logging
 from jax.sharding import Mesh
 
-from vir_jax.data import Source, eval_loader, open_source
-from vir_jax.data.classes import match_classes
+from vir_jax.data import Source
 from vir_jax.models import VisionModel
-from vir_jax.parallel.mesh import check_divides, local_rows, make_mesh
+from vir_jax.parallel.mesh import check_divides, make_mesh
+from vir_jax.runs.evaluation_sets import ALL, DEFAULT, EvaluationSet, default_set, named_sets
 from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.model import image_size as model_image_size
 from vir_jax.runs.model import model_functions
 from vir_jax.training.evaluate import Evaluator, ModeResult
+from vir_jax.training.evaluation_data import evaluation_batches, open_evaluation
 
 # Largest relative RMS difference of outputs between two modes that counts as agreement. The modes differ by rounding
 # alone: about 1e-6 in float32, and in bfloat16 2e-3 per retention, amplified by the depth of the model.
@@ -34,6 +35,7 @@ def evaluate_workdir(
     weights: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     mode: str = "auto",
+    evaluations: str | None = DEFAULT,
     dataset: str | None = None,
     split: str | None = None,
     data_dir: str | None = None,
@@ -50,6 +52,8 @@ def evaluate_workdir(
       weights: "raw" or "ema"; None takes the average where the run kept one.
       image_size: pixels, a square's side or (height, width); None takes the training size.
       mode: "auto", one of `vir_jax.ops.MODES`, or "all".
+      evaluations: which data: "default" for the run's evaluation data, "all" for these and its further sets, or the
+        name of one of `config.evaluations`; None: all, or the default alone where other data are given below.
       dataset: of the run by default; see `open_source`.
       split: of the run's evaluation by default.
       data_dir: of the run by default.
@@ -57,18 +61,18 @@ def evaluate_workdir(
       source: examples to use instead of `dataset`.
 
     Returns:
-      The results by mode.
+      The results by mode; of further sets by "name/mode".
 
     Raises:
       RemovedCheckpointError: the run removed the checkpoint while it was read; see `Checkpoints.read`.
-      ValueError: no such checkpoint, weights, mode or image size for this model; data with classes that the model does
-        not know.
+      ValueError: no such checkpoint, weights, mode, evaluation set or image size for this model; data with classes that
+        the model does not know.
       TooManyCorruptError: more corrupt examples than the run's `config.data.max_corrupt_fraction` allows.
       ModesDisagreeError: with mode "all", outputs that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
     run = load_run(workdir, checkpoint, weights=weights, mesh=lambda config: evaluation_mesh(config.mesh))
-    config, data, mesh = run.config, run.config.data, run.mesh
+    config, mesh = run.config, run.mesh
     assert mesh is not None
     if batch_size is not None:
         config.eval_batch_size = batch_size
@@ -80,38 +84,47 @@ def evaluate_workdir(
         except ValueError as error:
             raise ValueError(f"cannot evaluate at image_size={image_size!r}: {error}") from error
     modes = select_modes(run.model, mode)
-    source = source or open_source(
-        dataset or data.dataset,
-        split or data.eval_split,
-        data_dir=data.data_dir if data_dir is None else data_dir,
-    )
-    source = match_classes(source, run.class_names, "the evaluation data")
     check_divides("the evaluation batch size", config.eval_batch_size, mesh)
-    batches = eval_loader(
-        source,
-        batch_size=config.eval_batch_size,
-        image_size=model_image_size(options),
-        crop_fraction=data.crop_fraction,
-        rows=local_rows(mesh, config.eval_batch_size),
-        num_threads=data.threads,
-        max_corrupt_fraction=data.max_corrupt_fraction,
-        background=tuple(data.background),
-    )
-    evaluator = Evaluator(
-        run.task,
-        run.functions.apply,
-        mesh,
-        batch_size=config.eval_batch_size,
-        modes=modes,
-    )
-    results = evaluator(run.params, batches)
-    tolerance = AGREEMENT[config.model.dtype]
+    for field, value in (("dataset", dataset), ("eval_split", split), ("data_dir", data_dir)):
+        config.data[field] = config.data[field] if value is None else value
+    other = any(value is not None for value in (dataset, split, data_dir, source))
+    chosen = select_sets(config, evaluations or (DEFAULT if other else ALL))
+    if other and any(one.name for one in chosen):
+        raise ValueError(
+            f"evaluations={evaluations!r} are data of the run's config, and others are given; name one of both"
+        )
+    opened = [open_evaluation(one, run.task, run.class_names, source=source) for one in chosen]
+    evaluator = Evaluator(run.task, run.functions.apply, mesh, batch_size=config.eval_batch_size, modes=modes)
+    results: dict[str, ModeResult] = {}
+    for one in opened:
+        batches = evaluation_batches(config, one.source, mesh, image_size=model_image_size(options))
+        found = evaluator(run.params, batches, task=one.task)
+        _check_agreement(found, config.model.dtype)
+        results |= {f"{one.name}/{mode}" if one.name else mode: found[mode] for mode in found}
+    return results
+
+
+def select_sets(config: ml_collections.ConfigDict, which: str) -> list[EvaluationSet]:
+    """Return the evaluation sets that "default", "all", or the name of one stands for.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    sets = {DEFAULT: default_set(config), **{one.name: one for one in named_sets(config)}}
+    if which == ALL:
+        return list(sets.values())
+    if which not in sets:
+        raise ValueError(f"no evaluation set {which!r}; expected {ALL!r} or one of {list(sets)}")
+    return [sets[which]]
+
+
+def _check_agreement(results: Mapping[str, ModeResult], dtype: str) -> None:
+    tolerance = AGREEMENT[dtype]
     if not all(result.difference <= tolerance for result in results.values()):  # NaN disagrees as well.
         raise ModesDisagreeError(
             f"the modes' outputs differ by more than the relative RMS of {tolerance:.0e} that rounding explains"
-            f" in {config.model.dtype}:\n{format_results(results)}"
+            f" in {dtype}:\n{format_results(results)}"
         )
-    return results
 
 
 def evaluation_mesh(config: ml_collections.ConfigDict) -> Mesh:
@@ -128,10 +141,12 @@ def evaluation_mesh(config: ml_collections.ConfigDict) -> Mesh:
 
 
 def format_results(results: Mapping[str, ModeResult]) -> str:
-    """Return a table of the modes, a line each."""
+    """Return a table of the modes, or evaluation sets and modes, a line each."""
+    several = any("/" in mode for mode in results)
     rows = [
         {
-            "mode": mode,
+            **({"set": mode.rpartition("/")[0] or DEFAULT} if several else {}),
+            "mode": mode.rpartition("/")[2],
             **result.columns,
             "images": f"{result.metrics['count']:,}",
             "images/s": f"{result.images_per_second:,.1f}",
