@@ -1,5 +1,9 @@
 """Evaluate a checkpoint: python eval.py --workdir=runs/vir_b [--checkpoint=best] [--mode=all] [--image_size=384].
 
+Prints a line for each mode; where the config has further evaluation sets, for each of them, too. --predictions writes
+what a classifier says of each image; --report where it errs and whether it knows, which is printed, too: accuracy class
+by class, confusion, calibration error.
+
 Exit codes: 0 done; 1 anything else. An error that is foreseen is told in a sentence; --traceback shows where it arose.
 """
 
@@ -7,7 +11,14 @@ import jax
 from absl import app, flags
 
 from vir_jax import command_line
-from vir_jax.evaluation import evaluate_workdir, format_results
+from vir_jax.evaluation import (
+    Predictions,
+    evaluate_workdir,
+    format_report,
+    format_results,
+    report,
+    write_report,
+)
 from vir_jax.parallel.processes import initialize_from_flags
 from vir_jax.paths import define_path
 
@@ -21,8 +32,12 @@ IMAGE_SIZE = flags.DEFINE_list(
     "image_size", None, "pixels, a square's side or height,width; default: as trained"
 )
 EVALUATIONS = flags.DEFINE_string(
-    "evaluations", None, "'all', 'default', or the name of one of config.evaluations; default: all of them"
+    "evaluations",
+    None,
+    "'all', 'default', or the name of one of config.evaluations; default: all, with the next two flags 'default'",
 )
+PREDICTIONS = define_path("predictions", None, "JSONL file to write: a line an image")
+REPORT = define_path("report", None, "JSON file to write: accuracy by class, confusion, calibration error")
 DATASET = flags.DEFINE_string("dataset", None, "default: the run's")
 SPLIT = flags.DEFINE_string("split", None, "default: the run's evaluation split")
 DATA_DIR = define_path("data_dir", None, "default: the run's")
@@ -34,20 +49,29 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
     initialize_from_flags()
+    collecting = PREDICTIONS.value is not None or REPORT.value is not None
+    predictions = Predictions() if collecting else None
     results = evaluate_workdir(
         WORKDIR.value,
         checkpoint=CHECKPOINT.value,
         weights=WEIGHTS.value,
         image_size=_image_size(IMAGE_SIZE.value),
         mode=MODE.value,
-        evaluations=EVALUATIONS.value,
+        evaluations=EVALUATIONS.value or ("default" if collecting else None),
         dataset=DATASET.value,
         split=SPLIT.value,
         data_dir=DATA_DIR.value,
         batch_size=BATCH_SIZE.value,
+        observe=predictions,
     )
     if jax.process_index() == 0:
         command_line.write_line(format_results(results))
+    if predictions is not None and PREDICTIONS.value is not None:
+        predictions.write(PREDICTIONS.value)
+    if predictions is not None and REPORT.value is not None:
+        found = report(predictions)
+        write_report(REPORT.value, found)
+        command_line.write_line(f"\n{format_report(found)}")
 
 
 def _image_size(sides: list[str] | None) -> int | tuple[int, int] | None:

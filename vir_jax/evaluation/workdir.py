@@ -1,12 +1,16 @@
 """A checkpoint of a run, evaluated: what eval.py does."""
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from vir_jax.data import Source
 from vir_jax.models import VisionModel
@@ -17,11 +21,14 @@ from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.model import image_size as model_image_size
 from vir_jax.runs.model import model_functions
 from vir_jax.training.evaluate import Evaluator, ModeResult
-from vir_jax.training.evaluation_data import evaluation_batches, open_evaluation
+from vir_jax.training.evaluation_data import EvaluationData, evaluation_batches, open_evaluation
 
 # Largest relative RMS difference of outputs between two modes that counts as agreement. The modes differ by rounding
 # alone: about 1e-6 in float32, and in bfloat16 2e-3 per retention, amplified by the depth of the model.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 3e-2}
+
+Observer = Callable[[EvaluationData, Float[np.ndarray, "b ..."], Mapping[str, Any]], object]
+"""Of (data, outputs, batch)."""
 
 
 class ModesDisagreeError(RuntimeError):
@@ -41,6 +48,7 @@ def evaluate_workdir(
     data_dir: str | None = None,
     batch_size: int | None = None,
     source: Source | None = None,
+    observe: Observer | None = None,
 ) -> dict[str, ModeResult]:
     """Evaluate a checkpoint of a run.
 
@@ -59,6 +67,7 @@ def evaluate_workdir(
       data_dir: of the run by default.
       batch_size: over all devices; of the run by default.
       source: examples to use instead of `dataset`.
+      observe: called with each batch of each set, and the first mode's outputs of it; in a single process.
 
     Returns:
       The results by mode; of further sets by "name/mode".
@@ -71,6 +80,8 @@ def evaluate_workdir(
       ModesDisagreeError: with mode "all", outputs that differ by more than `AGREEMENT`.
     """
     quiet_libraries()
+    if observe is not None and jax.process_count() > 1:
+        raise ValueError(f"predictions are of one process; there are {jax.process_count()}: evaluate in one")
     run = load_run(workdir, checkpoint, weights=weights, mesh=lambda config: evaluation_mesh(config.mesh))
     config, mesh = run.config, run.mesh
     assert mesh is not None
@@ -98,7 +109,8 @@ def evaluate_workdir(
     results: dict[str, ModeResult] = {}
     for one in opened:
         batches = evaluation_batches(config, one.source, mesh, image_size=model_image_size(options))
-        found = evaluator(run.params, batches, task=one.task)
+        watch = None if observe is None else functools.partial(observe, one)
+        found = evaluator(run.params, batches, task=one.task, observe=watch)
         _check_agreement(found, config.model.dtype)
         results |= {f"{one.name}/{mode}" if one.name else mode: found[mode] for mode in found}
     return results

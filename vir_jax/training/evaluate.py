@@ -80,6 +80,7 @@ class Evaluator:
         *,
         task: Task | None = None,
         check: Callable[[], object] = lambda: None,
+        observe: Callable[[Float[np.ndarray, "b ..."], Mapping[str, object]], object] | None = None,
     ) -> dict[str, ModeResult]:
         """Return the results by mode.
 
@@ -88,6 +89,7 @@ class Evaluator:
           batches: this process's rows of each, of `eval_loader`; one pass over them.
           task: that judges the outputs, of the same inputs (`Task.among`); None: the evaluator's.
           check: called ahead of each batch; what it raises ends the evaluation.
+          observe: called with the first mode's outputs of each batch, and the batch; of one process alone.
 
         Raises:
           ValueError: there were no examples.
@@ -100,9 +102,13 @@ class Evaluator:
             for index, host_batch in enumerate(stream):
                 check()
                 batch = put_batch(host_batch, self._mesh, self._batch_size)
-                computing = self._compute(task, params, batch, seconds if index < TIMED_BATCHES else None)
+                outputs, computing = self._compute(
+                    task, params, batch, seconds if index < TIMED_BATCHES else None
+                )
                 _add(sums, in_flight)
                 in_flight = computing
+                if observe is not None:
+                    observe(np.asarray(outputs), host_batch)
             _add(sums, in_flight)
         return {mode: self._result(task, sums[mode], seconds[mode]) for mode in self._modes}
 
@@ -111,9 +117,9 @@ class Evaluator:
 
     def _compute(
         self, task: Task, params: Params, batch: Batch, seconds: dict[str, list[float]] | None
-    ) -> dict[str, Metrics]:
-        """Return sums over a batch by mode, on their way; where `seconds` are to be added to, computed one after
-        another.
+    ) -> tuple[Array, dict[str, Metrics]]:
+        """Return the first mode's outputs and sums over a batch by mode, on their way; where `seconds` are to be added
+        to, computed one after another.
         """
         for mode in () if self._compiled else self._modes:
             self._compiled[mode] = self._forward.lower(params, batch, mode=mode).compile()
@@ -128,7 +134,8 @@ class Evaluator:
                 seconds[mode].append(time.perf_counter() - started)
             reference = outputs if reference is None else reference
             sums[mode] = self._sums(task, outputs, reference, batch)
-        return sums
+        assert reference is not None
+        return reference, sums
 
     def _result(self, task: Task, sums: Sums, seconds: Sequence[float]) -> ModeResult:
         count = int(sums.pop(COUNT, 0))
