@@ -27,7 +27,7 @@ from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import TrainState
 
 
-def write_checkpoint(folder, data=None, **model):
+def write_checkpoint(folder, data=None, bce_loss=False, **model):
     """A checkpoint as training writes it, with random weights that all matter; the average's are others.
 
     `data` changes fields of config.data; None takes one away.
@@ -36,6 +36,7 @@ def write_checkpoint(folder, data=None, **model):
     config.model.name, config.model.image_size, config.model.dtype = "vir_pico2", (8, 8), "float32"
     config.model.layer_scale = 1e-5
     config.model.update(model)
+    config.bce_loss = bce_loss
     with config.unlocked():
         for name, value in (data or {}).items():
             del config.data[name]
@@ -114,6 +115,15 @@ def test_weights_and_top(workdir, folder, digits):
     assert len(prediction.classes) == 10
     assert sum(p for _, p in prediction.classes) == pytest.approx(1)
     np.testing.assert_allclose([p for _, p in prediction.classes], np.sort(probabilities[0])[::-1], rtol=1e-4)
+
+
+def test_with_bce_loss_each_class_has_a_probability_of_its_own(workdir, folder, tmp_path):
+    write_checkpoint(tmp_path / "run", bce_loss=True)
+    of_one = dict(next(predict_files(workdir, folder, top=10)).classes)
+    each = dict(next(predict_files(tmp_path / "run", folder, top=10)).classes)
+    odds = {name: p / (1 - p) for name, p in each.items()}  # exp of the logits, as the sigmoid's inverse.
+    for name, probability in of_one.items():
+        assert odds[name] / sum(odds.values()) == pytest.approx(probability, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["npy", "tif", "png"])
