@@ -147,10 +147,43 @@ def test_other_patches_and_sizes(tmp_path, vir):
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channels(tmp_path, channels):
     tensors = tensors_of(golden("timm"))
-    weight = tensors["patch_embed.proj.weight"]
-    tensors["patch_embed.proj.weight"] = np.resize(weight, (64, channels, 4, 4))
-    loaded = load(write(tmp_path / "x", tensors))
-    assert loaded.params["stem"]["embedding"]["conv"]["kernel"].shape == (4, 4, 3, 64)
+    weight = np.resize(tensors["patch_embed.proj.weight"], (64, channels, 4, 4))
+    tensors["patch_embed.proj.weight"] = weight
+    folder = write(tmp_path / "x", tensors)
+    assert load(folder).params["stem"]["embedding"]["conv"]["kernel"].shape == (4, 4, 3, 64)
+    kept = load(folder, channels=channels, mean=[0.5] * channels, std=[0.5] * channels)
+    assert kept.model.channels == channels
+    np.testing.assert_array_equal(
+        kept.params["stem"]["embedding"]["conv"]["kernel"], weight.transpose(2, 3, 1, 0)
+    )
+    for layout in ("timm", "hf", "vir"):
+        save(tmp_path / layout, kept, layout=layout)
+        again = load(tmp_path / layout)  # Our card says how many there are.
+        same_params(again.params, kept.params)
+        pixels = np.random.default_rng(0).integers(0, 255, (1, SIZE, SIZE, channels), np.uint8)
+        np.testing.assert_array_equal(again(pixels), kept(pixels))
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["model_args"]["in_chans"] == channels
+
+
+def test_a_grey_model_of_one_of_rgb_gives_of_grey_images_the_same(tmp_path):
+    folder = write(tmp_path / "x", tensors_of(golden("timm")))
+    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    rgb, grey = load(folder, **half), load(folder, channels=1, **half)
+    assert (grey.card.mean, grey.card.std) == ((0.5,), (0.5,))
+    pixels = np.random.default_rng(0).integers(0, 255, (2, SIZE, SIZE, 1), np.uint8)
+    expected = rgb(np.repeat(pixels, 3, axis=3))
+    np.testing.assert_allclose(grey(pixels), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grey(np.repeat(pixels, 3, axis=3)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_that_no_image_has(tmp_path):
+    tensors = tensors_of(golden("timm"))
+    folder = write(tmp_path / "x", tensors)
+    with pytest.raises(WeightsError, match="12 channels are asked for; expected 1, 3 or 4"):
+        load(folder, channels=12)
+    tensors["patch_embed.proj.weight"] = np.zeros((64, 12, 4, 4), np.float32)
+    with pytest.raises(WeightsError, match="reads 12 channels; expected 1, 3 or 4"):
+        load(write(tmp_path / "y", tensors))
 
 
 def test_what_is_not_known_is_asked_for(tmp_path):

@@ -6,7 +6,14 @@ from tests.golden.weights.make import filled
 from tests.weights.helpers import golden
 from vir_jax.models import resample_position_embedding
 from vir_jax.models.position import resampling_weights
-from vir_jax.weights.fitting import bicubic_of_torch, fit_colours, fit_patch, fit_positions, matching_classes
+from vir_jax.weights.fitting import (
+    bicubic_of_torch,
+    fit_colours,
+    fit_patch,
+    fit_positions,
+    fit_statistics,
+    matching_classes,
+)
 
 
 def ours(size, new_size):
@@ -46,17 +53,31 @@ def test_a_kernel_for_larger_patches_gives_of_enlarged_ones_the_same():
     )
 
 
-def test_colours():
-    weight = filled("kernel", (5, 1, 4, 4))
-    gray = filled("gray", (4, 4))
-    rgb = np.stack([gray] * 3)
+def test_a_kernel_of_rgb_gives_of_grey_what_one_of_grey_does():
+    kernel = filled("kernel", (4, 4, 3, 5))
+    grey = filled("grey", (4, 4, 1))
+    as_rgb = np.einsum("yxk,yxkc->c", np.repeat(grey, 3, axis=2), kernel)
+    np.testing.assert_allclose(np.einsum("yxk,yxkc->c", grey, fit_colours(kernel, 1)), as_rgb, rtol=1e-4)
     np.testing.assert_allclose(
-        np.einsum("ckyx,kyx->c", fit_colours(weight), rgb), np.einsum("ckyx,yx->c", weight, gray), rtol=1e-4
+        fit_colours(fit_colours(kernel, 1), 3).sum(2), kernel.sum(2), rtol=1e-4, atol=1e-6
     )
-    four = filled("kernel", (5, 4, 4, 4))
-    np.testing.assert_array_equal(fit_colours(four), four[:, :3])
-    with pytest.raises(ValueError, match="reads 12 channels"):
-        fit_colours(filled("kernel", (5, 12, 4, 4)))
+
+
+def test_a_fourth_channel_begins_as_the_mean_and_is_left_out_again():
+    kernel = np.array([[[[3.0], [1.0], [2.0]]]], np.float32)
+    four = fit_colours(kernel, 4)
+    np.testing.assert_array_equal(four[0, 0, :, 0], [3, 1, 2, 2])
+    np.testing.assert_array_equal(fit_colours(four, 3), kernel)
+    np.testing.assert_array_equal(fit_colours(four, 1)[0, 0, :, 0], [6])
+    np.testing.assert_array_equal(fit_colours(fit_colours(kernel, 1), 4)[0, 0, :, 0], [2, 2, 2, 2])
+    assert fit_colours(four, 4) is four
+
+
+def test_means_of_other_channels():
+    assert fit_statistics((0.25, 0.5, 0.75), 1) == (0.5,)
+    assert fit_statistics((0.5,), 3) == (0.5, 0.5, 0.5)
+    assert fit_statistics((0.25, 0.5, 0.75), 4) == (0.25, 0.5, 0.75, 0.5)
+    assert fit_statistics((0.1, 0.2, 0.3, 0.9), 3) == (0.1, 0.2, 0.3)
 
 
 def test_classes_match_by_name():

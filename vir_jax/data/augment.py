@@ -60,8 +60,8 @@ class AugmentConfig:
     erase: float = 0.0
     # Mean and standard deviation per channel, on a scale of 0 to 1, that the model's input is normalised
     # with. The mean fills what geometric operations leave empty; erased pixels are drawn from both.
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         for field, known in (("crop", ("resized", "pad", "none")), ("interpolation", tuple(_INTERPOLATIONS))):
@@ -121,7 +121,7 @@ def augment_image(
             magnitude=config.randaugment_magnitude,
             magnitude_std=config.randaugment_std,
             interpolations=_INTERPOLATIONS[config.interpolation],
-            fill=tuple(round(255 * m) for m in config.mean),
+            fill=tuple(round(255 * m) for m in np.broadcast_to(config.mean, 3).tolist()),
         )
     elif config.color_jitter:
         view = color_jitter(view, config.color_jitter, rng)
@@ -201,8 +201,8 @@ def color_jitter(
 
 def random_erase(
     image: UInt8[np.ndarray, "y x 3"],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "y x 3"]:
     """Replace a random rectangle of 2 to 33 % of the area by noise with the data's mean and deviation.
@@ -217,7 +217,7 @@ def random_erase(
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            noise = rng.standard_normal((h, w, 3), np.float32)
+            noise = rng.standard_normal((h, w, len(mean)), np.float32)  # Of one mean: grey.
             pixels = 255 * (np.array(mean, np.float32) + np.array(std, np.float32) * noise)
             image = image.copy()
             image[top : top + h, left : left + w] = np.clip(np.rint(pixels), 0, 255)

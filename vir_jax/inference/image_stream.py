@@ -19,6 +19,7 @@ from vir_jax.inference.recurrent import (
     Normalization,
     StreamState,
     check_pixels,
+    colours_of,
     initial_state,
     read_out,
     read_rows,
@@ -46,8 +47,8 @@ class ImageStream:
             without, and its images have no end.
         batch: images that arrive together.
         chunk_size: patches read at a time, at most; a row of patches in 2-D.
-        normalization: (mean, std) of the colours in [0, 1]: the pixels are uint8. None: they are floating point,
-            normalised already.
+        normalization: (mean, std) of the colours in [0, 1]: the pixels are uint8, RGB for a grey model, too. None: they
+            are floating point, normalised already.
 
     Raises:
         ValueError: for a model that cannot be computed so, sides that the patch does not divide, or no height where
@@ -85,7 +86,7 @@ class ImageStream:
         dtype = np.float32 if normalization is None else np.uint8
         check_pixels(dtype, normalization)
         # The pixels of a row of patches that is not yet whole.
-        self._strip = np.zeros((batch, self._patch, width, 3), dtype)
+        self._strip = np.zeros((batch, self._patch, width, colours_of(model.channels, normalization)), dtype)
         self._received = 0
         self._state: StreamState = initial_state(apart, batch, width)
 
@@ -99,7 +100,7 @@ class ImageStream:
         """Rows of pixels that the model has read: those of whole rows of patches."""
         return self._received - self._received % self._patch
 
-    def push(self, rows: Num[np.ndarray, "*b n width 3"]) -> None:
+    def push(self, rows: Num[np.ndarray, "*b n width colours"]) -> None:
         """Take the next rows of pixels, any number of them.
 
         Args:
@@ -185,12 +186,14 @@ class ImageStream:
         state = {f"state{i:03}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self._state))}
         return {"received": np.asarray(self._received), "strip": self._strip, **state}
 
-    def _checked(self, rows: Num[np.ndarray, "*b n width 3"]) -> Num[np.ndarray, "b n width 3"]:
-        shape, dtype = rows.shape, rows.dtype
+    def _checked(self, rows: Num[np.ndarray, "*b n width colours"]) -> Num[np.ndarray, "b n width colours"]:
+        shape, dtype, colours = rows.shape, rows.dtype, self._strip.shape[-1]
         if rows.ndim == 3 and self.batch == 1:
             rows = rows[None]
-        if rows.ndim != 4 or (rows.shape[0], *rows.shape[2:]) != (self.batch, self.width, 3):
-            raise ValueError(f"rows have shape {shape}; expected [{self.batch}, any, {self.width}, 3]")
+        if rows.ndim != 4 or (rows.shape[0], *rows.shape[2:]) != (self.batch, self.width, colours):
+            raise ValueError(
+                f"rows have shape {shape}; expected [{self.batch}, any, {self.width}, {colours}]"
+            )
         if dtype != self._strip.dtype:
             raise ValueError(
                 f"rows are {dtype}; expected {self._strip.dtype}: uint8 where the stream has a normalization, "
@@ -210,7 +213,7 @@ def _read(
     normalization: Normalization | None,
     variables: Any,
     state: StreamState,
-    strip: Num[Array, "b y x 3"],
+    strip: Num[Array, "b y x colours"],
     rows: Int[Array, ""] | None,
 ) -> StreamState:
     model = nnx.merge(graph, variables)

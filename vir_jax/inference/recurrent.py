@@ -20,7 +20,7 @@ from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import State
 from vir_jax.models.model import StreamModel
 from vir_jax.models.pixels import normalize
-from vir_jax.models.stem import Stem
+from vir_jax.models.stem import Stem, expected_images
 
 # Patches read at a time: enough for the matrix products to be efficient.
 CHUNK_SIZE = 512
@@ -44,7 +44,7 @@ class StreamState(NamedTuple):
 
 def stream(
     model: VisionModel,
-    images: Num[Array, "b H W 3"] | Num[np.ndarray, "b H W 3"],
+    images: Num[Array, "b H W colours"] | Num[np.ndarray, "b H W colours"],
     *,
     chunk_size: int = CHUNK_SIZE,
     normalization: Normalization | None = None,
@@ -64,8 +64,9 @@ def stream(
         ValueError: for a model that cannot be computed so, or images that do not divide into patches.
     """
     model.check_streamable()
-    if len(images.shape) != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images have shape {images.shape}; expected [b, H, W, 3], a batch of RGB images.")
+    colours = colours_of(model.channels, normalization)
+    if len(images.shape) != 4 or images.shape[-1] != colours:
+        raise ValueError(f"images have shape {images.shape}; expected {expected_images(colours)}.")
     model.layout(images.shape[1:3])
     check_pixels(images.dtype, normalization)
     if chunk_size < 1:
@@ -78,7 +79,7 @@ def stream(
 def _stream(
     graph: nnx.GraphDef[VisionModel],
     variables: Any,
-    images: Num[Array, "b H W 3"],
+    images: Num[Array, "b H W colours"],
     normalization: Normalization | None,
     chunk_size: int,
 ) -> Float[Array, "b classes"]:
@@ -104,7 +105,7 @@ def initial_state(model: StreamModel, batch: int, width: int) -> StreamState:
 def read_rows(
     model: StreamModel,
     state: StreamState,
-    pixels: Num[Array, "b H W 3"],
+    pixels: Num[Array, "b H W colours"],
     *,
     rows: int | Int[Array, ""] | None,
     chunk_size: int = CHUNK_SIZE,
@@ -131,7 +132,7 @@ def read_rows(
     chunk_size = min(chunk_size, n)
     position_embedding = stem.position.lookup(before // cols, (arriving, cols), rows)
 
-    def normalized(pixels: Num[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+    def normalized(pixels: Num[Array, "b H W colours"]) -> Float[Array, "b H W channels"]:
         return pixels if normalization is None else normalize(pixels, *normalization)
 
     def read_chunk(state: StreamState, start: Array | int, size: int) -> StreamState:
@@ -180,6 +181,14 @@ def stem_of(model: StreamModel) -> Stem:
             "of patches. Use `vir_jax.generation`."
         )
     return model.stem
+
+
+def colours_of(channels: int, normalization: Normalization | None) -> int:
+    """Return how many colours the pixels of a model's images have: of those that are normalised here, three at least.
+
+    A grey model takes the average of RGB, as in training.
+    """
+    return channels if normalization is None else max(channels, 3)
 
 
 def check_pixels(dtype: Any, normalization: Normalization | None) -> None:

@@ -21,11 +21,11 @@ class Patchify(nnx.Module):
     reads_patches: ClassVar[bool] = True
     streams: ClassVar[bool] = True
 
-    def __init__(self, patch: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, patch: int, dim: int, *, channels: int = 3, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         window = (patch, patch)
         # Holds the parameters, at the shapes that checkpoints and other libraries know.
         self.conv = nnx.Conv(
-            3,
+            channels,
             dim,
             window,
             window,
@@ -36,7 +36,7 @@ class Patchify(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b rows cols c"]:
+    def __call__(self, images: Float[Array, "b H W channels"]) -> Float[Array, "b rows cols c"]:
         """Embed every patch; the result is float32."""
         # The gradient of a convolution by its kernel is slow on CPUs: a tenth of a step of configs/vir_cifar10.py.
         patches, kernel, bias = _promoted(self.conv, _patches(images, self.conv.kernel.shape[0]))
@@ -47,7 +47,7 @@ class Patchify(nnx.Module):
         return ()
 
     def read(
-        self, pixels: Float[Array, "b H W 3"], above: Above
+        self, pixels: Float[Array, "b H W channels"], above: Above
     ) -> tuple[Float[Array, "b rows cols c"], Above]:
         """Embed patches, wherever they stand."""
         return self(pixels), above
@@ -63,7 +63,7 @@ def _promoted(conv: nnx.Conv, x: Array) -> tuple[Array, Array, Array]:
     return conv.promote_dtype((x, conv.kernel[...], conv.bias[...]), dtype=conv.dtype)
 
 
-def _patches(images: Float[Array, "b H W 3"], p: int) -> Float[Array, "b rows cols pixels"]:
+def _patches(images: Float[Array, "b H W channels"], p: int) -> Float[Array, "b rows cols pixels"]:
     """Return the pixels of every patch side by side, row by row, as a kernel has them."""
     b, height, width, colours = images.shape
     patches = images.reshape(b, height // p, p, width // p, p, colours)
@@ -85,7 +85,7 @@ class ConvEmbedding(nnx.Module):
     streams: ClassVar[bool] = True
     between: ClassVar[bool] = True
 
-    def __init__(self, patch: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, patch: int, dim: int, *, channels: int = 3, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         halvings = patch.bit_length() - 1
         if patch != 2**halvings:
             raise ValueError(
@@ -98,7 +98,7 @@ class ConvEmbedding(nnx.Module):
                 f"stem={self.name!r} doubles its channels {count - 1} times, to {dim} at last: expected a multiple of "
                 f"{2 ** (count - 1)}"
             )
-        self.widths = (3, *(dim >> (count - 1 - i) for i in range(count)))
+        self.widths = (channels, *(dim >> (count - 1 - i) for i in range(count)))
         self.strides = (2,) * halvings + (1,) * (count - halvings)
         # A stride of 2 leaves the row below the border unread, be there one or not.
         self.rows_above = tuple(3 - stride if self.streams else 1 for stride in self.strides)
@@ -124,7 +124,7 @@ class ConvEmbedding(nnx.Module):
             if self.between
         )
 
-    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b rows cols c"]:
+    def __call__(self, images: Float[Array, "b H W channels"]) -> Float[Array, "b rows cols c"]:
         """Embed images; the result is float32."""
         embedded, _ = self.read(images, self.initial_state(*images.shape[::2]))
         return embedded
@@ -138,7 +138,7 @@ class ConvEmbedding(nnx.Module):
         return tuple(rows)
 
     def read(
-        self, pixels: Float[Array, "b H W 3"], above: Above
+        self, pixels: Float[Array, "b H W channels"], above: Above
     ) -> tuple[Float[Array, "b rows cols c"], Above]:
         """Embed the next rows of images.
 

@@ -121,6 +121,11 @@ class VisionModel(nnx.Module):
         return self.stem.patch
 
     @property
+    def channels(self) -> int:
+        """Of the images."""
+        return self.stem.channels
+
+    @property
     def dim(self) -> int:
         """Width of the residual stream."""
         return self.stem.dim

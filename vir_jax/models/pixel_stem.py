@@ -64,6 +64,11 @@ class PixelStem(nnx.Module):
         self.start = nnx.Param(normal(rngs.params(), (1, 1, dim), jnp.float32))
 
     @property
+    def channels(self) -> int:
+        """Of the images."""
+        return self.likelihood.channels
+
+    @property
     def _features(self) -> int:
         return self.likelihood.levels if self.likelihood.channels == 1 else self.likelihood.channels + 1
 

@@ -7,11 +7,26 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 
 def normalize(
-    images: UInt8[Array, "b y x 3"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Array, "b y x 3"]:
-    """Colours from 0..255 to (colour / 255 - mean) / std, in float32."""
+    images: UInt8[Array, "b y x colours"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "b y x channels"]:
+    """Colours from 0..255 to (colour / 255 - mean) / std, in float32.
+
+    With one mean and deviation RGB images become grey first: the average of their colours.
+
+    Raises:
+        ValueError: images of another number of colours than there are means.
+    """
     mean_, std_ = (jnp.asarray(values, jnp.float32) for values in (mean, std))
-    return (images.astype(jnp.float32) / 255 - mean_) / std_
+    colours, channels = images.shape[-1], len(mean)
+    if colours != channels and (colours, channels) != (3, 1):
+        raise ValueError(
+            f"images have {colours} colours and the normalisation is of {channels}; expected as many, or RGB images"
+            " and one mean and deviation, of grey"
+        )
+    values = images.astype(jnp.float32)
+    if colours != channels:
+        values = jnp.mean(values, axis=-1, keepdims=True)
+    return (values / 255 - mean_) / std_
 
 
 def to_levels(images: UInt8[Array, "b y x 3"], levels: int, channels: int) -> Int32[Array, "b y x channels"]:

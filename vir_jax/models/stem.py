@@ -27,6 +27,7 @@ class Stem(nnx.Module):
         embedding: str,
         image_size: tuple[int, int],
         patch: int,
+        channels: int,
         dim: int,
         position: str,
         class_token: ClassTokenPlace | None,
@@ -34,9 +35,12 @@ class Stem(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        self.patch, self.dim, self.place, self.passes = patch, dim, class_token, passes
+        self.patch, self.channels, self.dim = patch, channels, dim
+        self.place, self.passes = class_token, passes
         normal = nnx.initializers.normal
-        self.embedding: Embedding = EMBEDDINGS[embedding](patch, dim, dtype=dtype, rngs=rngs)
+        self.embedding: Embedding = EMBEDDINGS[embedding](
+            patch, dim, channels=channels, dtype=dtype, rngs=rngs
+        )
         self.position = POSITIONS[position](patch_grid(image_size, patch), dim, rngs=rngs)
         self.class_token = (
             None if class_token is None else nnx.Param(normal(1e-6)(rngs.params(), (1, 1, dim), jnp.float32))
@@ -57,7 +61,7 @@ class Stem(nnx.Module):
         return Layout(cols=cols, patches=rows * cols, class_token=self.place, passes=self.passes)
 
     def __call__(
-        self, images: Float[Array, "b H W 3"]
+        self, images: Float[Array, "b H W channels"]
     ) -> tuple[Float[Array, "b n c"], Layout, dict[str, Array]]:
         """Embed images.
 
@@ -68,7 +72,7 @@ class Stem(nnx.Module):
         Raises:
             ValueError: images of another shape or dtype, or that the patch does not divide.
         """
-        _check_images(images.shape, images.dtype)
+        _check_images(images.shape, images.dtype, self.channels)
         layout = self.layout(images.shape[1:3])
         patches = self.embedding(images)
         x = (patches + self.position.of_grid(layout.grid)).reshape(patches.shape[0], layout.patches, self.dim)
@@ -97,19 +101,19 @@ class Stem(nnx.Module):
         return jnp.broadcast_to(token, (batch, 1, self.dim))
 
     def cut(
-        self, pixels: Num[Array, "b H W 3"], y: Int[Array, " n"], x: Int[Array, " n"]
-    ) -> Num[Array, "b*n p p 3"]:
+        self, pixels: Num[Array, "b H W colours"], y: Int[Array, " n"], x: Int[Array, " n"]
+    ) -> Num[Array, "b*n p p colours"]:
         """Return the pixels of the patches in rows y and columns x of the grid, those of one image together."""
         p = self.patch
-        size, zero = (pixels.shape[0], p, p, 3), jnp.int32(0)
+        size, zero = (pixels.shape[0], p, p, pixels.shape[-1]), jnp.int32(0)
         cut = jax.vmap(
             lambda y, x: jax.lax.dynamic_slice(pixels, (zero, y * p, x * p, zero), size), out_axes=1
         )
-        return cut(y, x).reshape(-1, p, p, 3)
+        return cut(y, x).reshape(-1, p, p, pixels.shape[-1])
 
     def cut_rows(
-        self, pixels: Num[Array, "b H W 3"], first: Int[Array, ""], rows: int
-    ) -> Num[Array, "b _ W 3"]:
+        self, pixels: Num[Array, "b H W colours"], first: Int[Array, ""], rows: int
+    ) -> Num[Array, "b _ W colours"]:
         """Return the pixels of so many rows of the grid."""
         return jax.lax.dynamic_slice_in_dim(pixels, first * self.patch, rows * self.patch, axis=1)
 
@@ -130,9 +134,15 @@ def patch_grid(image_size: Sequence[int], patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-def _check_images(shape: tuple[int, ...], dtype: jnp.dtype) -> None:
-    if len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(f"images have shape {shape}; expected [b, H, W, 3], a batch of RGB images.")
+def expected_images(channels: int) -> str:
+    """Return in words what images of so many channels are."""
+    kind = {1: "grey", 3: "RGB", 4: "RGBA"}[channels]
+    return f"[b, H, W, {channels}], a batch of {kind} images"
+
+
+def _check_images(shape: tuple[int, ...], dtype: jnp.dtype, channels: int) -> None:
+    if len(shape) != 4 or shape[-1] != channels:
+        raise ValueError(f"images have shape {shape}; expected {expected_images(channels)}.")
     if shape[0] < 1:
         raise ValueError(f"images have shape {shape}: an empty batch; expected at least one image.")
     if not jnp.issubdtype(dtype, jnp.floating):

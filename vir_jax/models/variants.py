@@ -70,6 +70,9 @@ MODEL_NAMES = (
 )
 """The variants whose parameter counts are asserted. Any `{vir|vit|cvir}_{size}{patch}` can be made."""
 
+CHANNELS = (1, 3, 4)
+"""Of images that models of patches read."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -153,7 +156,8 @@ def create_model(
         mixer: name of the token mixer (`vir_jax.models.mixers`); None: "softmax" for vit_*, else "retention".
         mlp_dim: hidden units of the blocks' MLP; None: 4 to a channel, 2 for the size vix.
         levels: of a model of pixels: how many a channel has.
-        channels: of a model of pixels: 1 (grey) or 3 (RGB). None: 1.
+        channels: of the images: 1 (grey), 3 (RGB) or 4 (RGB and another). None: 3, in models of pixels 1; these have
+            no fourth.
         mixtures: of a model of pixels: logistic distributions that a pixel's is mixed of; None: it is categorical.
         local_context: of a model of pixels: how far a token sees its earlier neighbours, in rows and columns; None: the
             pixel before alone.
@@ -233,7 +237,7 @@ def create_model(
             "flips=True makes no sense with bidirectional=True, with which every block reads the patches in both "
             "directions. Choose one of the two."
         )
-    of_pixels: dict[str, Any] = {"levels": levels, "channels": channels, "mixtures": mixtures}
+    of_pixels: dict[str, Any] = {"levels": levels, "mixtures": mixtures}
     if stem == "pixels":
         check_predicts_pixels(
             patch,
@@ -245,6 +249,8 @@ def create_model(
         of_pixels["channels"] = channels or 1
     else:
         check_no_pixel_options({**of_pixels, "local_context": local_context})
+        known_channels = channels is None or (is_integer(channels) and channels in CHANNELS)
+        check_option("channels", channels, known_channels, f"one of {CHANNELS}, or None")
     rows, cols = patch_grid((height, width), patch)
     layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
 
@@ -277,6 +283,7 @@ def create_model(
             embedding=stem,
             image_size=(height, width),
             patch=patch,
+            channels=channels or 3,
             dim=size.dim,
             position=position,
             class_token=class_token,
@@ -294,6 +301,7 @@ def create_model(
             "dtype": jnp.dtype(dtype).name,
             # What is as it always was is left out: states saved before these options came are read.
             **({"stem": stem} if stem != "linear" else {}),
+            **({"channels": channels} if stem != "pixels" and channels not in (None, 3) else {}),
             **({"mlp_dim": mlp_dim} if mlp_dim is not None else {}),
             **({"flips": True} if flips else {}),
             **({} if norm_epsilon == LAYER_NORM_EPSILON else {"norm_epsilon": float(norm_epsilon)}),

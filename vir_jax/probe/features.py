@@ -111,7 +111,7 @@ def _check(model: VisionModel, layers: Sequence[str], pool: str, size: Any) -> N
         raise ValueError(f"pool is {pool!r}; expected one of {', '.join(READOUTS)}")
     if pool == "class_token" and PATCHES_ALONE in layers:
         raise ValueError(f"{PATCHES_ALONE!r} are before the class token: take pool='average'")
-    images = jax.ShapeDtypeStruct((1, *size, 3), "float32")
+    images = jax.ShapeDtypeStruct((1, *size, model.channels), "float32")
     shapes = jax.eval_shape(lambda images: model.intermediates(images, layers), images)
     for layer, shape in shapes.items():
         if len(shape.shape) != 3:

@@ -72,7 +72,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.chunk_size = may_be_none()  # Tokens per chunk of 1-D retention; None: what was measured to be best.
     model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
     model.levels = may_be_none()  # Of a channel, in models of pixels.
-    model.channels = may_be_none()  # 1 (grey) or 3 (RGB), in models of pixels; None: 1.
+    model.channels = may_be_none()  # 1 (grey: the average of RGB) or 3; None: 3, in models of pixels 1.
     model.mixtures = may_be_none()  # Logistics that a pixel's distribution is mixed of; None: categorical.
     model.local_context = (
         may_be_none()
@@ -102,7 +102,11 @@ def default_config() -> ml_collections.ConfigDict:
     data.train_split = "train"
     data.eval_split = "validation"
     data.threads = 16  # Decoding threads of each process.
-    data.mean = (0.5, 0.5, 0.5)  # Of the colours in [0, 1]; taken away on the device.
+    data.mean = (
+        0.5,
+        0.5,
+        0.5,
+    )  # Of the colours in [0, 1]; taken away on the device. One where channels is 1.
     data.std = (0.5, 0.5, 0.5)
     data.crop_fraction = 1.0  # Part of the resized image's short side that evaluation crops.
     data.background = (255, 255, 255)  # RGB that shows where an image is transparent: white.
@@ -219,8 +223,8 @@ FIELDS = {
     "data.train_split": text(),
     "data.eval_split": text(),
     "data.threads": integer(1),
-    "data.mean": sequence(3, number(0, 1)),
-    "data.std": sequence(3, number(1 / 255, 1)),
+    "data.mean": either(sequence(3, number(0, 1)), sequence(1, number(0, 1))),
+    "data.std": either(sequence(3, number(1 / 255, 1)), sequence(1, number(1 / 255, 1))),
     "data.crop_fraction": number(0, 1, "(]"),
     "data.background": sequence(3, integer(0, 255)),
     "data.max_corrupt_fraction": number(0, 1),
@@ -332,6 +336,14 @@ def _together(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, st
         jitters,
         "0 where augment.randaugment_ops is not: RandAugment takes its place",
     )
+    patches, channels = config.model.stem != "pixels", config.model.channels
+    rgb_or_grey = not patches or channels in (None, 1, 3)
+    yield "model.channels", rgb_or_grey, "1 or 3: images are read as RGB, whatever a file has besides"
+    values, said = (
+        (1, "1 value: the model is of grey images") if patches and channels == 1 else (3, "3 values")
+    )
+    for name in ("mean", "std"):
+        yield f"data.{name}", len(data[name]) == values, said
     size = config.model.image_size
     side = size if isinstance(size, int) else min(size)
     shifts = augment.crop != "pad" or augment.crop_padding < side

@@ -29,6 +29,7 @@ class NextPatch(Task):
     def __init__(self, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
         super().__init__(config, class_names)
         model = config.model
+        self._channels = model.channels or 3
         name, _, self._patch = parse_name(model.name)
         family = FAMILIES[name]
         stem, mixer = model.stem or family.stem, model.mixer or family.mixer
@@ -48,11 +49,11 @@ class NextPatch(Task):
     @property
     def num_outputs(self) -> int:
         """The numbers of a patch."""
-        return 3 * self._patch**2
+        return self._channels * self._patch**2
 
     def training_inputs(
         self, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Float[Array, "b y x 3"], Float[Array, "b n pixels"]]:
+    ) -> tuple[Float[Array, "b y x channels"], Float[Array, "b n pixels"]]:
         """Return the images, and their patches."""
         images = self.inputs(batch)
         return images, normalized_patches(images, self._patch)
@@ -73,11 +74,11 @@ class NextPatch(Task):
         return {"squared error": f"{metrics[self.best]:.4f}"}
 
 
-def normalized_patches(images: Float[Array, "b y x 3"], patch: int) -> Float[Array, "b n pixels"]:
+def normalized_patches(images: Float[Array, "b y x channels"], patch: int) -> Float[Array, "b n pixels"]:
     """Return the pixels of each patch in raster order, less their mean and over their standard deviation."""
-    b, height, width, _ = images.shape
-    cut = images.reshape(b, height // patch, patch, width // patch, patch, 3).swapaxes(2, 3)
-    patches = cut.reshape(b, -1, 3 * patch**2)
+    b, height, width, channels = images.shape
+    cut = images.reshape(b, height // patch, patch, width // patch, patch, channels).swapaxes(2, 3)
+    patches = cut.reshape(b, -1, channels * patch**2)
     centred = patches - jnp.mean(patches, axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + EPSILON)
 

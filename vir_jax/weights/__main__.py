@@ -33,6 +33,7 @@ WEIGHTS = flags.DEFINE_enum(
 )
 IMAGE_SIZE = flags.DEFINE_list("image_size", None, "import: pixels, a square's side or height,width")
 PATCH = flags.DEFINE_integer("patch", None, "import: pixels; default: as stored", lower_bound=1)
+CHANNELS = flags.DEFINE_integer("channels", None, "import: 1 (grey) or 3; default: 3", lower_bound=1)
 CLASSES = flags.DEFINE_string("classes", None, "import: text file of class names, one a line, in their order")
 MEAN = flags.DEFINE_list("mean", None, "import: of the colours in [0, 1], where no file says it")
 STD = flags.DEFINE_list("std", None, "import: of the colours in [0, 1], where no file says it")
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> None:
         layout=LAYOUT.value,
         image_size=(sides[0] if len(sides) == 1 else sides) if sides else None,
         patch=PATCH.value,
+        channels=CHANNELS.value,
         class_names=CLASSES.value and Path(CLASSES.value).read_text().splitlines(),
         mean=[float(value) for value in MEAN.value] if MEAN.value else None,
         std=[float(value) for value in STD.value] if STD.value else None,

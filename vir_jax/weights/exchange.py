@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vir_jax.models import VisionModel
 from vir_jax.models.pixels import normalize
-from vir_jax.models.variants import parse_name
+from vir_jax.models.variants import CHANNELS, parse_name
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.checkpoint_reader import has_checkpoints
@@ -28,7 +28,7 @@ from vir_jax.tasks import make_task
 from vir_jax.weights.card import KEY, Card, card_of_json, card_of_run
 from vir_jax.weights.errors import WeightsError
 from vir_jax.weights.files import CONFIG, Json, read_weights, write_weights
-from vir_jax.weights.fitting import fit_colours, fit_patch, fit_positions, matching_classes
+from vir_jax.weights.fitting import fit_colours, fit_patch, fit_positions, fit_statistics, matching_classes
 from vir_jax.weights.layouts import WeightLayout, find_layout
 
 Flat = dict[str, np.ndarray]
@@ -54,7 +54,7 @@ class PretrainedModel:
         """The model with these weights, as a module; it takes normalised images."""
         return self.functions.model(self.params)
 
-    def __call__(self, images: UInt8[Array | np.ndarray, "b y x 3"]) -> Float[Array, "b classes"]:
+    def __call__(self, images: UInt8[Array | np.ndarray, "b y x colours"]) -> Float[Array, "b classes"]:
         """Return the logits of images in colours of 0 to 255.
 
         Raises:
@@ -70,6 +70,7 @@ def load(
     layout: str | None = None,
     image_size: int | Sequence[int] | None = None,
     patch: int | None = None,
+    channels: int | None = None,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
     mean: Sequence[float] | None = None,
@@ -79,7 +80,7 @@ def load(
     """Read a model from a folder of weights, and fit it to other images and classes where these are named.
 
     The position embedding is resampled as the layout's own code does, the patch embedding by the pseudo-inverse of
-    resizing, a kernel for one or four channels is made one for RGB. Classes that are known by name keep their part of
+    resizing, its kernel's channels as `fit_colours` says. Classes that are known by name keep their part of
     the head, the others start afresh.
 
     Args:
@@ -87,6 +88,7 @@ def load(
         layout: name of `LAYOUTS`; None: seen from the tensors' names.
         image_size: pixels, a square's side or (height, width); None: as stored.
         patch: pixels; None: as stored.
+        channels: 1 (grey), 3 or 4; None: as stored in our own files, 3 of other libraries'.
         class_names: wanted, in the order of the logits; None: as stored.
         num_classes: wanted where their names are not known; another number than stored makes a fresh head.
         mean: of the colours in [0, 1]; None: as stored.
@@ -100,12 +102,12 @@ def load(
     tensors, beside = read_weights(path)
     found = find_layout(layout, tensors)
     where = os.fspath(path)
-    if (kernel := found.kernel(tensors)) in tensors:
-        tensors[kernel] = _in_colours(tensors[kernel], where)
     stored = _card(found, tensors, beside, where)
+    if KEY not in beside.get(CONFIG, {}):
+        channels = channels or 3  # Other libraries' models become ours, which read files as RGB.
     own = model_functions(stored.model, max(stored.num_classes, 1))
     params = found.take(tensors, stored, shapes=_shapes(own, head=stored.num_classes > 0), where=where)
-    wanted = _wanted(stored, image_size, patch, class_names, num_classes, mean, std, where)
+    wanted = _wanted(stored, image_size, patch, channels, class_names, num_classes, mean, std, where)
     functions = model_functions(wanted.model, wanted.num_classes)
     fresh = jax.jit(functions.init)(jax.random.key(seed))
     fitted = _fit(params, _on_host(fresh), stored, wanted, found)
@@ -201,13 +203,19 @@ def _card(layout: WeightLayout, tensors: Flat, beside: Mapping[str, Json], where
     """Return the card of tensors: ours, where there is one, else what shapes and JSON of others say."""
     if KEY in beside.get(CONFIG, {}):
         return card_of_json(beside[CONFIG][KEY], where=f"{where}: {CONFIG}")
-    return layout.card({name: tensor.shape for name, tensor in tensors.items()}, beside, where=where)
+    card = layout.card({name: tensor.shape for name, tensor in tensors.items()}, beside, where=where)
+    kernel = tensors.get(layout.kernel(tensors) or "")
+    channels = 3 if kernel is None else kernel.shape[1]
+    if channels not in CHANNELS:
+        raise WeightsError(f"{where}: the patch embedding reads {channels} channels; expected 1, 3 or 4")
+    return card if channels == 3 else dataclasses.replace(card, model={**card.model, "channels": channels})
 
 
 def _wanted(
     stored: Card,
     size: int | Sequence[int] | None,
     patch: int | None,
+    channels: int | None,
     class_names: Sequence[str] | None,
     num_classes: int | None,
     mean: Sequence[float] | None,
@@ -221,23 +229,40 @@ def _wanted(
     if patch is not None:
         _, _, old = parse_name(model["name"])
         model["name"] = model["name"].removesuffix(str(old)) + str(patch)
+    if channels is not None:
+        model["channels"] = None if channels == 3 else channels
+    colours = model.get("channels") or 3
+    if colours not in CHANNELS:
+        raise WeightsError(f"{colours} channels are asked for; expected 1, 3 or 4")
     names = stored.class_names if class_names is None else tuple(class_names)
     if num_classes is not None and class_names is None and num_classes != stored.num_classes:
         names = None
     classes = num_classes or (len(names) if names is not None else stored.num_classes)
     if not classes:
         raise WeightsError(f"{where} has no head; say which classes, or how many, it should get")
-    same = model == stored.model and names == stored.class_names and classes == stored.num_classes
+    same = (
+        _given(model) == _given(stored.model)
+        and names == stored.class_names
+        and classes == stored.num_classes
+    )
     return dataclasses.replace(
         stored,
         model=model,
         num_classes=classes,
         class_names=names,
-        mean=stored.mean if mean is None else tuple(mean),
-        std=stored.std if std is None else tuple(std),
+        mean=_of_colours(stored.mean if mean is None else mean, colours),
+        std=_of_colours(stored.std if std is None else std, colours),
         score=stored.score if same else {},
         scored_on=stored.scored_on if same else {},
     )
+
+
+def _given(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {option: value for option, value in model.items() if value is not None}
+
+
+def _of_colours(values: Sequence[float] | None, colours: int) -> tuple[float, ...] | None:
+    return None if values is None else fit_statistics(values, colours)
 
 
 def _fit(params: Flat, fresh: Flat, stored: Card, wanted: Card, layout: WeightLayout) -> Flat:
@@ -246,8 +271,10 @@ def _fit(params: Flat, fresh: Flat, stored: Card, wanted: Card, layout: WeightLa
     if (position := "stem.position.embedding") in params:
         rows, cols = fresh[position].shape[1:3]
         fitted[position] = fit_positions(params[position], (rows, cols), layout.resampling)
+    for kernel in {"stem.embedding.conv.kernel", "stem.embedding.convs.0.kernel"} & params.keys():
+        fitted[kernel] = fit_colours(params[kernel], fresh[kernel].shape[2])
     if (kernel := "stem.embedding.conv.kernel") in params:
-        fitted[kernel] = fit_patch(params[kernel], fresh[kernel].shape[0])
+        fitted[kernel] = fit_patch(fitted[kernel], fresh[kernel].shape[0])
     if stored.class_names == wanted.class_names and stored.num_classes == wanted.num_classes:
         return fitted
     matches = matching_classes(stored.class_names, wanted.class_names) if stored.num_classes else {}
@@ -258,15 +285,6 @@ def _fit(params: Flat, fresh: Flat, stored: Card, wanted: Card, layout: WeightLa
         fitted[name] = np.array(fresh[name])
         fitted[name][..., list(matches)] = params[name][..., list(matches.values())] if matches else 0
     return fitted
-
-
-def _in_colours(weight: np.ndarray, where: str) -> np.ndarray:
-    if weight.ndim != 4:
-        return weight  # Told with the other tensors of wrong shapes.
-    try:
-        return fit_colours(weight)
-    except ValueError as error:
-        raise WeightsError(f"{where}: {error}") from error
 
 
 def _shapes(functions: ModelFunctions, *, head: bool) -> dict[str, tuple[int, ...]]:

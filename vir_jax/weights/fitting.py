@@ -37,23 +37,29 @@ def fit_patch(kernel: Float[np.ndarray, "p p channels c"], patch: int) -> Float[
     return fitted.astype(kernel.dtype)
 
 
-def fit_colours(weight: Float[np.ndarray, "c channels y x"]) -> Float[np.ndarray, "c 3 y x"]:
-    """Return a kernel for RGB from one for gray images, or for RGB and a fourth channel.
+def fit_colours(kernel: Float[np.ndarray, "*p old c"], channels: int) -> Float[np.ndarray, "*p channels c"]:
+    """Return a kernel for images of other channels: 1 (grey), 3 (RGB) or 4 (RGB and another).
 
-    Of gray images it gives the same as before: each colour has a third of the weight. A fourth channel is taken as
-    absent.
-
-    Raises:
-        ValueError: another number of channels.
+    From RGB to grey its colours are summed, so that it gives of grey images what it gave of them as RGB, where these
+    were normalised alike; from grey to RGB each colour has a third of the weight. A fourth channel begins as the mean
+    of the colours, and is taken as absent where there is none.
     """
-    channels = weight.shape[1]
-    if channels == 3:
-        return weight
+    old = kernel.shape[-2]
+    if old == channels:
+        return kernel
+    rgb = np.repeat(kernel / 3, 3, axis=-2) if old == 1 else kernel[..., :3, :]
     if channels == 1:
-        return np.repeat(weight / 3, 3, axis=1)
-    if channels == 4:
-        return weight[:, :3]
-    raise ValueError(f"the patch embedding reads {channels} channels; images here have 3, fitted are 1 and 4")
+        return rgb.sum(axis=-2, keepdims=True)
+    return rgb if channels == 3 else np.concatenate([rgb, rgb.mean(axis=-2, keepdims=True)], axis=-2)
+
+
+def fit_statistics(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return means or deviations of colours for images of other channels: averages, or the same for each."""
+    if len(values) == channels:
+        return tuple(values)
+    rgb = tuple(values)[:3] if len(values) > 1 else tuple(values) * 3
+    average = (sum(rgb) / 3,)
+    return {1: average, 3: rgb, 4: rgb + average}[channels]
 
 
 def matching_classes(old: Sequence[str] | None, new: Sequence[str] | None) -> dict[int, int]:

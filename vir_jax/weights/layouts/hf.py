@@ -19,6 +19,7 @@ from vir_jax.weights.files import CONFIG, PREPROCESSOR, Json
 from vir_jax.weights.fitting import bicubic_of_torch
 from vir_jax.weights.layouts.layout import (
     WeightLayout,
+    channels_of,
     check_plain_vit,
     image_size_from_shapes,
     label_names,
@@ -151,7 +152,7 @@ class HuggingFace(WeightLayout):
             "intermediate_size": 4 * size.dim,
             "image_size": card.model["image_size"],
             "patch_size": patch,
-            "num_channels": 3,
+            "num_channels": channels_of(card),
             "hidden_act": "gelu",
             "qkv_bias": True,
             "layer_norm_eps": card.model.get("norm_epsilon", LAYER_NORM_EPSILON),

@@ -19,7 +19,7 @@ from vir_jax.weights.rules import Rule, Shapes, export, join_blocks, split_block
 Tensors = Mapping[str, np.ndarray]
 
 # Options of which each layout says itself what it has, and those that leave weights as they are.
-_ANY = {"name", "image_size", "readout", "layer_scale", "norm_epsilon"} | {
+_ANY = {"name", "channels", "image_size", "readout", "layer_scale", "norm_epsilon"} | {
     *("dtype", "drop_path_rate", "mode", "remat", "chunk_size", "implementation")
 }
 
@@ -160,6 +160,11 @@ def image_size_from_shapes(
             f" in patches of {patch}: expected an image size of so many patches"
         )
     return side * patch
+
+
+def channels_of(card: Card) -> int:
+    """Return the channels of a card's images."""
+    return card.model.get("channels") or 3
 
 
 def refuse(where: str, what: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

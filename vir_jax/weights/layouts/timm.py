@@ -13,6 +13,7 @@ from vir_jax.weights.errors import WeightsError
 from vir_jax.weights.files import CONFIG, Json
 from vir_jax.weights.layouts.layout import (
     WeightLayout,
+    channels_of,
     check_plain_vit,
     image_size_from_shapes,
     label_names,
@@ -131,11 +132,12 @@ class Timm(WeightLayout):
             "embed_dim": size.dim,
             "depth": size.depth,
             "num_heads": size.heads,
+            "in_chans": channels_of(card),
             "init_values": card.model["layer_scale"],
             "global_pool": "avg" if averages else "token",
         }
         data = {
-            "input_size": [3, height, width],
+            "input_size": [channels_of(card), height, width],
             "num_classes": card.num_classes,
             "mean": card.mean,
             "std": card.std,
