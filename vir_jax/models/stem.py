@@ -97,7 +97,7 @@ class Stem(nnx.Module):
         assert self.class_token is not None
         token = self.class_token[...]
         if self.class_position_embedding is not None:
-            token += self.class_position_embedding[...]
+            token = token + self.class_position_embedding[...]
         return jnp.broadcast_to(token, (batch, 1, self.dim))
 
     def cut(

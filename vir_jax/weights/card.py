@@ -31,6 +31,8 @@ class Card:
         score: metrics of the evaluation.
         scored_on: data set and split that they were computed on.
         trained: the run: step, and which weights of it ("raw", or "ema", their moving average).
+        bce_loss: whether it was trained with `config.bce_loss`: the sigmoid gives its probabilities then, not the
+            softmax.
         exported_with: version of vir_jax and commit of its source.
     """
 
@@ -43,6 +45,7 @@ class Card:
     score: dict[str, float] = dataclasses.field(default_factory=dict)
     scored_on: dict[str, Any] = dataclasses.field(default_factory=dict)
     trained: dict[str, Any] = dataclasses.field(default_factory=dict)
+    bce_loss: bool = False
     exported_with: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,7 @@ def card_of_run(run: Run) -> Card:
         score=dict(run.metrics or {}),
         scored_on={"dataset": data.dataset, "split": data.eval_split} if run.metrics else {},
         trained={"task": run.config.task, "step": run.step, "weights": run.weights},
+        bce_loss=run.config.bce_loss,
     )
 
 

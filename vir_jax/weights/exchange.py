@@ -13,23 +13,27 @@ import optax
 from absl import logging
 from jaxtyping import Array, Float, UInt8
 
+from vir_jax.inference.predict import Classifier
 from vir_jax.models import VisionModel
 from vir_jax.models.pixels import normalize
 from vir_jax.models.variants import CHANNELS, parse_name
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.checkpoint import Checkpoints
-from vir_jax.runs.checkpoint_reader import has_checkpoints
+from vir_jax.runs.checkpoint_reader import NotEvaluatedError, has_checkpoints
 from vir_jax.runs.config import default_config, validate
-from vir_jax.runs.load import Run
+from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.model import ModelFunctions, model_functions
+from vir_jax.runs.model import image_size as model_image_size
 from vir_jax.runs.state import Params, TrainState
 from vir_jax.runs.storage import open_workdir
 from vir_jax.tasks import make_task
+from vir_jax.tasks.classification import Classification
 from vir_jax.weights.card import KEY, Card, card_of_json, card_of_run
 from vir_jax.weights.errors import WeightsError
 from vir_jax.weights.files import CONFIG, Json, read_weights, write_weights
 from vir_jax.weights.fitting import fit_colours, fit_patch, fit_positions, fit_statistics, matching_classes
 from vir_jax.weights.layouts import WeightLayout, find_layout
+from vir_jax.weights.zoo import find_weights, zoo_names
 
 Flat = dict[str, np.ndarray]
 """Parameters by dotted name."""
@@ -48,6 +52,28 @@ class PretrainedModel:
     card: Card
     functions: ModelFunctions
     params: Params
+
+    def classifier(self) -> Classifier:
+        """Return what classifies image files with this model (`vir_jax.inference.predict`).
+
+        Raises:
+            WeightsError: normalisation or class names are not known.
+        """
+        mean, std = normalisation(self.card)
+        names = class_names(self.card)
+        config = default_config()
+        config.bce_loss = self.card.bce_loss
+        return Classifier(
+            functions=self.functions,
+            params=self.params,
+            class_names=names,
+            image_size=model_image_size(self.card.model),
+            mean=mean,
+            std=std,
+            crop_fraction=self.card.crop_fraction or config.data.crop_fraction,
+            background=tuple(config.data.background),
+            probabilities=Classification(config, names).probabilities,
+        )
 
     @functools.cached_property
     def model(self) -> VisionModel:
@@ -84,7 +110,8 @@ def load(
     the head, the others start afresh.
 
     Args:
-        path: folder with model.safetensors and config.json, or a safetensors file.
+        path: folder with model.safetensors and config.json, or a safetensors file; or a name of the zoo
+            (`vir_jax.weights.zoo`).
         layout: name of `LAYOUTS`; None: seen from the tensors' names.
         image_size: pixels, a square's side or (height, width); None: as stored.
         patch: pixels; None: as stored.
@@ -99,6 +126,7 @@ def load(
         FileNotFoundError: there is nothing.
         WeightsError: files that are damaged, tensors that do not fit, or no classes.
     """
+    path = find_weights(path)
     tensors, beside = read_weights(path)
     found = find_layout(layout, tensors)
     where = os.fspath(path)
@@ -113,6 +141,27 @@ def load(
     fitted = _fit(params, _on_host(fresh), stored, wanted, found)
     logging.info("read %s from %s in the layout %r", wanted.model["name"], where, found.name)
     return PretrainedModel(wanted, functions, _nested(fitted, fresh))
+
+
+def open_model(
+    source: str | os.PathLike[str], *, checkpoint: str = "best", weights: str | None = None
+) -> PretrainedModel:
+    """Return the model of a run, of a folder of weights, or of the zoo.
+
+    Args:
+        source: a workdir, a folder or file that `load` reads, or a name of the zoo.
+        checkpoint: of a run, see `load_run`; its last one where none was evaluated.
+        weights: of a run.
+    """
+    # Names of the zoo are no paths, and a bucket holds runs alone.
+    if not os.path.exists(source) and os.fspath(source) in zoo_names():
+        return load(source)
+    if not has_checkpoints(open_workdir(source)):
+        return load(source)
+    try:
+        return of_run(load_run(source, checkpoint, weights=weights))
+    except NotEvaluatedError:
+        return of_run(load_run(source, "last", weights=weights))
 
 
 def of_run(run: Run) -> PretrainedModel:
@@ -153,10 +202,7 @@ def save_run(workdir: str | os.PathLike[str], source: PretrainedModel) -> None:
     """
     card = source.card
     mean, std = normalisation(card)
-    if card.class_names is None:
-        raise WeightsError(
-            f"the names of the {card.num_classes} classes are not known: give them, as data of the model name them"
-        )
+    names = class_names(card)
     if has_checkpoints(open_workdir(workdir)):
         raise FileExistsError(f"{workdir} holds a run; name another folder")
     config = default_config()
@@ -165,10 +211,11 @@ def save_run(workdir: str | os.PathLike[str], source: PretrainedModel) -> None:
         config.model[option] = tuple(value) if isinstance(value, list) else value
     config.data.mean, config.data.std = mean, std
     config.data.crop_fraction = card.crop_fraction or config.data.crop_fraction
+    config.bce_loss = card.bce_loss
     config.data.dataset = card.scored_on.get("dataset", config.data.dataset)
     config.data.eval_split = card.scored_on.get("split", config.data.eval_split)
     validate(config)
-    task = make_task(config, card.class_names)
+    task = make_task(config, names)
     step = int(card.trained.get("step", 0))
     state = TrainState(jnp.int32(step), source.params, optax.identity().init(source.params), None)
     with Checkpoints(workdir) as checkpoints:
@@ -176,7 +223,7 @@ def save_run(workdir: str | os.PathLike[str], source: PretrainedModel) -> None:
             state,
             progress={},
             config=config,
-            metadata={"class_names": list(card.class_names), "imported": card.to_json()},
+            metadata={"class_names": list(names), "imported": card.to_json()},
         )
         if task.best in card.score:
             checkpoints.record_evaluation(
@@ -197,6 +244,19 @@ def normalisation(card: Card) -> tuple[tuple[float, ...], tuple[float, ...]]:
             " 0.225"
         )
     return card.mean, card.std
+
+
+def class_names(card: Card) -> tuple[str, ...]:
+    """Return the names of the classes.
+
+    Raises:
+        WeightsError: they are not known.
+    """
+    if card.class_names is None:
+        raise WeightsError(
+            f"the names of the {card.num_classes} classes are not known: give them, as data of the model name them"
+        )
+    return card.class_names
 
 
 def _card(layout: WeightLayout, tensors: Flat, beside: Mapping[str, Json], where: str) -> Card:

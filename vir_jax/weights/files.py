@@ -77,6 +77,7 @@ def write_weights(
     temporary = folder / f"{WEIGHTS}.tmp"
     # Readers for PyTorch refuse files that do not say "pt".
     save_file(whole, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o666 & folder.stat().st_mode)  # It was made for its owner alone.
     temporary.replace(folder / WEIGHTS)
 
 

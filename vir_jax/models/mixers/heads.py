@@ -122,7 +122,8 @@ class HeadsMixer(Mixer):
         where there are few tokens, as in a row of a stream. And the biases are flat, because XLA for GPUs then adds
         them within the product.
         """
-        if math.prod(x.shape[:-1]) < self.dim:
+        tokens = math.prod(x.shape[:-1])
+        if isinstance(tokens, int) and tokens < self.dim:  # Not known in a program for batches of any size.
             together = self.qkv(x)
             return [checkpoint_name(together[:, :, i], "qkv") for i in range(3)]
         x, kernel = (y.astype(self.qkv.dtype) for y in (x, self.qkv.kernel[...]))
