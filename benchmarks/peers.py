@@ -32,7 +32,7 @@ def main():
 
 
 def check(name, library, peer, forward, read, folder):
-    """Compare a peer's logits with those of our model of its weights, and of its model of ours."""
+    """Compare a peer's logits with those of our model of its weights, and of its model of ours; return differences."""
     torch.manual_seed(0)
     peer.eval()
     for tensor in peer.parameters():  # Those that begin at zero would hide what they do.
@@ -42,6 +42,7 @@ def check(name, library, peer, forward, read, folder):
         save_file(peer.state_dict(), folder / "theirs" / "model.safetensors")
     else:
         peer.save_pretrained(folder / "theirs")
+    differences = []
     for size in ((SIZE, SIZE), OTHER_SIZE):
         images = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
         pixels = torch.tensor(images).permute(0, 3, 1, 2)
@@ -49,20 +50,22 @@ def check(name, library, peer, forward, read, folder):
             expected = forward(peer, pixels).numpy()
         found = load(folder / "theirs", image_size=size)
         assert found.card.model["name"] == name
-        report(name, library, size, "in", found.model(jnp.asarray(images)), expected)
+        differences.append(report(name, library, size, "in", found.model(jnp.asarray(images)), expected))
     ours = load(folder / "theirs")
     save(folder / "ours", ours, layout="timm" if library == "timm" else "hf")
     images = np.random.default_rng(1).standard_normal((2, SIZE, SIZE, 3), np.float32)
     with torch.no_grad():
         theirs = forward(read(folder / "ours").eval(), torch.tensor(images).permute(0, 3, 1, 2)).numpy()
-    report(name, library, (SIZE, SIZE), "out", theirs, ours.model(jnp.asarray(images)))
+    difference = report(name, library, (SIZE, SIZE), "out", theirs, ours.model(jnp.asarray(images)))
+    return [*differences, difference]
 
 
 def report(name, library, size, direction, actual, expected):
-    """Print a relative RMS difference."""
+    """Print a relative RMS difference, and return it."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     difference = np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2))
     print(f"{library:<13}{name:<10}{size[0]} x {size[1]}  {direction:<4}{difference:.1e}", flush=True)
+    return difference
 
 
 def timm_vit(dim, depth, heads):
