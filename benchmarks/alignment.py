@@ -9,7 +9,8 @@ A ViT is trained; a ViR of the same size then gets as much time in every arm:
 The ViT's own time is counted out of these, as with a ViT that is there anyway. "scratch, longer" counts it in: its
 time is that of the ViT and of an arm together. Time is a number of steps: what a step of each kind takes is measured
 once, in turns, on the machine that begins, and kept in the folder. Everything sees the same labels and images: all of
-them, or a part drawn by the seed. All models are without LayerScale, as the ViT is.
+them, or a part drawn by the seed. A ViR from scratch has the recipe's LayerScale; one with a ViT's weights has none, as
+the ViT.
 
     python -m benchmarks.alignment --data=cifar10 --minutes=4          # 3 seeds, 100 and 10 % of the labels: 30 runs
     python -m benchmarks.alignment --data=cifar10 --seeds 0 --labels 10
@@ -51,11 +52,7 @@ from vir_jax.weights import Card, PretrainedModel, save_run
 from vir_jax.weights.align import align, to_vir
 from vir_jax.weights.exchange import of_run
 
-# Slices that fit a core's caches give the gradients of a batch in two thirds of the time.
-RECIPES = {
-    "cifar10": ("configs/vir_cifar10.py", {"accumulation_steps": 8}),
-    "digits": ("configs/vir_digits.py", {}),
-}
+RECIPES = {"cifar10": "configs/vir_cifar10.py", "digits": "configs/vir_digits.py"}
 SCRATCH, LONGER, TAKEN, ALIGNED, VIT = "scratch", "scratch, longer", "taken over", "aligned", "the ViT"
 ARMS = (SCRATCH, TAKEN, ALIGNED, LONGER)
 TIMED_STEPS, ROUNDS = 20, 3
@@ -115,10 +112,10 @@ class Part:
 
 def configure(given: argparse.Namespace, family: str, *, steps: int, examples: int, seed: int) -> Any:
     """Return the recipe of a ViR or ViT, for so many steps; warm-up is as long a part of them as in the recipe."""
-    recipe, fields = RECIPES[given.data]
-    config = load_recipe(recipe)
-    config.update(fields)
-    config.seed, config.model.layer_scale = seed, None
+    config = load_recipe(RECIPES[given.data])
+    config.seed = seed
+    if family == "vit":
+        config.model.layer_scale = None
     config.model.name = config.model.name.replace("vir_", f"{family}_")
     config.batch_size = min(config.batch_size, examples)
     warmup = config.optim.warmup_epochs / config.epochs
@@ -246,6 +243,7 @@ def run_arm(
     )
     alignment = budget.alignment if arm == ALIGNED else 0
     if arm in (TAKEN, ALIGNED):
+        config.model.layer_scale = None
         config.init_from = str(start_of(folder, alignment, config, source))
     top1 = train(config, workdir, train_source=source)["top1"]
     found = Record(arm=arm, steps=steps, alignment_steps=alignment, top1=top1, **record)
@@ -322,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--share is a part of 1, and --minutes are more than 0")
     folder = given.folder / f"{given.data}_{given.minutes:g}min"
     if not given.report:
-        data = load_recipe(RECIPES[given.data][0]).data
+        data = load_recipe(RECIPES[given.data]).data
         whole = open_source(data.dataset, data.train_split, data_dir=given.data_dir)
         step_ms = measure(given, whole, folder)
         budget = budget_of(given, step_ms)
