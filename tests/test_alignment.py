@@ -1,5 +1,7 @@
 import argparse
 
+import pytest
+
 from benchmarks.alignment import ARMS, LONGER, VIT, Budget, Part, Record, budget_of, configure, markdown
 from vir_jax.data import Source, open_source
 from vir_jax.runs.config import validate
@@ -30,7 +32,7 @@ def test_recipes_are_made_to_take_so_many_steps():
         config = configure(GIVEN, family, steps=90, examples=144, seed=3)
         validate(config)
         assert round(config.epochs * 144 / config.batch_size) == 90
-        assert config.optim.warmup_epochs / config.epochs == 5 / 45
+        assert config.optim.warmup_epochs / config.epochs == pytest.approx(5 / 45)
         assert (config.model.name, config.model.layer_scale) == (f"{family}_pico2", layer_scale)
 
 
