@@ -34,17 +34,17 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
-# Writes the pinned requirements again from pyproject.toml; needs uv.
+# Writes the pinned requirements again from pyproject.toml; needs uv. Pins that still fit stay, but with UPGRADE=--upgrade.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url \
-  --custom-compile-command "make lock" pyproject.toml
+  --no-emit-package vir-jax --custom-compile-command "make lock" pyproject.toml
+RUN := --extra train --extra tfds --extra export
 lock:
-	$(LOCK) --all-extras -o requirements-all.tmp
-	$(LOCK) -c requirements-all.tmp -o requirements.txt
-	$(LOCK) -c requirements-all.tmp --extra test -o requirements-test.txt
-	$(LOCK) -c requirements-all.tmp --extra inspect -o requirements-inspect.txt
-	$(LOCK) -c requirements-all.tmp --extra prepare -o requirements-prepare.txt
-	$(LOCK) -c requirements-all.tmp --extra compile -o requirements-compile.txt
-	$(LOCK) -c requirements-all.tmp --extra compile-gpu -o requirements-compile-gpu.txt
+	sort -u requirements*.txt | grep -v '^#' > requirements-all.tmp
+	$(LOCK) $(UPGRADE) --all-extras -o requirements-all.tmp
+	$(LOCK) -c requirements-all.tmp $(RUN) -o requirements.txt
+	for extra in test inspect prepare compile compile-gpu; do \
+	  $(LOCK) -c requirements-all.tmp $(RUN) --extra $$extra -o requirements-$$extra.txt || exit 1; \
+	done
 	rm requirements-all.tmp
 
 clean:

@@ -11,6 +11,9 @@ from typing import Any
 
 from absl import flags
 
+# A flag defined by a function of this module is its caller's.
+flags.disclaim_key_flags()
+
 BUCKET_SCHEME = "gs"
 # A scheme is written with a slash after its colon, or is one of those that are known and forgotten slashes of.
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):/")

@@ -1,5 +1,9 @@
 """Images on the host: sources, decoding, augmentation and batching, in NumPy and without TensorFlow."""
 
+from vir_jax.extras import require
+
+require("train", "absl", "cv2", "grain", "PIL", "simplejpeg", "tifffile")
+
 from vir_jax.data.augment import AugmentConfig, augment_image
 from vir_jax.data.corrupt import check_examples
 from vir_jax.data.decode import decode_image

@@ -1,5 +1,9 @@
 """scikit-learn's handwritten digits: 1,797 real 8x8 images that need no download."""
 
+from vir_jax.extras import require
+
+require("train", "sklearn")
+
 import numpy as np
 from sklearn.datasets import load_digits
 

@@ -1,7 +1,7 @@
 """Prepare a TFDS set for training: `python -m vir_jax.data.prepare --dataset=cifar10`.
 
 Writes ArrayRecord files, which can be read at random, and checks them. This is the only module that needs
-TensorFlow (`pip install -r requirements-prepare.txt`), for TFDS's builders; nothing that reads the result does.
+TensorFlow (`pip install "vir-jax[prepare]"`), for TFDS's builders; nothing that reads the result does.
 
 ImageNet cannot be downloaded without an account. Put its own two archives into a folder and say
 
@@ -90,7 +90,7 @@ def prepare(dataset: str, data_dir: str | None, manual_dir: str | None, *, allow
         if importlib.util.find_spec("tensorflow") is None:
             raise PreparationError(
                 "preparing a TFDS set needs TensorFlow, which training does not: "
-                "pip install -r requirements-prepare.txt"
+                'pip install "vir-jax[prepare]", or, in a checkout, pip install -r requirements-prepare.txt'
             ) from None
     if dataset.split(":")[0] == IMAGENET:
         if manual_dir is None:

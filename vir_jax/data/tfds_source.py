@@ -3,6 +3,10 @@
 import difflib
 import re
 
+from vir_jax.extras import require
+
+require("tfds", "array_record", "tensorflow_datasets")
+
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder, registered
 

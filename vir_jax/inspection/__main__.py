@@ -4,15 +4,17 @@ from pathlib import Path
 
 from absl import app, flags
 
+from vir_jax import command_line
+from vir_jax.inspection.report import draw_report
+from vir_jax.inspection.workdir import load_image, load_model
 from vir_jax.paths import PathError, check_path, define_path
+from vir_jax.runs.log import quiet_libraries
 
-WORKDIR = define_path(
-    "workdir", None, "folder of the run, local or gs://bucket/folder", bucket=True, required=True
-)
+WORKDIR = define_path("workdir", None, "folder of the run, local or gs://bucket/folder", bucket=True)
 IMAGE = flags.DEFINE_string(
-    "image", None, "an image file, or the number of an example of the run's evaluation data", required=True
+    "image", None, "an image file, or the number of an example of the run's evaluation data"
 )
-OUT = define_path("out", None, "folder for the figures; made if absent", required=True)
+OUT = define_path("out", None, "folder for the figures; made if absent")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
 WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
 COMPARE = flags.DEFINE_list("compare", [], "more workdirs, whose training curves are drawn beside the run's")
@@ -24,25 +26,19 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
     try:
         compared = [check_path(workdir, "--compare", bucket=True) for workdir in COMPARE.value]
-        picture = IMAGE.value if IMAGE.value.isdigit() else check_path(IMAGE.value, "--image")
+        picture = IMAGE.value or ""
+        picture = picture if picture.isdigit() else check_path(picture, "--image")
     except PathError as error:
         raise app.UsageError(str(error)) from error
-    try:
-        from vir_jax.inspection.report import draw_report
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise SystemExit("figures need matplotlib: pip install -r requirements-inspect.txt") from error
-    from vir_jax.inspection.workdir import load_image, load_model
-
+    quiet_libraries()
     trained = load_model(WORKDIR.value, checkpoint=CHECKPOINT.value, weights=WEIGHTS.value)
     image = load_image(trained, picture)
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in draw_report(trained, image, [WORKDIR.value, *compared]):
         figure.savefig(out / f"{name}.png")
-        print(out / f"{name}.png")
+        command_line.write_line(str(out / f"{name}.png"))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main, required=("workdir", "image", "out"))

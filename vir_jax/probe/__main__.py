@@ -17,9 +17,7 @@ from vir_jax.probe import extract, linear_probe, nearest_neighbours
 from vir_jax.runs.load import load_run
 from vir_jax.runs.log import quiet_libraries
 
-WORKDIR = define_path(
-    "workdir", None, "folder of the run, local or gs://bucket/folder", bucket=True, required=True
-)
+WORKDIR = define_path("workdir", None, "folder of the run, local or gs://bucket/folder", bucket=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "'last', 'best' or the number of a step")
 WEIGHTS = flags.DEFINE_enum("weights", None, ["raw", "ema"], "default: the moving average where there is one")
 LAYERS = flags.DEFINE_list(
@@ -64,4 +62,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, required=("workdir",))

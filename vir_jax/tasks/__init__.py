@@ -9,6 +9,10 @@ import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 
+from vir_jax.extras import require
+
+require("train", "ml_collections", "optax")
+
 import ml_collections
 
 from vir_jax.tasks.task import Task

@@ -1,23 +1,17 @@
 """Compiles a recipe's training step for machines that are not there: memory, FLOPs and communication per chip.
 
-    python -m vir_jax.training.compile_report --config=configs/vir_l.py --topology=v5e:16x16
-    python -m vir_jax.training.compile_report --config=configs/vir_digits.py --num_classes=10 --topology=cpu:8
-
-TPU slices (v4, v5e, v5p, v6e) need the package libtpu (`pip install -r requirements-compile.txt`), and no TPU. The
-exit status is 1 when the step does not fit the chip's memory.
+TPU slices (v4, v5e, v5p, v6e) need the package libtpu (`pip install "vir-jax[compile]"`), and no TPU. The command is
+`vir-compile`, `vir_jax/commands/compile.py`.
 """
 
 import dataclasses
 import math
 import re
-import sys
 from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
 from jax.experimental import topologies
-from ml_collections import config_flags
 
 from vir_jax.parallel.collectives import Traffic, collectives
 from vir_jax.parallel.hardware import CHIPS, GIB
@@ -175,26 +169,3 @@ def format_report(report: Report) -> str:
 
 def _size(size: int) -> str:
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.2f} MiB"
-
-
-def main(argv: list[str]) -> None:
-    """Print the report that the flags ask for."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; every option begins with --")
-    topology = flags.FLAGS.topology
-    # Where libtpu is installed JAX would look for a TPU.
-    jax.config.update("jax_platforms", "cpu")
-    if match := re.fullmatch(r"cpu:(\d+)", topology):
-        jax.config.update("jax_num_cpu_devices", int(match.group(1)))
-    logging.set_verbosity(logging.ERROR)
-    report = compile_report(flags.FLAGS.config, topology, num_classes=flags.FLAGS.num_classes)
-    print(format_report(report))
-    sys.exit(0 if report.fits else 1)
-
-
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="recipe; see train.py")
-    flags.DEFINE_string("topology", None, "v5e:16x16, v5p:4x4x4, 2*v6e:16x16, cpu:8, ...")
-    flags.DEFINE_integer("num_classes", 1000, "of the data", lower_bound=1)
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)

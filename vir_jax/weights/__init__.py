@@ -1,5 +1,9 @@
 """Weights in and out: safetensors and JSON, in our own layout, timm's, Hugging Face's and the reviewer release's."""
 
+from vir_jax.extras import require
+
+require("export", "safetensors")
+
 from vir_jax.weights.card import Card
 from vir_jax.weights.errors import WeightsError
 from vir_jax.weights.exchange import PretrainedModel, load, save, save_run
