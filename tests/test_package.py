@@ -20,7 +20,7 @@ from vir_jax.runs.recipes import find_recipe, load_recipe, recipes
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-COMMANDS = ("vir-train", "vir-eval", "vir-predict", "vir-generate", "vir-compile")
+COMMANDS = ("vir-train", "vir-eval", "vir-predict", "vir-generate", "vir-compile", "vir-bench")
 NAME = re.compile(r"^[A-Za-z0-9_.-]+")
 
 

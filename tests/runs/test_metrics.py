@@ -1,6 +1,9 @@
+import io
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from vir_jax.runs.metrics import MetricMeans, MetricsWriter, read_metrics
@@ -28,6 +31,26 @@ def test_lines_and_events(tmp_path):
     scalars = {(e.step, v.tag): v.tensor.float_val[0] for e in events for v in e.summary.value}
     assert scalars[1, "train/loss"] == 2.5
     assert scalars[1, "train/top1"] == 0.25
+
+
+def test_images_are_events_too(tmp_path):
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    with MetricsWriter(tmp_path, start_step=0, total_steps=4) as writer:
+        writer.image(3, "data/first_batch", picture)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    (event,) = [event for event in EventFileLoader(str(path)).Load() if event.summary.value]
+    (value,) = event.summary.value
+    assert (event.step, value.tag) == (3, "data/first_batch")
+    width, height, encoded = value.tensor.string_val
+    assert (width, height) == (b"6", b"4")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encoded))), picture)
+
+
+def test_no_writer_leaves_the_lines(tmp_path):
+    with MetricsWriter(tmp_path, start_step=0, total_steps=4, writers=()) as writer:
+        writer.write(1, {"train/loss": 2.5})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_lines_after_the_restored_step_are_taken_out(tmp_path):

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.tasks.test_tasks import without_mixing
 from vir_jax.data import open_source
 from vir_jax.evaluation import ModesDisagreeError, evaluate_workdir
 from vir_jax.generation import log_likelihood
-from vir_jax.generation.workdir import generate_images, save_grid
+from vir_jax.generation.workdir import draw_samples, generate_images, save_grid
 from vir_jax.inference.predict import predict_files
 from vir_jax.inference.recurrent import stream
 from vir_jax.inspection.workdir import load_model
@@ -59,7 +60,8 @@ def workdir(tmp_path_factory, make_digits_config, two_devices_throughout):
     config = of_pixels(make_digits_config())
     config.epochs, config.optim.lr, config.eval_every = 1.5, 3e-3, 10
     folder = tmp_path_factory.mktemp("pixels")
-    train(config, folder)
+    config.sample_images = 4
+    train(config, folder, draw=draw_samples)
     return folder
 
 
@@ -147,6 +149,16 @@ def test_it_learns_and_the_lowest_is_the_best(workdir):
     assert min(values.values()) < 3.0 < np.log2(17)
     with CheckpointReader(workdir) as checkpoints:
         assert checkpoints.resolve("best") == min(values, key=values.__getitem__)
+
+
+def test_the_writers_are_shown_the_first_batch_and_samples_after_each_evaluation(workdir):
+    events = EventAccumulator(str(workdir / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    (batch,), samples = (events.Images(tag) for tag in ("data/first_batch", "eval/samples"))
+    assert (batch.step, batch.width) == (1, 8 * 65 - 1)
+    assert [image.step for image in samples] == [10, 20, 30, read_metrics(workdir)[-1]["step"]]
+    assert {image.width for image in samples} == {2 * 65 - 1}
+    assert len({image.encoded_image_string for image in samples}) == 4  # The model learns.
 
 
 def test_every_mode_gives_the_bits_of_the_images_themselves(workdir):

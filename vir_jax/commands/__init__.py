@@ -1,4 +1,5 @@
-"""The commands that the package installs: vir-train, vir-eval, vir-predict, vir-generate, vir-compile.
+"""The commands that the package installs: vir-train, vir-eval, vir-predict, vir-generate, vir-compile,
+vir-bench.
 
 Each is a module of its own with flags and a `main`, which turns them into one call of vir_jax. In a checkout train.py,
 eval.py, predict.py and generate.py are the same.
@@ -33,6 +34,11 @@ def generate() -> None:
 def compile_step() -> None:
     """Compile a training step for machines that are not there (vir-compile)."""
     _run("compile")
+
+
+def bench() -> None:
+    """Measure images/s and memory of a model (vir-bench)."""
+    _run("bench")
 
 
 def _run(name: str) -> None:

@@ -14,6 +14,7 @@ import jax
 from absl import app, logging
 
 from vir_jax import command_line
+from vir_jax.generation.workdir import draw_samples
 from vir_jax.parallel.processes import initialize_from_flags
 from vir_jax.paths import define_path
 from vir_jax.runs.log import quiet_libraries
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     quiet_libraries()
     initialize_from_flags()
     try:
-        metrics = train(CONFIG.value, WORKDIR.value)
+        metrics = train(CONFIG.value, WORKDIR.value, draw=draw_samples)
     except PreemptedError as notice:
         logging.warning("SIGTERM: %s. The same command goes on; exit code %d", notice, EXIT_CODE)
         sys.exit(EXIT_CODE)

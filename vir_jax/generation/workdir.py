@@ -12,19 +12,19 @@ from PIL import Image
 
 from vir_jax.data import decode_image, eval_transform, open_source
 from vir_jax.generation.generate import generate
+from vir_jax.models import VisionModel
 from vir_jax.models.likelihood import Likelihood
 from vir_jax.models.pixels import to_colours, to_levels
 from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import ProgressBar
 from vir_jax.runs.model import image_size
+from vir_jax.runs.writers import tiled
+from vir_jax.tasks import Task
 from vir_jax.tasks.pixels import Pixels, check_predicts_pixels
 
 # Images drawn at a time, at most.
 BATCH_SIZE = 64
-
-# Pixels that the longer side of an image has at least in a grid.
-TILE = 64
 
 
 def generate_images(
@@ -132,13 +132,19 @@ def read_prompt(
 
 def save_grid(images: UInt8[np.ndarray, "num y x 3"], path: str | os.PathLike[str]) -> None:
     """Write images side by side to an image file, small ones enlarged by a whole number, a white line between them."""
-    num, height, width, _ = images.shape
-    zoom = max(1, TILE // max(height, width))
-    cols = math.ceil(math.sqrt(num))
-    tiles = np.full((math.ceil(num / cols) * cols, zoom * height + 1, zoom * width + 1, 3), 255, np.uint8)
-    tiles[:num, :-1, :-1] = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    rows = tiles.reshape(-1, cols, *tiles.shape[1:]).swapaxes(1, 2)
-    Image.fromarray(rows.reshape(-1, cols * tiles.shape[2], 3)[:-1, :-1]).save(path)
+    Image.fromarray(tiled(images)).save(path)
+
+
+def draw_samples(model: VisionModel, task: Task, num: int, seed: int) -> UInt8[np.ndarray, "num y x 3"]:
+    """Draw images from the model of a run in training; `train` shows them after each evaluation.
+
+    Raises:
+      ValueError: a run of another task.
+    """
+    check_predicts_pixels(task)
+    assert isinstance(task, Pixels)
+    levels, _ = generate(model, jax.random.key(seed, impl="threefry2x32"), num)
+    return np.asarray(to_colours(levels, task.likelihood.levels))
 
 
 def _example(run: Run, number: int) -> UInt8[np.ndarray, "y x 3"]:

@@ -18,7 +18,19 @@ from flax import nnx
 from ml_collections import config_dict
 
 from vir_jax.models import create_model, model_options
-from vir_jax.runs.fields import either, integer, interval, number, one_of, optional, sequence, text, truth
+from vir_jax.runs.fields import (
+    either,
+    integer,
+    interval,
+    names_of,
+    number,
+    one_of,
+    optional,
+    sequence,
+    steps,
+    text,
+    truth,
+)
 from vir_jax.tasks import check_fields, make_task
 
 
@@ -149,6 +161,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.max_skipped_steps = 0  # Non-finite steps that the whole run may leave out before it stops.
     config.checkpoint_every = 1000  # Steps between two checkpoints; the last step is always saved.
     config.keep_checkpoints = 2  # Newest ones kept; the best one is kept besides.
+    config.writers = (
+        "tensorboard"  # Besides metrics.jsonl: of tensorboard, wandb, mlflow, trackio; "a,b" for two.
+    )
+    config.sample_images = 0  # Images that a model of pixels draws after each evaluation, for the writers.
+    config.profile = (
+        ""  # Steps that JAX's profiler watches, as "10:20"; the trace is written to workdir/profile.
+    )
     config.lock()
     return config
 
@@ -244,6 +263,9 @@ FIELDS = {
     "max_skipped_steps": integer(0),
     "checkpoint_every": integer(1),
     "keep_checkpoints": integer(1),
+    "writers": names_of("tensorboard", "wandb", "mlflow", "trackio"),
+    "sample_images": integer(0),
+    "profile": steps(),
 }
 """By dotted name, what each field may hold; options of single mixers are checked by the mixers."""
 
@@ -346,6 +368,7 @@ def _switches(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, st
         interpolates,
         "augment.crop is not 'resized' and augment.randaugment_ops is 0",
     )
+    yield "sample_images", config.task == "pixels", f"config.task is {config.task!r}, which draws nothing"
     both = mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0
     yield "mixing.switch_probability", both, "mixing.mixup_alpha and mixing.cutmix_alpha are not both on"
     for name in ("b1", "b2", "eps"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -106,3 +107,26 @@ def either(one: Kind, other: Kind) -> Kind:
 def optional(kind: Kind) -> Kind:
     """Return a kind and None."""
     return either(kind, Kind("None", lambda value: value is None))
+
+
+def names_of(*choices: str) -> Kind:
+    """Return texts that hold some of these names, separated by commas; the empty one holds none."""
+    return Kind(
+        f"some of {', '.join(choices)}, separated by commas, or nothing",
+        lambda value: isinstance(value, str) and (not value or set(value.split(",")) <= set(choices)),
+    )
+
+
+def steps() -> Kind:
+    """Return texts "first:last" of two steps in their order; the empty one holds none."""
+    return Kind(
+        "two steps as first:last, or nothing",
+        lambda value: (
+            value == ""
+            or (
+                isinstance(value, str)
+                and re.fullmatch(r"[1-9]\d*:[1-9]\d*", value) is not None
+                and int(value.partition(":")[0]) <= int(value.partition(":")[2])
+            )
+        ),
+    )

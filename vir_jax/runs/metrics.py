@@ -1,23 +1,19 @@
-"""Metrics of a run: a JSONL file, TensorBoard event files, the log, and a progress bar on a terminal."""
+"""Metrics of a run: a JSONL file, the log, a progress bar on a terminal, and the writers that the run names."""
 
-import io
 import json
 import math
 import os
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import jax
 from absl import logging
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from vir_jax.runs.storage import RunPath, open_workdir, storage_of
+from vir_jax.runs.writers import Picture, Writer, open_writers
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -29,7 +25,7 @@ class ProgressBar(tqdm):
 
 
 class MetricsWriter:
-    """Writes scalars to `workdir/metrics.jsonl` and `workdir/tensorboard`; process 0 alone does.
+    """Writes scalars to `workdir/metrics.jsonl` and to writers, images to the writers; process 0 alone does.
 
     Where the disk is full, lines of the JSONL wait for room; TensorBoard loses them. In a bucket both appear now and
     then, and with `sync`.
@@ -40,9 +36,19 @@ class MetricsWriter:
         checkpoint, are taken out: those steps are done again. So is the evaluation of `start_step` itself, which
         the run writes again, from the checkpoint's record or a new one.
       total_steps: of the whole run, for the progress bar.
+      writers: see `vir_jax.runs.writers`.
+      config: of the run, for writers that show it.
     """
 
-    def __init__(self, workdir: RunPath, *, start_step: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        workdir: RunPath,
+        *,
+        start_step: int,
+        total_steps: int,
+        writers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -51,12 +57,7 @@ class MetricsWriter:
         _drop_lines_after(self._path, start_step)
         self._jsonl = self._storage.append(self._path)
         self._unwritten = b""
-        self._folder = workdir / "tensorboard"
-        self._folder.mkdir(exist_ok=True)
-        self._events: RecordWriter | None = None
-        # TensorBoard then forgets what earlier files say of the steps that are done again.
-        restart = SessionLog(status=SessionLog.START)
-        self._add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
+        self._writers: list[Writer] = open_writers(writers, workdir, start_step=start_step, config=config)
         self._bar = ProgressBar(
             total=total_steps,
             initial=start_step,
@@ -74,9 +75,15 @@ class MetricsWriter:
         self._flush()
         if "train/loss" in values:
             self._bar.set_postfix_str(f"loss {values['train/loss']:.3f}", refresh=False)
-        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
-        self._add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        for writer in self._writers:
+            writer.scalars(step, values)
         logging.info("step %d: %s", step, "  ".join(f"{k}={_short(v)}" for k, v in values.items()))
+
+    def image(self, step: int, name: str, image: Picture) -> None:
+        """Write one image, where there is a writer that takes it."""
+        if self._active:
+            for writer in self._writers:
+                writer.image(step, name, image)
 
     def _flush(self) -> None:
         try:
@@ -92,29 +99,6 @@ class MetricsWriter:
                 self._jsonl.sync()
             except OSError as error:
                 logging.error("%s", error)
-
-    def _add_event(self, event: Event) -> None:
-        try:
-            if self._events is None:
-                # TensorBoard's EventFileWriter imports TensorFlow where that is installed; its RecordWriter does not.
-                name = f"events.out.tfevents.{time.time_ns()}"
-                file = self._storage.append(self._folder / name)
-                self._events = RecordWriter(io.BufferedWriter(file))
-                header = Event(wall_time=time.time(), file_version="brain.Event:2")
-                self._events.write(header.SerializeToString())
-            self._events.write(event.SerializeToString())
-            self._events.flush()
-        except OSError as error:
-            logging.error("TensorBoard events: %s; a value is lost", error)
-            self._close_events()  # What follows half a record cannot be read: go on in another file.
-
-    def _close_events(self) -> None:
-        if self._events is not None:
-            try:
-                self._events.close()
-            except OSError as error:
-                logging.error("TensorBoard events: %s; the last values are lost", error)
-            self._events = None
 
     def advance(self) -> None:
         """Move the progress bar by a step."""
@@ -134,7 +118,8 @@ class MetricsWriter:
                 self._jsonl.close()
             except OSError as failure:
                 logging.error("%s: its last lines are lost", failure)
-            self._close_events()
+            for writer in self._writers:
+                writer.close()
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float | int | None]]:

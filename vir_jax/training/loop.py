@@ -4,23 +4,25 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 
 import vir_jax
 from vir_jax.data import AugmentConfig, Source, check_examples, eval_loader, train_loader
+from vir_jax.models import VisionModel
 from vir_jax.parallel.mesh import local_rows, make_mesh, put_batch
 from vir_jax.parallel.processes import check_equal, decided_by_process_0, sum_over_processes
 from vir_jax.paths import check_paths
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.checkpoint_reader import has_checkpoints
-from vir_jax.runs.config import validate
+from vir_jax.runs.config import flatten, validate
 from vir_jax.runs.lock import exclusive
 from vir_jax.runs.log import quiet_libraries
 from vir_jax.runs.metrics import MetricMeans, MetricsWriter, has_metrics
@@ -28,13 +30,21 @@ from vir_jax.runs.preemption import PreemptedError, Preemption
 from vir_jax.runs.state import TrainState
 from vir_jax.runs.storage import RunPath, open_workdir
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
-from vir_jax.tasks import make_task
+from vir_jax.runs.writers import check_installed, tiled, writer_names
+from vir_jax.tasks import Task, make_task
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import Evaluator, check_task
 from vir_jax.training.finetune import Pretrained, read_pretrained, start_from
 from vir_jax.training.plan import TrainingPlan, check_on_mesh, make_plan
+from vir_jax.training.profile import Profiler
 from vir_jax.training.start import check_same_data, data_identity, open_sources
 from vir_jax.training.summary import summarize
+
+# Images of the first batch that the writers are given, at most.
+SHOWN = 64
+
+Draw: TypeAlias = Callable[[VisionModel, Task, int, int], UInt8[np.ndarray, "num y x 3"]]
+"""Of a model, the task that it was trained for, how many images and a seed."""
 
 
 class NonFiniteError(RuntimeError):
@@ -47,6 +57,7 @@ def train(
     *,
     train_source: Source | None = None,
     eval_source: Source | None = None,
+    draw: Draw | None = None,
 ) -> dict[str, float]:
     """Train a model, or go on with the run that the workdir holds.
 
@@ -58,6 +69,7 @@ def train(
       workdir: folder of checkpoints, metrics and the config, made if absent: a local one, or gs://bucket/folder.
       train_source: examples to train on; None opens `config.data`.
       eval_source: examples to evaluate on; None opens `config.data`.
+      draw: draws the images that `config.sample_images` asks for, `vir_jax.generation.workdir.draw_samples`.
 
     Returns:
       The metrics of the final evaluation: the task's, and the count of examples.
@@ -77,11 +89,13 @@ def train(
     # All of the config first: nothing is opened, compiled or written for one that cannot be run.
     validate(config)
     check_paths(config)
+    check_installed(writer_names(config.writers))
+    _check_draws(config, draw)
     folder = open_workdir(workdir)
     mesh = make_mesh(**config.mesh)
     check_on_mesh(config, mesh)
     with exclusive(folder) as check_lock, Preemption() as preemption:
-        return _train(config, mesh, folder, check_lock, preemption, train_source, eval_source)
+        return _train(config, mesh, folder, check_lock, preemption, train_source, eval_source, draw)
 
 
 def _train(
@@ -92,6 +106,7 @@ def _train(
     preemption: Preemption,
     train_source: Source | None,
     eval_source: Source | None,
+    draw: Draw | None,
 ) -> dict[str, float]:
     # ------------------------------------------------------------------ config, data
     quiet_libraries()
@@ -199,7 +214,16 @@ def _train(
         write_config(workdir, config)
 
         # -------------------------------------------------------------- the loop
-        with MetricsWriter(workdir, start_step=start, total_steps=total_steps) as writer:
+        with (
+            Profiler(config.profile, workdir) as profiler,
+            MetricsWriter(
+                workdir,
+                start_step=start,
+                total_steps=total_steps,
+                writers=writer_names(config.writers),
+                config=flatten(config),
+            ) as writer,
+        ):
 
             def write_results(step: int) -> None:
                 writer.write(step, {f"eval/{name}": value for name, value in results.items()})
@@ -211,8 +235,11 @@ def _train(
             clock = Clock(config.batch_size, flops_per_image=train_flops)
             in_flight: tuple[int, Mapping[str, Array]] | None = None
             for step in range(start + 1, total_steps + 1):
-                batch = put_batch(next(batches), mesh, config.batch_size)
-                state, metrics = compiled(state, batch)
+                profiler.before(step, state)
+                rows = next(batches)
+                if step == 1:
+                    writer.image(step, "data/first_batch", tiled(rows["image"][:SHOWN]))
+                state, metrics = compiled(state, put_batch(rows, mesh, config.batch_size))
                 clock.tick()
                 # Reading the metrics of the step before leaves the device one step of work ahead.
                 if in_flight is not None:
@@ -249,8 +276,26 @@ def _train(
                 if evaluation_due(step):
                     with clock.paused():
                         results = evaluate_step(step, state)
+                        if config.sample_images and draw is not None:
+                            weights = jax.device_get(state.params if state.ema is None else state.ema)
+                            model = plan.model.model(jax.tree.map(jnp.asarray, weights))
+                            drawn = draw(model, task, config.sample_images, config.seed)
+                            writer.image(step, "eval/samples", tiled(drawn))
                     write_results(step)
     return results
+
+
+def _check_draws(config: ml_collections.ConfigDict, draw: Draw | None) -> None:
+    if config.sample_images and draw is None:
+        raise ValueError(
+            f"config.sample_images is {config.sample_images}, and train() was given nothing that draws them: pass"
+            " draw=vir_jax.generation.workdir.draw_samples, as the command does, or leave it at 0"
+        )
+    if config.sample_images and jax.process_count() > 1:
+        raise ValueError(
+            f"config.sample_images is {config.sample_images}; expected 0 in a run of several processes. Draw from its"
+            " checkpoints, with generate.py"
+        )
 
 
 def find_start(
