@@ -38,11 +38,13 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url \
   --no-emit-package vir-jax --custom-compile-command "make lock" pyproject.toml
 RUN := --extra train --extra tfds --extra export
+# Not those that hand over to a library of the user's choice, which would hold back the rest.
+LOCKED := test inspect prepare compile compile-gpu docs
 lock:
 	sort -u requirements*.txt | grep -v '^#' > requirements-all.tmp
-	$(LOCK) $(UPGRADE) --all-extras -o requirements-all.tmp
+	$(LOCK) $(UPGRADE) $(RUN) $(LOCKED:%=--extra %) -o requirements-all.tmp
 	$(LOCK) -c requirements-all.tmp $(RUN) -o requirements.txt
-	for extra in test inspect prepare compile compile-gpu; do \
+	for extra in $(LOCKED); do \
 	  $(LOCK) -c requirements-all.tmp $(RUN) --extra $$extra -o requirements-$$extra.txt || exit 1; \
 	done
 	rm requirements-all.tmp

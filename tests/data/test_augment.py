@@ -206,3 +206,35 @@ def test_corrupt_images_raise(photo_jpeg: bytes):
     for crop in ("resized", "pad", "none"):
         with pytest.raises(CorruptImageError):
             augment_image(photo_jpeg[:5000], 32, AugmentConfig(crop=crop), rng())
+
+
+def inverted(image, rng):
+    return 255 - image
+
+
+def test_a_transform_of_ones_own_comes_last():
+    image = np.random.default_rng(0).integers(256, size=(6, 8, 3), dtype=np.uint8)
+    plain = augment_image(image, 4, AugmentConfig(hflip=0.5), np.random.default_rng(1))
+    for transform in (inverted, f"{__name__}:inverted"):
+        config = AugmentConfig(hflip=0.5, transform=transform)
+        np.testing.assert_array_equal(augment_image(image, 4, config, np.random.default_rng(1)), 255 - plain)
+
+
+def test_a_transform_draws_from_the_generator_of_the_example():
+    image = np.zeros((4, 4, 3), np.uint8)
+    config = AugmentConfig(transform=lambda view, rng: rng.integers(256, size=view.shape, dtype=np.uint8))
+    first, again, other = (augment_image(image, 4, config, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_what_a_transform_may_not_do():
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(
+        ValueError, match=r"augment.transform gave float64 \(4, 4, 3\): expected uint8 \(4, 4, 3\)"
+    ):
+        augment_image(
+            image, 4, AugmentConfig(transform=lambda view, rng: view / 255), np.random.default_rng(0)
+        )
+    with pytest.raises(ValueError, match=r"augment\.transform is 'no\.such:thing', which cannot be imported"):
+        AugmentConfig(transform="no.such:thing")

@@ -44,6 +44,9 @@ def bench() -> None:
 def _run(name: str) -> None:
     try:
         require("train", "absl", "ml_collections", "optax")
+        sys.path.append(
+            ""
+        )  # A task or transform of one's own, in the folder of the command, as `python` does.
         command = importlib.import_module(f"vir_jax.commands.{name}")
     except MissingPackageError as error:
         sys.exit(f"vir-{name}: {error}")

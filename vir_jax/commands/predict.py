@@ -23,6 +23,9 @@ STREAM = flags.DEFINE_bool(
     False,
     "read images at their own size in constant memory; TIFF and .npy may be larger than memory",
 )
+WINDOW = flags.DEFINE_list(
+    "window", None, "x,y,width,height in pixels: the part of each image that is read; default: all of it"
+)
 JSON = flags.DEFINE_bool("json", False, "one JSON object a line")
 
 
@@ -41,6 +44,7 @@ def main(argv: list[str]) -> int:
         weights=WEIGHTS.value,
         top=TOP.value,
         streamed=STREAM.value,
+        window=_window(WINDOW.value),
     )
     failed = False
     for prediction in predictions:
@@ -52,6 +56,15 @@ def main(argv: list[str]) -> int:
         else:
             command_line.write_line(str(prediction), sys.stdout if prediction.error is None else sys.stderr)
     return int(failed)
+
+
+def _window(numbers: list[str] | None) -> tuple[int, int, int, int] | None:
+    if numbers is None:
+        return None
+    if len(numbers) != 4 or not all(number.isdecimal() for number in numbers):
+        raise app.UsageError(f"--window={','.join(numbers)}: expected x,y,width,height in pixels")
+    x, y, width, height = map(int, numbers)
+    return x, y, width, height
 
 
 def run() -> None:

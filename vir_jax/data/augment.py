@@ -8,7 +8,7 @@ loader mixes ahead of erasing; here a mixed image can show the erased parts of b
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from vir_jax.data import randaugment as ra
 from vir_jax.data.decode import decode_image, jpeg_size
 from vir_jax.data.resize import eval_transform, resize, size_pair
+from vir_jax.imports import load_object
 
 _INTERPOLATIONS = {
     "bilinear": (cv2.INTER_LINEAR,),
@@ -58,12 +59,20 @@ class AugmentConfig:
     color_jitter: float = 0.0
     # Probability that a rectangle is replaced by noise, each pixel drawn on its own; 0 switches it off.
     erase: float = 0.0
+    # What is done last, in code of one's own: a function of a view (uint8 [y x 3], not to be written to) and a
+    # `numpy.random.Generator`, which gives another view of the same shape; or its name, "package.module:function".
+    transform: Callable[..., UInt8[np.ndarray, "y x 3"]] | str | None = None
     # Mean and standard deviation per channel, on a scale of 0 to 1, that the model's input is normalised
     # with. The mean fills what geometric operations leave empty; erased pixels are drawn from both.
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
+        if isinstance(self.transform, str):
+            function = load_object(self.transform, "augment.transform") if self.transform else None
+            object.__setattr__(self, "transform", function)
+        if self.transform is not None and not callable(self.transform):
+            raise ValueError(f"transform is {self.transform!r}: expected a function of (image, rng)")
         for field, known in (("crop", ("resized", "pad", "none")), ("interpolation", tuple(_INTERPOLATIONS))):
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} is {getattr(self, field)!r}: expected one of {', '.join(known)}")
@@ -127,7 +136,20 @@ def augment_image(
         view = color_jitter(view, config.color_jitter, rng)
     if rng.random() < config.erase:
         view = random_erase(view, config.mean, config.std, rng)
+    if config.transform is not None:
+        view = _transformed(view, config.transform, rng)
     return view
+
+
+def _transformed(
+    view: UInt8[np.ndarray, "y x 3"], transform: Callable[..., Any] | str, rng: np.random.Generator
+) -> UInt8[np.ndarray, "y x 3"]:
+    assert callable(transform)
+    found = transform(view, rng)
+    if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != (view.shape, view.dtype):
+        what = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
+        raise ValueError(f"augment.transform gave {what}: expected uint8 {view.shape}, as it was given")
+    return found
 
 
 def random_box(

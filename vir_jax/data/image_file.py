@@ -38,7 +38,39 @@ def check_pixels(height: int, width: int) -> None:
       CorruptImageError: more than `MAX_PIXELS`.
     """
     if height * width > MAX_PIXELS:
-        raise CorruptImageError(f"{width} x {height} pixels: more than the {MAX_PIXELS:,} that are decoded")
+        raise CorruptImageError(
+            f"{width} x {height} pixels: more than the {MAX_PIXELS:,} that are decoded whole; vir-predict --stream"
+            ' reads more, PNG and JPEG with pip install "vir-jax[pyvips]"'
+        )
+
+
+def windowed(image: ImageFile, window: tuple[int, int, int, int]) -> ImageFile:
+    """Return a part of an image; the rows above it are read, and none below.
+
+    Args:
+      image: the whole.
+      window: (x, y, width, height) in pixels.
+
+    Raises:
+      CorruptImageError: the window is not inside of the image.
+    """
+    x, y, width, height = window
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > image.width or y + height > image.height:
+        raise CorruptImageError(
+            f"{image.width} x {image.height} pixels, of which x={x}, y={y}, width={width}, height={height} is no part"
+        )
+
+    def strips() -> Iterator[Strip]:
+        top = 0
+        for strip in image.strips():
+            rows = strip[max(y - top, 0) : y + height - top, x : x + width]
+            if rows.size:
+                yield rows
+            top += len(strip)
+            if top >= y + height:
+                return
+
+    return image._replace(height=height, width=width, strips=strips)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits, a folder of images per class, and any prepared TFDS set."""
+"""Data sets by name: digits, a folder of images per class, a table of files and labels, Hugging Face, and TFDS."""
 
 from vir_jax.data.source import Source
 from vir_jax.paths import check_path
@@ -9,12 +9,14 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
 
     Args:
       dataset: "digits" (scikit-learn's handwritten digits, shipped inside that package), "folder"
-        (`data_dir/split/class name/*.jpg`), or the name of a TFDS image classification set such as
-        "imagenet2012" or "cifar10", prepared with `python -m vir_jax.data.prepare`.
+        (`data_dir/split/class name/*.jpg`), "table" (`data_dir/split.csv` or `.parquet`, columns file and label),
+        "hf:user/set" (Hugging Face `datasets`; "hf" alone for a folder that `save_to_disk` wrote), or the name of a
+        TFDS image classification set such as "imagenet2012" or "cifar10", prepared with
+        `python -m vir_jax.data.prepare`.
       split: "train" or "test" for digits; a folder's name for "folder"; for TFDS any of its split strings,
         slices included ("train[:90%]").
-      data_dir: where the data lie, a local folder. None: TFDS's default folder. Required by "folder", not used by
-        "digits".
+      data_dir: where the data lie, a local folder. None: TFDS's or `datasets`' default folder. Required by "folder",
+        "table" and "hf", not used by "digits".
 
     Raises:
       PathError: data_dir is blank or no local folder (a `ValueError`).
@@ -35,6 +37,16 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
         if data_dir is None:
             raise ValueError("dataset 'folder' needs data_dir: the folder that holds <split>/<class name>/")
         return FolderSource(data_dir, split)
+    if dataset == "table":
+        from vir_jax.data.table import TableSource
+
+        if data_dir is None:
+            raise ValueError("dataset 'table' needs data_dir: the folder that holds <split>.csv or .parquet")
+        return TableSource(data_dir, split)
+    if dataset.partition(":")[0] == "hf":
+        from vir_jax.data.hf_source import HuggingFaceSource
+
+        return HuggingFaceSource(dataset, split, data_dir=data_dir)
     from vir_jax.data.tfds_source import TfdsSource
 
     return TfdsSource(dataset, split, data_dir=data_dir)

@@ -75,10 +75,10 @@ def open_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
     except registered.DatasetNotFoundError as error:
         name, known = re.split("[/:]", dataset)[0], tfds.list_builders(with_community_datasets=False)
         if name not in known:
-            close = difflib.get_close_matches(name, [*known, "digits", "folder"])
+            close = difflib.get_close_matches(name, [*known, "digits", "folder", "table"])
             hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()"
             raise ValueError(
-                f"no data set {name!r}: expected digits, folder or a TFDS name; {hint}"
+                f"no data set {name!r}: expected digits, folder, table, hf:user/set or a TFDS name; {hint}"
             ) from error
         place = data_dir or constants.DATA_DIR
         raise FileNotFoundError(

@@ -18,7 +18,7 @@ from vir_jax.data.decode import MAX_PIXELS
 from vir_jax.data.pixels import Colour
 from vir_jax.data.walk import EXTENSIONS, describe
 from vir_jax.data.walk import find_images as find_images_below
-from vir_jax.inference.files import ImageFile, open_image
+from vir_jax.inference.files import ImageFile, Window, open_image
 from vir_jax.inference.image_stream import ImageStream
 from vir_jax.models import VisionModel
 from vir_jax.runs.load import load_run
@@ -54,6 +54,7 @@ def predict_files(
     weights: str | None = None,
     top: int = 5,
     streamed: bool = False,
+    window: Window | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files one after another; those that cannot be read are told, and do not stop the rest.
 
@@ -66,6 +67,7 @@ def predict_files(
       streamed: read images at their own size, row by row, less the few pixels at the edges by which a side exceeds a
         multiple of the patch; otherwise they are resized and cropped as for evaluation. TIFF and .npy files may be
         larger than memory then.
+      window: part of each image to read, (x, y, width, height) in pixels; None: all of it.
 
     Raises:
       ValueError: no such checkpoint or weights; a model that cannot be streamed.
@@ -80,7 +82,7 @@ def predict_files(
     if streamed:
         model.check_streamable()
         normalization = (tuple(data.mean), tuple(data.std))
-        logits_of = functools.partial(_stream_files, model, normalization, background)
+        logits_of = functools.partial(_stream_files, model, normalization, background, window)
         batch = 1
     else:
         forward = functools.partial(
@@ -92,6 +94,7 @@ def predict_files(
             size=image_size(config.model),
             crop_fraction=data.crop_fraction,
             background=background,
+            window=window,
         )
         batch = max(min(BATCH_SIZE, len(files)), 1)
         logits_of = functools.partial(_classify_files, forward, transform, batch)
@@ -145,11 +148,14 @@ def _classify_files(
 
 
 def _stream_files(
-    model: VisionModel, normalization: Any, background: Colour, files: Sequence[Path]
+    model: VisionModel,
+    normalization: Any,
+    background: Colour,
+    window: Window | None,
+    files: Sequence[Path],
 ) -> list[Logits | Exception]:
-    return [
-        _attempt(functools.partial(_stream_file, model, normalization, background), file) for file in files
-    ]
+    stream_file = functools.partial(_stream_file, model, normalization, background, window)
+    return [_attempt(stream_file, file) for file in files]
 
 
 def _attempt(function: Callable[[Path], Any], file: Path) -> Any:
@@ -160,9 +166,15 @@ def _attempt(function: Callable[[Path], Any], file: Path) -> Any:
 
 
 def _whole_image(
-    file: Path, *, patch: int, size: tuple[int, int], crop_fraction: float, background: Colour
+    file: Path,
+    *,
+    patch: int,
+    size: tuple[int, int],
+    crop_fraction: float,
+    background: Colour,
+    window: Window | None,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    image = open_image(file, background=background)
+    image = open_image(file, background=background, window=window)
     _check_large_enough(image, patch)
     if image.height * image.width > MAX_PIXELS:
         raise CorruptImageError(
@@ -171,8 +183,10 @@ def _whole_image(
     return eval_transform(np.concatenate(list(image.strips())), size, crop_fraction)
 
 
-def _stream_file(model: VisionModel, normalization: Any, background: Colour, file: Path) -> Logits:
-    image = open_image(file, background=background)
+def _stream_file(
+    model: VisionModel, normalization: Any, background: Colour, window: Window | None, file: Path
+) -> Logits:
+    image = open_image(file, background=background, window=window)
     _check_large_enough(image, model.patch)
     height, width = (side // model.patch * model.patch for side in (image.height, image.width))
     top, left = (image.height - height) // 2, (image.width - width) // 2

@@ -97,8 +97,12 @@ def default_config() -> ml_collections.ConfigDict:
         model[option] = may_be_none()  # Of one mixer, which explains it; None: its default.
 
     config.data = data = Config()
-    data.dataset = "imagenet2012"  # A TFDS name, "folder" (one folder per class) or "digits".
-    data.data_dir = may_be_none()  # None: TFDS's own default directory. Required by "folder".
+    data.dataset = (
+        "imagenet2012"  # A TFDS name, "folder" (one per class), "table", "hf:user/set" or "digits".
+    )
+    data.data_dir = (
+        may_be_none()
+    )  # None: TFDS's own default directory. Required by "folder", "table" and "hf".
     data.train_split = "train"
     data.eval_split = "validation"
     data.threads = 16  # Decoding threads of each process.
@@ -127,6 +131,7 @@ def default_config() -> ml_collections.ConfigDict:
     augment.randaugment_std = 0.5  # Standard deviation of the strength.
     augment.color_jitter = 0.0  # Strength; 0 switches it off. RandAugment takes its place.
     augment.erase = 0.0  # Probability that a rectangle is replaced by noise.
+    augment.transform = ""  # A function of your own, "package.module:function", of (image, rng); done last.
 
     config.mixing = mixing = Config()
     mixing.mixup_alpha = 0.0  # Of the Beta distribution of mixup's weight; 0 turns mixup off.
@@ -238,6 +243,7 @@ FIELDS = {
     "augment.randaugment_std": number(0),
     "augment.color_jitter": number(0),
     "augment.erase": number(0, 1),
+    "augment.transform": either(text(), one_of("")),
     "mixing.mixup_alpha": number(0),
     "mixing.cutmix_alpha": number(0),
     "mixing.switch_probability": number(0, 1),
@@ -324,12 +330,13 @@ def _together(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, st
     yield "optim.final_lr", optim.final_lr <= optim.lr, f"at most the peak, optim.lr={optim.lr}"
 
     data, augment = config.data, config.augment
-    folder = data.dataset == "folder"
-    yield (
-        "data.data_dir",
-        not folder or data.data_dir is not None,
-        "the folder that holds <split>/<class name>/",
-    )
+    for dataset, holds in {
+        "folder": "<split>/<class name>/",
+        "table": "<split>.csv or <split>.parquet",
+        "hf": "what save_to_disk wrote",
+    }.items():
+        given = data.dataset != dataset or data.data_dir is not None
+        yield "data.data_dir", given, f"the folder that holds {holds}"
     jitters = augment.color_jitter == 0 or augment.randaugment_ops == 0
     yield (
         "augment.color_jitter",

@@ -15,6 +15,7 @@ require("train", "ml_collections", "optax")
 
 import ml_collections
 
+from vir_jax.imports import load_object
 from vir_jax.tasks.task import Task
 
 __all__ = ["Task", "check_fields", "find_task", "known_tasks", "make_task"]
@@ -58,8 +59,7 @@ def find_task(name: str) -> type[Task]:
     Raises:
       ValueError: there is none of that name, or it is no task; the known ones are named.
     """
-    module, colon, class_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         tasks = known_tasks()
         if name not in tasks:
             raise ValueError(
@@ -67,13 +67,7 @@ def find_task(name: str) -> type[Task]:
                 " 'package.module:Class'"
             )
         return tasks[name]
-    try:
-        found = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"config.task is {name!r}, which cannot be imported: {error}. Python looks in the folder of the command"
-            " and in those of PYTHONPATH"
-        ) from error
+    found = load_object(name, "config.task")
     if not (inspect.isclass(found) and issubclass(found, Task)):
         raise ValueError(f"config.task is {name!r}, which is no subclass of vir_jax.tasks.Task")
     missing = [*sorted(found.__abstractmethods__)]
