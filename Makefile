@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/vir_digits
 
-.PHONY: train test lint lock clean
+.PHONY: train test lint docs lock clean
 
 # Environment, data (shipped with scikit-learn), training, evaluation in every mode of retention.
 train: $(VENV)/.installed
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in site/; a warning is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { $(PYTHON) --version; echo "vir_jax needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
@@ -32,6 +36,10 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@
 
 # Writes the pinned requirements again from pyproject.toml; needs uv. Pins that still fit stay, but with UPGRADE=--upgrade.
@@ -50,4 +58,4 @@ lock:
 	rm requirements-all.tmp
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

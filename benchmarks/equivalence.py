@@ -1,7 +1,7 @@
 """How closely every mode agrees with the reference: `python -m benchmarks.equivalence`, about three minutes.
 
 Measures the relative RMS error of outputs, states and gradients against the float64 loops of `vir_jax.ops.reference`,
-mode by dtype by number of tokens, and writes the table into README.md between its markers and into
+mode by dtype by number of tokens, and writes the table into docs/modes.md between its markers and into
 benchmarks/results/equivalence.{md,json}.
 """
 
@@ -24,7 +24,7 @@ from vir_jax.ops.reference import (
     naive_retention_gradients,
 )
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "modes.md"
 
 HEADS, WIDTH = 4, 32
 DTYPES = ("float32", "bfloat16", "float16")
@@ -145,7 +145,7 @@ def main() -> None:
     records = measure()
     markdown = _markdown(records)
     write_results("equivalence", markdown, records)
-    README.write_text(replace_between_markers(README.read_text(), "equivalence", markdown))
+    PAGE.write_text(replace_between_markers(PAGE.read_text(), "equivalence", markdown))
     print(markdown)
 
 

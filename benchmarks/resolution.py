@@ -8,7 +8,7 @@ that a cost linear in the patches exceeds TIME_LIMIT; it is stopped at TIME_LIMI
     python -m benchmarks.resolution                     # all; --models, --modes and --sizes choose
     python -m benchmarks.resolution --report            # tables and figure from what was measured
 
-Writes benchmarks/results/resolution.{md,json}, docs/figures/resolution.png and the table in README.md.
+Writes benchmarks/results/resolution.{md,json}, docs/figures/resolution.png and the table in docs/speed.md.
 """
 
 import argparse
@@ -212,8 +212,8 @@ def crossings(points: list[Point], first: tuple[str, str], second: tuple[str, st
     return text + (f"; the latter is out of memory at {stops[0]} px" if stops else "") + ".\n"
 
 
-def report(points: list[Point]) -> None:
-    """Writes tables, figure and README from all points measured so far."""
+def markdown(points: list[Point]) -> str:
+    """Returns the table of all points measured so far, and where its lines cross."""
     where = ", ".join(f"{key} {value}" for key, value in machine().items())
     pairs = [
         ((f"vir_{s}16", STREAM), other)
@@ -221,7 +221,7 @@ def report(points: list[Point]) -> None:
         for other in ((f"vir_{s}16", "parallel"), (f"vit_{s}16", ATTENTION))
     ]
     lines = [f"- {crossing}" for pair in pairs if (crossing := crossings(points, *pair))]
-    markdown = (
+    return (
         "Seconds per image and, in parentheses, the peak resident memory of the process in GB, compilation and image\n"
         f"included. One image, float32; {where}.\n"
         f"Out of memory: the compiled program asks for the GB in parentheses, and the machine has "
@@ -230,11 +230,16 @@ def report(points: list[Point]) -> None:
         f"{_gigabytes(MEMORY_LIMIT)}.\n"
         "Written by `python -m benchmarks.resolution`.\n\n" + _table(points) + "\n" + "".join(lines)
     )
-    write_results("resolution", "# Resolution\n\n" + markdown, points)
-    readme = ROOT / "README.md"
-    readme.write_text(replace_between_markers(readme.read_text(), "resolution", markdown))
+
+
+def report(points: list[Point]) -> None:
+    """Writes tables, figure and docs/speed.md from all points measured so far."""
+    text = markdown(points)
+    write_results("resolution", "# Resolution\n\n" + text, points)
+    page = ROOT / "docs" / "speed.md"
+    page.write_text(replace_between_markers(page.read_text(), "resolution", text))
     _draw(points)
-    print(markdown)
+    print(text)
 
 
 def _draw(points: list[Point]) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from absl import flags
 from flax import nnx
-from ml_collections import config_flags
 
 from vir_jax.models import create_model, flops
 from vir_jax.models.mixers import mixer_names
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs.config import flatten, validate
 from vir_jax.runs.migrations import migrate
+from vir_jax.runs.recipes import define_recipe
 from vir_jax.tasks import make_task
 from vir_jax.training.optimizer import learning_rate_schedule
 from vir_jax.training.plan import make_plan
@@ -98,14 +98,15 @@ def test_it_costs_what_it_says(name):
 
 
 def commands(text):
-    """The arguments of `python train.py` wherever it is called, over continued lines too."""
-    return re.findall(r"^\s*python train\.py (.+)$", text.replace("\\\n", " "), re.MULTILINE)
+    """The arguments of `python train.py` or vir-train wherever it is called, over continued lines too."""
+    called = r"^\s*(?:python train\.py|vir-train) (.+?)(?:\s+#.*)?$"
+    return re.findall(called, text.replace("\\\n", " "), re.MULTILINE)
 
 
 def check_command(command):
-    argv = ["train.py", *command.replace("<data>", "/data").split()]
+    argv = ["train.py", *command.split()]
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    holder = define_recipe("config", "", flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     assert values(argv) == ["train.py"]
     validate(holder.value)
@@ -121,11 +122,15 @@ def test_its_commands_are_right(name, monkeypatch):
         check_command(command)
 
 
-def test_commands_of_the_readme_are_right(monkeypatch):
+def test_commands_of_the_pages_are_right(monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
-    found = commands(Path("README.md").read_text())
-    assert len(found) >= 4
-    for command in found:
+    pages = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
+    found = {page.name: commands(page.read_text()) for page in pages}
+    assert all(
+        found[name]
+        for name in ("README.md", "start.md", "train.md", "data.md", "fine_tune.md", "generate.md")
+    )
+    for command in {command for of_page in found.values() for command in of_page}:
         check_command(command)
 
 

@@ -1,4 +1,4 @@
-"""What docs, docstrings and comments cite is there: sections of the method, files, links."""
+"""What docs, docstrings and comments cite is there: sections of the method, files, links, pages of the site."""
 
 import ast
 import io
@@ -9,6 +9,7 @@ import tokenize
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 METHOD = "docs/method.md"
@@ -86,11 +87,46 @@ def test_cited_sections_and_files_exist(name):
     assert uncited(text, sections()) + missing(text, name, FILES) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", *(name for name in TEXTS if name.startswith("docs/"))])
+PAGES = [name for name in TEXTS if name.endswith(".md") and (name.startswith("docs/") or "/" not in name)]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_relative_links_resolve(name):
     folder = (ROOT / name).parent
     links = [link for link in LINK.findall(read(name)) if not re.match(r"\w+:|#", link)]
     assert [link for link in links if not (folder / link.split("#")[0]).exists()] == []
+
+
+def anchors(page):
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_to_headings_resolve(name):
+    included = {"docs/contributing.md": "CONTRIBUTING.md"}
+    for link in LINK.findall(read(name)):
+        path, _, anchor = link.partition("#")
+        if not anchor or re.match(r"\w+:", link):
+            continue
+        target = os.path.normpath(Path(name).parent / path) if path else name
+        assert anchor in anchors(ROOT / included.get(target, target)), link
+
+
+def test_every_page_is_in_the_site():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    listed = [page for section in site["nav"] for pages in section.values() for page in listed_pages(pages)]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def listed_pages(section):
+    return [section] if isinstance(section, str) else [page for entry in section for page in entry.values()]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1400
 
 
 def test_what_is_not_there_is_found():

@@ -2,7 +2,7 @@
 
 Injects every fault of the table into runs of train.py, starts them again, and compares what they end with, bit for
 bit, with a run that nothing happened to: parameters, moving average, optimiser state, position in the data,
-evaluations and metrics. Writes the table into README.md between its markers and into
+evaluations and metrics. Writes the table into docs/faults.md between its markers and into
 benchmarks/results/faults.{md,json}.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.faults.kills import sigkill, sigterm, sigterm_together
 from benchmarks.faults.workdirs import workdirs
 from benchmarks.timing import markdown_table, replace_between_markers, write_results
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 
 INTRODUCTION = """\
 A ViR-pico/4 on digits with augmentation, mixup, cutmix, drop path, accumulation and a moving average, a checkpoint
@@ -83,7 +83,7 @@ def main() -> None:
         sys.exit("a fault was not survived: nothing is written")
     markdown = INTRODUCTION + table(records)
     write_results("faults", markdown, records)
-    README.write_text(replace_between_markers(README.read_text(), "faults", markdown))
+    PAGE.write_text(replace_between_markers(PAGE.read_text(), "faults", markdown))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""The pages do what they say: their code runs, their commands have these flags, their figures are those measured."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import equivalence, resolution, scaling
+from benchmarks.faults import __main__ as faults
+from benchmarks.faults.bench import Record as Fault
+from vir_jax.parallel.collectives import Traffic
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results"
+COMMANDS = {
+    **{
+        f"vir-{name}": f"vir_jax/commands/{name}.py"
+        for name in ("train", "eval", "predict", "generate", "compile", "bench")
+    },
+    **{
+        f"python {name}.py": f"vir_jax/commands/{name}.py"
+        for name in ("train", "eval", "predict", "generate")
+    },
+    **{
+        f"python -m vir_jax.{name}": f"vir_jax/{name}/__main__.py"
+        for name in ("weights", "probe", "inspection")
+    },
+    "python -m vir_jax.commands.compile": "vir_jax/commands/compile.py",
+    "python -m vir_jax.data.prepare": "vir_jax/data/prepare.py",
+}
+# The pages' own names for what a user has: paths, and flags of every command.
+SHARED = {"traceback", "coordinator_address", "num_processes", "process_id", "help"}
+
+
+def blocks(text, *languages):
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def python_of_pages():
+    """The code of each page, without what another page has, too."""
+    seen = set()
+    for page in PAGES:
+        fresh = [block for block in blocks(page.read_text(), "python") if block not in seen]
+        seen.update(fresh)
+        if fresh:
+            yield pytest.param("\n".join(fresh), id=page.name)
+
+
+@pytest.mark.parametrize("code", list(python_of_pages()))
+def test_code_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "page", "exec"), {"__name__": "page"})
+
+
+def lines():
+    for page in PAGES:
+        for block in blocks(page.read_text(), "sh", ""):
+            for line in block.replace("\\\n", " ").splitlines():
+                yield page.name, line.partition("  #")[0].strip()
+
+
+def flags_of(source):
+    text = (ROOT / source).read_text()
+    return SHARED | set(re.findall(r"(?:DEFINE_\w+|define_\w+|add_argument)\(\s*\"(?:--)?(\w+)\"", text))
+
+
+def test_commands_have_these_flags():
+    found = [(page, line) for page, line in lines() if re.match(r"vir-|python (?:-m vir_jax|\w+\.py)", line)]
+    assert len(found) > 20
+    for page, line in found:
+        command = next(
+            (command for command in sorted(COMMANDS, key=len, reverse=True) if line.startswith(command)), None
+        )
+        assert command is not None, (page, line)
+        given = {name.partition(".")[0] for name in re.findall(r"\s--(?:no)?([\w.]+)", line)}
+        assert given <= flags_of(COMMANDS[command]), (page, line)
+
+
+def test_benchmarks_that_are_named_exist():
+    named = {line.split()[2] for _, line in lines() if line.startswith("python -m benchmarks")}
+    assert len(named) > 5
+    for module in named:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+# --- Figures ---
+
+
+def between_markers(page, name):
+    text = (ROOT / page).read_text()
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    assert text.count(begin) == text.count(end) == 1
+    return text.partition(begin)[2].partition(end)[0]
+
+
+def records(name, kind, **nested):
+    stored = json.loads((RESULTS / f"{name}.json").read_text())["records"]
+    names = {field.name for field in dataclasses.fields(kind)}
+    return [
+        kind(**{key: nested.get(key, lambda x: x)(value) for key, value in record.items() if key in names})
+        for record in stored
+    ]
+
+
+def rows(markdown):
+    return [line for line in markdown.splitlines() if line.startswith("|")]
+
+
+def test_tables_are_those_of_the_results():
+    """Each is made again from the numbers as they were stored."""
+    expected = {
+        ("docs/modes.md", "equivalence"): equivalence._markdown(records("equivalence", equivalence.Record)),
+        ("docs/speed.md", "resolution"): resolution.markdown(records("resolution", resolution.Point)),
+        ("docs/faults.md", "faults"): faults.table(records("faults", Fault)),
+        ("docs/scaling.md", "scaling"): scaling.table(
+            records(
+                "scaling",
+                scaling.Record,
+                collectives=lambda kinds: {
+                    kind: Traffic(**{"dtypes": {}, **traffic}) for kind, traffic in kinds.items()
+                },
+            )
+        ),
+    }
+    for (page, name), markdown in expected.items():
+        assert rows(between_markers(page, name)) == rows(markdown), page
+
+
+def test_figures_of_the_readme_are_those_of_the_results():
+    points = {(p.model, p.mode, p.size): p for p in records("resolution", resolution.Point)}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    vit, lost = points["vit_s16", resolution.ATTENTION, 2048], points["vit_s16", resolution.ATTENTION, 4096]
+    assert lost.status == resolution.OUT_OF_MEMORY
+    said = (
+        f"ViT-S/16 takes {vit.seconds:.0f} s and {vit.peak_bytes / 1e9:.0f} GB at 2048 pixels and asks for"
+        f" {lost.program_bytes / 1e9:.0f} GB at 4096"
+    )
+    assert said in text
+    small, large = (points["vir_s16", resolution.STREAM, size] for size in (2048, 8192))
+    said = (
+        f"takes {small.seconds:.2f} s and {small.peak_bytes / 1e9:.2f} GB at 2048 pixels, and {large.seconds:.0f} s"
+        f" and {large.peak_bytes / 1e9:.2f} GB at 8192"
+    )
+    assert said in text
+    pipeline = json.loads((RESULTS / "input_pipeline.json").read_text())["medians"]
+    speed = (ROOT / "docs/speed.md").read_text()
+    said = re.findall(r"^\| (?:random resized crop|the full recipe).* \| (\d+) \|$", speed, re.MULTILINE)
+    measured = [pipeline[name] for name in ("crop and flip, loader", "full recipe, loader")]
+    assert [int(number) for number in said] == pytest.approx(measured, abs=0.5)
+
+
+def test_operator_speeds_are_those_of_the_results():
+    stored = json.loads((RESULTS / "retention.json").read_text())["records"]
+    forward = {(r["size"], r["mode"]): r for r in stored if (r["op"], r["which"]) == ("retention", "forward")}
+    table = (
+        (ROOT / "docs/speed.md").read_text().partition("\n| forward ")[2].partition("\n\n")[0].splitlines()
+    )
+    sizes = [cell.strip() for cell in table[0].split("|")[1:-1]] if "N=" in table[0] else []
+    assert len(sizes) == 7
+    checked = 0
+    for line in table[2:]:
+        mode, *cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        for size, cell in zip(sizes, cells, strict=True):
+            record = forward.get((size, mode))
+            said = re.match(r"([\d.]+) \((\d+)\)$", cell)
+            if record is None or said is None or record["ms"] is None:
+                continue
+            assert float(said[1]) == pytest.approx(record["ms"], rel=0.03), (mode, size)
+            assert int(said[2]) == pytest.approx(record["temp_bytes"] / 2**20, abs=0.51), (mode, size)
+            checked += 1
+    assert checked >= 28
+
+
+def test_results_of_the_recipes_are_those_of_the_readme():
+    """What a recipe's docstring says that it scored."""
+    table = between_markers("README.md", "results")
+    for line in rows(table)[2:]:
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        recipe = re.match(r"`(\w+)", cells[0])[1]
+        doc = " ".join((ROOT / "configs" / f"{recipe}.py").read_text().split())
+        assert cells[-1] in doc, recipe
