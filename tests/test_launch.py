@@ -277,6 +277,24 @@ def test_kubernetes():
             assert any(place.startswith(f"{mount}/") for mount in mounted)
 
 
+# --- Docker ---
+
+
+def test_the_image_has_what_the_job_runs():
+    """What Dockerfile copies is there and not ignored, and is what a job's command needs."""
+    instructions = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    copied = [line.split()[1:-1] for line in instructions if line.startswith("COPY")]
+    files = [name for names in copied for name in names]
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in files)
+    assert set(files) == allowed
+    _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert f"WORKDIR {container['workingDir']}" in instructions
+    assert f"-t {container['image']} --build-arg ACCELERATOR=cuda13" in (ROOT / "Dockerfile").read_text()
+    assert container["command"][1] in files
+
+
 def test_a_wrong_command_is_found_out(tmp_path):
     """The check above sees what it is there for."""
     good = ["python", "train.py", "--config=configs/vir_b.py", f"--workdir={tmp_path}"]

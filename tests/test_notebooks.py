@@ -40,10 +40,20 @@ def test_committed_with_figures(name):
 
 
 @pytest.mark.parametrize("name", FIGURES)
+def test_installs_the_package_where_it_is_not(name):
+    """In Colab there is no checkout; nobody's sys.path is changed."""
+    notebook = nbformat.read(FOLDER / name, as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert "%pip install" in code[0]
+    assert not any("sys.path" in source for source in code)
+
+
+@pytest.mark.parametrize("name", FIGURES)
 def test_runs_from_top_to_bottom(name, tmp_path):
     command = [sys.executable, "-m", "jupyter", "execute", f"--output={tmp_path / name}", str(FOLDER / name)]
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "WORKDIR")}
     environment["JAX_PLATFORMS"] = "cpu"  # As on a laptop: they are quick there.
+    environment["PYTHONPATH"] = str(FOLDER.parent)  # As where the package is installed.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr

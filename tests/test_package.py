@@ -192,6 +192,19 @@ def test_requirements_pin_what_is_required():
         assert distributions(names) - {"vir-jax"} <= pinned, file
 
 
+def test_hooks_and_workflow_are_those_of_the_gate():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (ruff,) = [repo["rev"] for repo in hooks if repo["repo"].endswith("ruff-pre-commit")]
+    assert f"ruff=={ruff.removeprefix('v')}" in (ROOT / "requirements-test.txt").read_text().splitlines()
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["gate"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    versions = job["strategy"]["matrix"]["python"]
+    assert all(
+        f"Programming Language :: Python :: {version}" in PROJECT["classifiers"] for version in versions
+    )
+    assert versions[0] in PROJECT["requires-python"]
+
+
 def test_one_version():
     assert "version" in PROJECT["dynamic"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
