@@ -27,7 +27,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def comments_and_docstrings(source):
-    source = re.sub(r"^[%!].*", "", source, flags=re.MULTILINE)  # of notebooks
+    source = re.sub(r"^( *)[%!].*", r"\1pass", source, flags=re.MULTILINE)  # of notebooks
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = [token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT]
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

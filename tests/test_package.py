@@ -150,6 +150,13 @@ def test_the_base_install_has_ops_and_models_and_names_the_extras():
     assert result.stderr.startswith("vir-train: ml_collections is not installed: pip install"), result.stderr
 
 
+def test_a_module_that_is_run_tells_it_in_a_sentence():
+    code = "import sys; sys.argv = ['-m']; sys.modules['safetensors'] = None; import vir_jax.weights"
+    result = run(code)
+    assert result.returncode == 1
+    assert result.stderr.startswith("safetensors is not installed: pip install")
+
+
 def test_what_is_required_is_what_the_extras_bring():
     """By the name that is imported and the one that is installed."""
     provided = importlib.metadata.packages_distributions()

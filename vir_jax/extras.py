@@ -4,6 +4,7 @@ The ops and the models need none of them.
 """
 
 import importlib.util
+import sys
 
 
 class MissingPackageError(ImportError):
@@ -23,7 +24,12 @@ def require(extra: str, *modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise MissingPackageError(
+        told = (
             f'{", ".join(missing)} {verb} not installed: pip install "vir-jax[{extra}]", or, in a checkout, '
             f'pip install -e ".[{extra}]"'
         )
+        if sys.argv[:1] == [
+            "-m"
+        ]:  # `python -m vir_jax.weights` imports the package before any code of the command.
+            sys.exit(told)
+        raise MissingPackageError(told)

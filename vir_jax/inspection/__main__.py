@@ -5,7 +5,6 @@ from pathlib import Path
 from absl import app, flags
 
 from vir_jax import command_line
-from vir_jax.inspection.report import draw_report
 from vir_jax.inspection.workdir import load_image, load_model
 from vir_jax.paths import PathError, check_path, define_path
 from vir_jax.runs.log import quiet_libraries
@@ -30,6 +29,8 @@ def main(argv: list[str]) -> None:
         picture = picture if picture.isdigit() else check_path(picture, "--image")
     except PathError as error:
         raise app.UsageError(str(error)) from error
+    from vir_jax.inspection.report import draw_report  # Where matplotlib is missing, one sentence says so.
+
     quiet_libraries()
     trained = load_model(WORKDIR.value, checkpoint=CHECKPOINT.value, weights=WEIGHTS.value)
     image = load_image(trained, picture)

@@ -3,6 +3,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vir_jax.extras import require
+
+require("inspect", "matplotlib")
+
 import jax.numpy as jnp
 import numpy as np
 from absl import logging

@@ -60,7 +60,7 @@ def initialize(
         # What JAX says where it recognised no cluster.
         if coordinator_address is not None or "coordinator_address should be defined" not in str(error):
             raise
-        logging.info("no cluster recognised: this process is alone")
+        logging.info("one process: no cluster was found")
     if jax.process_index() > 0:
         logging.set_verbosity(logging.WARNING)
 

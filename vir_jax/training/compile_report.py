@@ -151,11 +151,11 @@ def format_report(report: Report) -> str:
     ]
     if report.overflow is not None:
         return "\n".join([*lines, f"does not fit   {report.overflow}"])
-    capacity = "not known" if report.capacity is None else _size(report.capacity)
+    capacity = "what it has is not known" if report.capacity is None else f"it has {_size(report.capacity)}"
     lines.append(
         "memory         "
         + ", ".join(f"{name} {_size(size)}" for name, size in report.memory.items())
-        + f"; the device has {capacity}: {'fits' if report.fits else 'DOES NOT FIT'}"
+        + f"; {capacity}: {'fits' if report.fits else 'DOES NOT FIT'}"
     )
     if report.model_flops is not None:
         lines.append(f"model          {report.model_flops / 1e9:,.1f} GFLOP per device and step")
