@@ -175,7 +175,7 @@ def test_operator_speeds_are_those_of_the_results():
     assert checked >= 28
 
 
-def test_results_of_the_recipes_are_those_of_the_readme():
+def test_results_of_the_readme_are_those_of_the_recipes():
     """What a recipe's docstring says that it scored."""
     table = between_markers("README.md", "results")
     for line in rows(table)[2:]:

@@ -146,7 +146,7 @@ FINE = [
         for value in ("x", "128")
     ),
     ("init_from", ""),
-    ("optim.freeze", ""),
+    *((name, "") for name in ("optim.freeze", "augment.transform", "writers", "profile")),
     *((name, -1) for name in ("mesh.fsdp", "mesh.tensor", "mesh.data")),
     *(
         (name, 0)
@@ -158,6 +158,7 @@ FINE = [
             "optim.b2",
             "eval_every",
             "max_skipped_steps",
+            "sample_images",
         ]
     ),
     *((name, 1.5) for name in _FLOATS),

@@ -61,18 +61,21 @@ class AugmentConfig:
     erase: float = 0.0
     # What is done last, in code of one's own: a function of a view (uint8 [y x 3], not to be written to) and a
     # `numpy.random.Generator`, which gives another view of the same shape; or its name, "package.module:function".
-    transform: Callable[..., UInt8[np.ndarray, "y x 3"]] | str | None = None
+    # "": nothing.
+    transform: Callable[..., UInt8[np.ndarray, "y x 3"]] | str = ""
     # Mean and standard deviation per channel, on a scale of 0 to 1, that the model's input is normalised
     # with. The mean fills what geometric operations leave empty; erased pixels are drawn from both.
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if isinstance(self.transform, str):
-            function = load_object(self.transform, "augment.transform") if self.transform else None
+        if self.transform:
+            function: Any = self.transform
+            if isinstance(function, str):
+                function = load_object(function, "augment.transform")
+            if not callable(function):
+                raise ValueError(f"augment.transform is {function!r}: expected a function of (image, rng)")
             object.__setattr__(self, "transform", function)
-        if self.transform is not None and not callable(self.transform):
-            raise ValueError(f"transform is {self.transform!r}: expected a function of (image, rng)")
         for field, known in (("crop", ("resized", "pad", "none")), ("interpolation", tuple(_INTERPOLATIONS))):
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} is {getattr(self, field)!r}: expected one of {', '.join(known)}")
@@ -136,7 +139,7 @@ def augment_image(
         view = color_jitter(view, config.color_jitter, rng)
     if rng.random() < config.erase:
         view = random_erase(view, config.mean, config.std, rng)
-    if config.transform is not None:
+    if config.transform:
         view = _transformed(view, config.transform, rng)
     return view
 

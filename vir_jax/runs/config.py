@@ -17,6 +17,7 @@ import ml_collections
 from flax import nnx
 from ml_collections import config_dict
 
+from vir_jax.imports import load_object
 from vir_jax.models import create_model, model_options
 from vir_jax.runs.fields import (
     either,
@@ -314,6 +315,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         option = re.match(r"\w+=", str(error))  # "mode='serial'; expected ...", as most of them begin
         raise ValueError(f"config.model{'.' if option else ': '}{error}") from error
     make_task(config, ("one class", "another"))
+    if config.augment.transform:
+        load_object(config.augment.transform, "config.augment.transform")
 
 
 def _together(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, str]]:
