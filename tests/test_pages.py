@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import equivalence, resolution, scaling
+from benchmarks.ablation import report as ablation
+from benchmarks.ablation.grid import load_grid
+from benchmarks.ablation.report import read_records
 from benchmarks.faults import __main__ as faults
 from benchmarks.faults.bench import Record as Fault
 from vir_jax.parallel.collectives import Traffic
@@ -126,6 +129,10 @@ def test_tables_are_those_of_the_results():
             )
         ),
     }
+    for name in ("cifar10", "cifar10_screen", "cifar10_pixels", "digits"):
+        grid = load_grid(ROOT / "benchmarks" / "grids" / f"{name}.py")
+        found = read_records(RESULTS / f"ablation_{grid.name}.json")
+        expected["docs/results.md", f"ablation_{grid.name}"] = ablation.markdown(grid, found)
     for (page, name), markdown in expected.items():
         assert rows(between_markers(page, name)) == rows(markdown), page
 

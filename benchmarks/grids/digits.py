@@ -10,18 +10,6 @@ COMMON = {"eval_every": 50, "log_every": 25, "checkpoint_every": 1000}
 ROWS = {
     "vir": {},
     "vit": {"model.name": "vit_pico2", "model.layer_scale": None},
-    "no_layer_scale": {"model.layer_scale": None},
     "layer_scale=0.1": {"model.layer_scale": 0.1},
-    "head_norm": {"model.layer_scale": 0.1, "model.head_norm": True},
-    "conv_stem": {"model.layer_scale": 0.1, "model.stem": "conv"},
-    "short_conv": {"model.layer_scale": 0.1, "model.short_conv": 4},
-    "all": {
-        "model.layer_scale": 0.1,
-        "model.stem": "conv",
-        "model.short_conv": 4,
-        "model.head_norm": True,
-        "model.gate": True,
-        "model.decays": "token",
-        "model.mlp_dim": 224,
-    },
+    "cvir": {"model.name": "cvir_pico2", "model.layer_scale": 0.1, "model.mlp_dim": 212},
 }
