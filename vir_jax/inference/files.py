@@ -1,6 +1,7 @@
 """Image files as strips of rows, top to bottom, so that a file larger than memory can be streamed.
 
-A NumPy array (.npy) is read strip by strip, and so is a TIFF, by its own strips or rows of tiles. Whatever else
+A NumPy array (.npy) is read strip by strip, a Zarr array or OME-Zarr image by rows of chunks, and a TIFF by its own
+strips or rows of tiles. Whatever else
 `decode_image` decodes (JPEG, PNG, ...) is decoded whole, and so is a TIFF that cannot be read in parts: under that
 function's limit of pixels, which guards against decompression bombs; above it libvips reads them, where pyvips is
 installed. What is read in strips needs no limit.
@@ -18,6 +19,7 @@ from vir_jax.data.decode import MAX_PIXELS, open_in_strips
 from vir_jax.data.image_file import ImageFile, windowed
 from vir_jax.data.pixels import WHITE, Colour
 from vir_jax.data.vips import open_large
+from vir_jax.data.zarr import is_zarr, open_zarr
 
 _KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
@@ -50,9 +52,11 @@ def _open_whole(path: Path, background: Colour) -> ImageFile:
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind in _KINDS:  # Opening it might wait for ever.
         raise CorruptImageError(f"a {_KINDS[kind]}; expected a regular file")
+    warn = functools.partial(logging.warning, "%s: %s", path)
+    if is_zarr(path):
+        return open_zarr(path, background, warn)
     with path.open("rb") as file:
         magic = file.read(6)
-    warn = functools.partial(logging.warning, "%s: %s", path)
     image = open_in_strips(lambda: path.open("rb"), magic, background, warn)
     if image is None or image.obstacle is not None:
         large = open_large(path, background)

@@ -18,6 +18,7 @@ from vir_jax.data.decode import MAX_PIXELS
 from vir_jax.data.pixels import Colour
 from vir_jax.data.walk import EXTENSIONS, describe
 from vir_jax.data.walk import find_images as find_images_below
+from vir_jax.data.zarr import is_zarr
 from vir_jax.inference.files import ImageFile, Window, open_image
 from vir_jax.inference.image_stream import ImageStream
 from vir_jax.models import VisionModel
@@ -155,7 +156,7 @@ def find_images(paths: FilePath | Iterable[FilePath]) -> Iterator[Path]:
     logged.
     """
     for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
-        if not path.is_dir():
+        if not path.is_dir() or is_zarr(path):
             yield path
             continue
         left_out: Counter[str] = Counter()
