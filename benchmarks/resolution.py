@@ -1,9 +1,12 @@
-"""ViR in each mode and as a stream, and ViT beside it, from 224 to 8192 pixels: `python -m benchmarks.resolution`.
+"""ViR in each mode and as a stream, and ViTs beside it, from 224 to 8192 pixels: `python -m benchmarks.resolution`.
 
 One image a call, uint8, normalised by the program, through models with fresh parameters in float32. Every point is a
 process of its own, whose peak resident memory is read when it is done. A point is out of memory if its compiled program
 asks for more than the machine has. It is not run if that is more than MEMORY_LIMIT, or if the size before took so long
 that a cost linear in the patches exceeds TIME_LIMIT; it is stopped at TIME_LIMIT. Nothing is extrapolated.
+
+timm's ViT is the one that most people would take: torch.compile, attention that stores no scores. It is measured
+where torch and timm are installed.
 
     python -m benchmarks.resolution                     # all; --models, --modes and --sizes choose
     python -m benchmarks.resolution --report            # tables and figure from what was measured
@@ -13,6 +16,8 @@ Writes benchmarks/results/resolution.{md,json}, docs/figures/resolution.png and 
 
 import argparse
 import dataclasses
+import functools
+import importlib.util
 import json
 import os
 import resource
@@ -37,13 +42,15 @@ from vir_jax.ops import MODES
 
 ROOT = Path(__file__).parents[1]
 SIZES = (224, 512, 1024, 2048, 4096, 8192)
-STREAM, STREAM_2D, ATTENTION = "stream", "stream, 2-D", "attention"
+STREAM, STREAM_2D, ATTENTION, TORCH = "stream", "stream, 2-D", "attention", "torch.compile"
 SERIES = {
     "vir_s16": (*MODES, STREAM, STREAM_2D),
     "vir_b16": (*MODES, STREAM),
     "vit_s16": (ATTENTION,),
     "vit_b16": (ATTENTION,),
+    "timm_vit_s16": (TORCH,),
 }
+TIMM = {"timm_vit_s16": "vit_small_patch16_224"}
 MACHINE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 MEMORY_LIMIT = 16 * 2**30
 TIME_LIMIT = 600.0
@@ -68,7 +75,7 @@ class Point:
         if self.status == OUT_OF_MEMORY:
             return f"out of memory ({_gigabytes(self.program_bytes)})"
         if self.status == NOT_RUN:
-            return f"not run ({_gigabytes(self.program_bytes)})"
+            return "not run" + ("" if self.program_bytes is None else f" ({_gigabytes(self.program_bytes)})")
         return f"{_seconds(self.seconds)} ({_gigabytes(self.peak_bytes)})"
 
 
@@ -90,6 +97,39 @@ def _forward(mode: str) -> Callable[[VisionModel, jax.Array], jax.Array]:
         return lambda model, images: stream(model, images, normalization=(MEAN, STD))
     form = "parallel" if mode == ATTENTION else mode
     return lambda model, images: model(normalize(images, MEAN, STD), mode=form)
+
+
+def measure_torch(name: str, size: int, *, run: bool) -> Point:
+    """Runs timm's model on two threads, as XLA has them; after a first call, once or up to four times."""
+    import timm
+    import torch
+
+    if not run:
+        return Point(name, TORCH, size, NOT_RUN)
+    model = torch.compile(timm.create_model(TIMM[name], img_size=size).eval())
+    images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+    mean, std = (torch.tensor(colours).reshape(3, 1, 1) for colours in (MEAN, STD))
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model((images / 255 - mean) / std)
+
+    forward()
+    seconds = _median_seconds(forward)
+    return Point(name, TORCH, size, OK, seconds, _peak_bytes())
+
+
+def _median_seconds(call: Callable[[], Any]) -> float:
+    times: list[float] = []
+    while len(times) < 4 and sum(times) < 6:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:] or times)
+
+
+def _peak_bytes() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measure_point(name: str, mode: str, size: int, *, run: bool) -> Point:
@@ -117,13 +157,8 @@ def measure_point(name: str, mode: str, size: int, *, run: bool) -> Point:
         return Point(name, mode, size, OUT_OF_MEMORY, program_bytes=program)
     if not run or program > MEMORY_LIMIT:
         return Point(name, mode, size, NOT_RUN, program_bytes=program)
-    times: list[float] = []
-    while len(times) < 4 and sum(times) < 6:
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(params, images))
-        times.append(time.perf_counter() - start)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Point(name, mode, size, OK, statistics.median(times[1:] or times), peak, program)
+    seconds = _median_seconds(lambda: jax.block_until_ready(compiled(params, images)))
+    return Point(name, mode, size, OK, seconds, _peak_bytes(), program)
 
 
 # --- All points ---
@@ -183,7 +218,9 @@ def _table(points: list[Point]) -> str:
 
 
 def _title(name: str) -> str:
-    return {"vir": "ViR", "vit": "ViT"}[name[:3]] + f"-{name[4].upper()}/16"
+    library, family, size = ("", *name.split("_"))[-3:]
+    title = {"vir": "ViR", "vit": "ViT"}[family] + f"-{size[0].upper()}/16"
+    return f"{library}'s {title}" if library else title
 
 
 def crossings(points: list[Point], first: tuple[str, str], second: tuple[str, str]) -> str:
@@ -219,7 +256,7 @@ def markdown(points: list[Point]) -> str:
         ((f"vir_{s}16", STREAM), other)
         for s in "sb"
         for other in ((f"vir_{s}16", "parallel"), (f"vit_{s}16", ATTENTION))
-    ]
+    ] + [(("vir_s16", mode), ("timm_vit_s16", TORCH)) for mode in ("chunkwise", STREAM)]
     lines = [f"- {crossing}" for pair in pairs if (crossing := crossings(points, *pair))]
     return (
         "Seconds per image and, in parentheses, the peak resident memory of the process in GB, compilation and image\n"
@@ -252,14 +289,12 @@ def _draw(points: list[Point]) -> None:
         STREAM: "C2",
         STREAM_2D: "C4",
         ATTENTION: "0.2",
+        TORCH: "C5",
     }
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for name, modes in SERIES.items():
-        style = {
-            "linestyle": "-" if name[4] == "s" else "--",
-            "marker": "o" if name[4] == "s" else "s",
-            "markersize": 4,
-        }
+        small = name.endswith("s16")
+        style = {"linestyle": "-" if small else "--", "marker": "o" if small else "s", "markersize": 4}
         for mode in modes:
             series = sorted((p for p in points if (p.model, p.mode) == (name, mode)), key=lambda p: p.size)
             run = [p for p in series if p.status == OK]
@@ -314,10 +349,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.point:
         name, mode, size = arguments.point
-        print(json.dumps(dataclasses.asdict(measure_point(name, mode, int(size), run=not arguments.compile))))
+        measure = (
+            functools.partial(measure_torch, name)
+            if name in TIMM
+            else functools.partial(measure_point, name, mode)
+        )
+        print(json.dumps(dataclasses.asdict(measure(int(size), run=not arguments.compile))))
         return
     points = _load()
-    for name in () if arguments.report else arguments.models:
+    here = [name for name in arguments.models if name not in TIMM or importlib.util.find_spec("timm")]
+    for name in () if arguments.report else here:
         for mode in (mode for mode in SERIES[name] if mode in arguments.modes):
             new = _measure_series(name, mode, arguments.sizes)
             measured = {(p.model, p.mode, p.size) for p in new}
