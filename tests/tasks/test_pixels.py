@@ -137,7 +137,7 @@ def test_models_of_patches_learn_no_pixels(digits_config):
     config = without_mixing(digits_config)
     config.task = "pixels"
     with pytest.raises(
-        ValueError, match=r"config\.model\.stem is 'linear'; expected 'pixels' for the task 'pixels'"
+        ValueError, match=r"config\.model\.stem is None; expected 'pixels' for the task 'pixels'"
     ):
         validate(config)
 

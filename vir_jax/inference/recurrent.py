@@ -64,6 +64,7 @@ def stream(
         ValueError: for a model that cannot be computed so, or images that do not divide into patches.
     """
     model.check_streamable()
+    stem_of(model)
     colours = colours_of(model.channels, normalization)
     if len(images.shape) != 4 or images.shape[-1] != colours:
         raise ValueError(f"images have shape {images.shape}; expected {expected_images(colours)}.")
@@ -169,8 +170,8 @@ def read_out(model: StreamModel, state: StreamState, *, cols: int) -> Float[Arra
     return model.readout.logits(token[:, 0])
 
 
-def stem_of(model: StreamModel) -> Stem:
-    """Return what embeds the patches.
+def stem_of(model: VisionModel | StreamModel) -> Stem:
+    """Return what embeds the patches of a model, whole or apart.
 
     Raises:
         ValueError: the model has no patches: it predicts pixels.
