@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks import timing
 from benchmarks.ablation import __main__ as command
 from benchmarks.ablation.grid import ROOT, Grid, Run, load_grid, runs_of
-from benchmarks.ablation.report import Curve, Record, Result, markdown, training_seconds
+from benchmarks.ablation.report import Curve, Record, Result, draw, markdown, training_seconds
 from benchmarks.ablation.runs import LOG_FILE, Outcome, run_side_by_side, split_cores
 from vir_jax.runs.metrics import METRICS_FILE, read_metrics
 from vir_jax.runs.preemption import EXIT_CODE
@@ -211,6 +211,20 @@ def test_mean_and_standard_deviation_are_over_seeds():
     assert "| b | `epochs=2.0` | 61.00 | 1 of 2 | 20.0 | 1,234 | 2024-05-01 12:00 |" in page
     assert "| c |  |  | 0 of 2 |  |  |  |" in page
     assert "2 at a time, cores of each: 1" in page
+
+
+def test_bits_per_dimension_are_written_to_three_decimals():
+    outcome, curve = Outcome(None, "2024-05-01 12:00", 1, 1), Curve([10], [1.0], [3.0])
+    grid = Grid("g", "configs/x.py", {}, {"a": {}}, (0, 1))
+    runs = [
+        Record("a", seed, {}, outcome, Result("bits_per_dim", value, 1.0, 1, curve))
+        for seed, value in enumerate((1.8461, 1.8521))
+    ]
+    page = markdown(grid, runs)
+    assert "| bits/dim, lower is better |" in page
+    assert "| 1.849 ± 0.004 |" in page
+    (axes, *_) = draw(grid, runs).axes
+    assert axes.get_ylabel() == "bits/dim, lower is better"
 
 
 def test_seconds_are_those_of_the_steps():

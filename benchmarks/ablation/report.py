@@ -25,8 +25,25 @@ from vir_jax.runs.model import model_functions
 from vir_jax.tasks import make_task
 from vir_jax.training.summary import count_parameters
 
-PERCENT = {"top1": "top-1, %"}
-"""Metrics that are shown in per cent, and how they are called."""
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """How a metric is written: what it is called, what it is multiplied with, and decimals."""
+
+    name: str
+    factor: float = 1.0
+    decimals: int = 2
+
+    def text(self, value: float) -> str:
+        """Return a value of the metric."""
+        return f"{self.factor * value:.{self.decimals}f}"
+
+
+SHOWN = {
+    "top1": Shown("top-1, %", 100.0),
+    "bits_per_dim": Shown("bits/dim, lower is better", decimals=3),
+}
+"""Metrics that are not written as they are called in the log."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +167,8 @@ def markdown(grid: Grid, records: Sequence[Record]) -> str:
     """Return the page of a grid: how it was made, its rows, and which runs failed."""
     shared = sorted({(r.outcome.side_by_side, r.outcome.cores) for r in records if r.result is not None})
     machine = ", ".join(f"{count} at a time, cores of each: {cores}" for count, cores in shared)
-    name, _ = _shown([record.result for record in records if record.result is not None])
-    header = ["row", "changes", name, "seeds", "ms a step", "parameters", "finished, UTC"]
+    shown = _shown([record.result for record in records if record.result is not None])
+    header = ["row", "changes", shown.name, "seeds", "ms a step", "parameters", "finished, UTC"]
     rows = [_row(grid, row, records) for row in grid.rows]
     common = _fields(grid.common)
     failed = [f"- {record.said()}\n" for record in records if record.result is None]
@@ -173,13 +190,12 @@ def _row(grid: Grid, row: str, records: Sequence[Record]) -> list[str]:
     seeds = f"{len(results)}" if len(results) == len(grid.seeds) else f"{len(results)} of {len(grid.seeds)}"
     if not results:
         return [row, _fields(grid.rows[row]), "", seeds, "", "", ""]
-    _, factor = _shown(results)
-    values = [factor * result.value for result in results]
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    shown, values = _shown(results), [result.value for result in results]
+    spread = f" ± {shown.text(statistics.stdev(values))}" if len(values) > 1 else ""
     return [
         row,
         _fields(grid.rows[row]),
-        f"{statistics.mean(values):.2f}{spread}",
+        f"{shown.text(statistics.mean(values))}{spread}",
         seeds,
         f"{statistics.median(result.milliseconds_per_step for result in results):.1f}",
         f"{results[0].parameters:,}",
@@ -197,8 +213,8 @@ def _results(grid: Grid, records: Sequence[Record]) -> dict[str, list[Result]]:
     return {row: results for row, results in by_row.items() if results}
 
 
-def _shown(results: Sequence[Result]) -> tuple[str, float]:
-    """Return what the metric of all results is called, and what it is multiplied with.
+def _shown(results: Sequence[Result]) -> Shown:
+    """Return how the metric of all results is written.
 
     Raises:
         ValueError: they do not have the same.
@@ -209,18 +225,18 @@ def _shown(results: Sequence[Result]) -> tuple[str, float]:
             f"the rows' tasks go by {' and '.join(metrics)}: one table needs one; make two grids"
         )
     metric = metrics[0] if metrics else "metric"
-    return (PERCENT[metric], 100.0) if metric in PERCENT else (metric, 1.0)
+    return SHOWN.get(metric, Shown(metric))
 
 
 def draw(grid: Grid, records: Sequence[Record]) -> Figure:
     """Return the curves of all rows that have finished runs: means as lines, single seeds thin."""
     by_row = _results(grid, records)
-    name, factor = _shown([result for results in by_row.values() for result in results])
-    figure = new_figure(11.0, 4.8, f"{grid.name}: {name} (thin: single seeds)")
+    shown = _shown([result for results in by_row.values() for result in results])
+    figure = new_figure(11.0, 4.8, f"{grid.name}: {shown.name} (thin: single seeds)")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     handles = []
     for index, (row, results) in enumerate(by_row.items()):
-        values = factor * np.array([result.curve.value for result in results])
+        values = shown.factor * np.array([result.curve.value for result in results])
         style = {"color": colormaps["tab10"](index % 10), "linestyle": ("-", "--", ":")[index // 10 % 3]}
         for axes, x in (
             (over_steps, np.array([result.curve.step for result in results])),
@@ -228,9 +244,9 @@ def draw(grid: Grid, records: Sequence[Record]) -> Figure:
         ):
             axes.plot(x.T, values.T, **style, linewidth=0.5, alpha=0.6)
             (mean,) = axes.plot(x.mean(axis=0), values.mean(axis=0), **style, linewidth=1.8, marker=".")
-        mean.set_label(f"{row}: {values[:, -1].mean():.2f}")
+        mean.set_label(f"{row}: {values[:, -1].mean():.{shown.decimals}f}")
         handles.append(mean)
-    over_steps.set(xlabel="step", ylabel=name)
+    over_steps.set(xlabel="step", ylabel=shown.name)
     over_seconds.set(xlabel="seconds of training, on a shared machine")
     for axes in (over_steps, over_seconds):
         axes.set_xlim(left=0)
