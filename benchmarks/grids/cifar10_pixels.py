@@ -21,6 +21,6 @@ COMMON = {
 }
 ROWS = {
     "vir": {"epochs": 0.85, "eval_every": 885},  # 2,656 steps.
-    "vit": {"epochs": 0.24, "eval_every": 250, "model.mixer": "causal_softmax"},  # 750 steps.
-    "vir_same_images": {"epochs": 0.24, "eval_every": 250},
+    "vit": {"epochs": 0.22, "eval_every": 230, "model.mixer": "causal_softmax"},  # 687 steps.
+    "vir_same_images": {"epochs": 0.22, "eval_every": 230},
 }
