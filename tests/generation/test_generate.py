@@ -206,6 +206,27 @@ def test_memory_does_not_grow_with_the_image():
     assert large_cache > 3.5 * small_cache
 
 
+def work_of_a_pixel(model, height):
+    """Floating-point operations of one pixel of two images of `height` x 8, in the compiled program."""
+    graph, variables = nnx.split(model.apart())
+    size = height, 8
+    state = jax.eval_shape(lambda variables: initial_state(nnx.merge(graph, variables), 2, size), variables)
+    keys = jax.eval_shape(lambda: image_keys(KEY, 0, 2))
+    return _draw.lower(graph, size, 1, Sampling(), variables, state, keys).compile().cost_analysis()["flops"]
+
+
+def test_time_is_linear_in_the_image():
+    """A pixel is as much work in an image of four times the rows; of a cache all of it is read."""
+    options = {"position": "sincos", "local_context": 2}
+    small, large = (work_of_a_pixel(model_of(8, 8, 6, **options), height) for height in (8, 32))
+    assert large == pytest.approx(small, rel=1e-3)
+    small, large = (
+        work_of_a_pixel(model_of(8, 8, 6, mixer="causal_softmax", **options), height) for height in (8, 32)
+    )
+    images, layers, more_tokens, dim = 2, 4, 24 * 8, 64
+    assert large - small > images * layers * 2 * (2 * more_tokens * dim)  # Of scores, and of what they weigh.
+
+
 # --- What is refused ---
 
 

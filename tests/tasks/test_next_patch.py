@@ -7,8 +7,11 @@ import pytest
 from flax import nnx
 
 from tests.tasks.test_tasks import without_mixing
+from vir_jax.data import open_source
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.models import create_model
+from vir_jax.models.pixels import normalize
+from vir_jax.probe import extract
 from vir_jax.runs.config import validate
 from vir_jax.runs.load import load_run
 from vir_jax.runs.metrics import read_metrics
@@ -88,6 +91,20 @@ def test_a_classifier_starts_from_its_blocks(digits_config, tmp_path):
     for result in evaluate_workdir(tmp_path / "patches", mode="all").values():
         assert result.metrics["squared_error"] == pytest.approx(trained["squared_error"], rel=1e-4)
     pretrained = load_run(tmp_path / "patches", "best").params
+
+    probed = extract(load_run(tmp_path / "patches"), open_source("digits", "test"), ["blocks.1.tokens"])
+    assert probed["blocks.1.tokens"].values.shape == (355, 64)
+    images = jnp.asarray(open_source("digits", "test")[9]["image"][None])
+    tokens = load_run(tmp_path / "patches").model.intermediates(
+        normalize(images, config.data.mean, config.data.std), ["blocks.1.tokens"]
+    )
+    # Of the patches: the class token, which comes last, is not read in pretraining.
+    np.testing.assert_allclose(
+        probed["blocks.1.tokens"].values[9],
+        tokens["blocks.1.tokens"][0, :-1].mean(axis=0),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
     config.task, config.model.readout, config.init_from = (
         "classification",

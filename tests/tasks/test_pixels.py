@@ -16,6 +16,7 @@ from tests.tasks.test_tasks import without_mixing
 from vir_jax.data import open_source
 from vir_jax.evaluation import ModesDisagreeError, evaluate_workdir
 from vir_jax.generation import log_likelihood
+from vir_jax.generation import workdir as generation_workdir
 from vir_jax.generation.workdir import generate_images, save_grid
 from vir_jax.inference.predict import predict_files
 from vir_jax.inference.recurrent import stream
@@ -24,7 +25,7 @@ from vir_jax.models.pixels import to_levels
 from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.config import validate
 from vir_jax.runs.load import load_run
-from vir_jax.runs.metrics import read_metrics
+from vir_jax.runs.metrics import ProgressBar, read_metrics
 from vir_jax.runs.model import ModelFunctions
 from vir_jax.tasks import make_task
 from vir_jax.training.loop import train
@@ -211,6 +212,29 @@ def test_images_of_a_run(workdir, tmp_path):
     Image.fromarray(source[7]["image"]).save(tmp_path / "seven.png")
     from_file, _ = generate_images(workdir, 2, prompt=str(tmp_path / "seven.png"), rows=5)
     np.testing.assert_array_equal(from_file, images[:2])
+
+
+def test_an_image_is_the_same_whatever_their_number(workdir, monkeypatch):
+    """In batches, one after the other; progress is told for every row that is drawn."""
+    together, bits = generate_images(workdir, 5, prompt="7", rows=5, seed=3)
+    told = []
+
+    class Bar(ProgressBar):
+        def __init__(self, *, total, **options):
+            told.append(total)
+            super().__init__(total=total, **options)
+
+        def update(self, n=1):
+            told.append(n)
+
+    monkeypatch.setattr(generation_workdir, "BATCH_SIZE", 2)
+    monkeypatch.setattr(generation_workdir, "ProgressBar", Bar)
+    apart, bits_apart = generate_images(workdir, 5, prompt="7", rows=5, seed=3)
+    np.testing.assert_array_equal(apart, together)
+    np.testing.assert_allclose(bits_apart, bits, rtol=1e-5)
+    assert told == [9, *[1] * 9]
+    other, _ = generate_images(workdir, 2, prompt="7", rows=5, seed=4)
+    assert (other != together[:2]).any()
 
 
 def test_a_grid(tmp_path):
