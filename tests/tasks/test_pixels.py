@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import completion
 from tests.tasks.test_tasks import without_mixing
 from vir_jax.data import open_source
 from vir_jax.evaluation import ModesDisagreeError, evaluate_workdir
@@ -276,6 +277,47 @@ def test_wrong_arguments(workdir, tmp_path, options, message):
         options = {**options, "prompt": str(tmp_path / options["prompt"])}
     with pytest.raises(ValueError, match=message):
         generate_images(workdir, **({"num": 1} | options))
+
+
+# --- Completions of a whole split ---
+
+
+def test_completions_are_shown_to_a_classifier(workdir, monkeypatch, tmp_path):
+    """One that knows an image by its upper half, of which nothing is changed."""
+    run, source = load_run(workdir, "last"), open_source("digits", "test")
+    real = np.stack([source[index]["image"] for index in range(len(source))])
+    shown = []
+
+    def is_right(_, colours, labels):
+        shown.append(colours)
+        return np.all(colours[:, :3] == real[:, :3], axis=(1, 2, 3))
+
+    monkeypatch.setattr(completion, "is_right", is_right)
+    records, bits, completed = completion.measure(run, run, 3, 2)
+    assert [record.top1 for record in records] == [1.0] * 4
+    assert records[1].spread == 0
+    np.testing.assert_array_equal(shown[0], real)
+    first, second, others, black = shown[1:]
+    assert (first[:, 3:] != second[:, 3:]).any()
+    lower_sums = (np.sort(images[:, 3:].sum(axis=(1, 2, 3))) for images in (others, real))
+    np.testing.assert_array_equal(*lower_sums)
+    assert (black[:, 3:] == 0).all()
+    assert bits.whole[0] == pytest.approx(run.metrics["bits_per_dim"], rel=1e-5)
+    assert bits.whole[0] == pytest.approx((3 * bits.upper[0] + 5 * bits.lower[0]) / 8)
+    page = completion.report(records, bits, 3, {"pixels": run})
+    assert "| real | 100.0 (± 0.0) |" in page
+    assert "| first 3 rows real, the rest drawn (2 times) | 100.0 (± 0.0, 0.0 between draws) |" in page
+    completion.draw(run, completed, 3).savefig(tmp_path / "figure.png")
+
+
+def test_runs_that_do_not_fit_together(workdir):
+    run = load_run(workdir, "last")
+    with pytest.raises(
+        ValueError, match="--classifier is a run of the task 'pixels'; expected 'classification'"
+    ):
+        completion.check(run, run, 4, 1)
+    with pytest.raises(ValueError, match="--rows is 8 and --draws 1; expected 1 to 7, and at least 1"):
+        completion.check(run, run, 8, 1)
 
 
 def test_from_the_command_line(workdir, tmp_path):
