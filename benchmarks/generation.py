@@ -156,7 +156,11 @@ def crossing(records: Sequence[Record]) -> str:
     sizes = [n for n in sorted({r.pixels for r in records}) if all((mixer, n) in of for mixer in MIXERS)]
     gains = [math.log(of["causal_softmax", n] / of["retention", n]) for n in sizes]
     if all(gain > 0 for gain in gains):
-        return f"ViR is faster at all of these sizes, by {math.exp(gains[0]):.2g} at N = {sizes[0]:,}"
+        first, last = (math.exp(gain) for gain in (gains[0], gains[-1]))
+        return (
+            f"ViR is faster at all of these sizes: {first:.2g} times as fast at N = {sizes[0]:,}, {last:.2g} times at "
+            f"N = {sizes[-1]:,}"
+        )
     if all(gain <= 0 for gain in gains):
         return f"ViR is not faster at any of these sizes, where both were run, up to N = {sizes[-1]:,}"
     at = next(i for i in range(1, len(gains)) if (gains[i - 1] > 0) != (gains[i] > 0))
