@@ -77,6 +77,15 @@ def read(
     return GenerationState(layers, sequence[:, -reach:], state.pixels + pixels.shape[1]), log_probabilities
 
 
+def log_masses(
+    model: StreamModel, state: GenerationState, image_size: tuple[int, int]
+) -> Float[Array, "b levels"]:
+    """Return the log-probability of every level of the next pixel, in nats, of grey images."""
+    likelihood = stem_of(model).likelihood
+    outputs, _ = _outputs(model, state, state.recent, image_size)
+    return likelihood.log_probability(outputs, jnp.arange(likelihood.levels, dtype=jnp.int32)[:, None])
+
+
 def draw(
     model: StreamModel,
     state: GenerationState,
