@@ -296,8 +296,8 @@ def test_completions_are_shown_to_a_classifier(workdir, monkeypatch, tmp_path):
     records, bits, completed = completion.measure(run, run, 3, 2)
     assert [record.top1 for record in records] == [1.0] * 4
     assert records[1].spread == 0
-    np.testing.assert_array_equal(shown[0], real)
-    first, second, others, black = shown[1:]
+    first, second, whole, others, black = shown
+    np.testing.assert_array_equal(whole, real)
     assert (first[:, 3:] != second[:, 3:]).any()
     lower_sums = (np.sort(images[:, 3:].sum(axis=(1, 2, 3))) for images in (others, real))
     np.testing.assert_array_equal(*lower_sums)
