@@ -79,11 +79,9 @@ def make_grid(steps: int) -> Grid:
 
     common = {
         "batch_size": BATCH_SIZE,
-        "accumulation_steps": 8,  # Slices that stay in a core's caches.
         "eval_every": 0,
         "log_every": 20,
         "checkpoint_every": 200,
-        "model.layer_scale": None,  # From 1e-5 the blocks would need hundreds of steps to be heard.
         "model.readout": "average",  # A class token is not read in pretraining.
     }
     epochs = half * BATCH_SIZE / IMAGES

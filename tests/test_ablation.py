@@ -217,7 +217,7 @@ def test_bits_per_dimension_are_written_to_three_decimals():
     outcome, curve = Outcome(None, "2024-05-01 12:00", 1, 1), Curve([10], [1.0], [3.0])
     grid = Grid("g", "configs/x.py", {}, {"a": {}}, (0, 1))
     runs = [
-        Record("a", seed, {}, outcome, Result("bits_per_dim", value, 1.0, 1, curve))
+        Record("a", seed, {}, {}, outcome, Result("bits_per_dim", value, 1.0, 1, curve))
         for seed, value in enumerate((1.8461, 1.8521))
     ]
     page = markdown(grid, runs)

@@ -93,11 +93,10 @@ def test_a_regression_learns_what_its_neighbours_say():
 
 
 def records_of(top1, seconds):
-    curve = {row: Curve([1], [time], [0.5]) for row, time in seconds.items()}
+    outcome = Outcome(None, "2024-05-01 12:00", 2, 1)
+    curves = {row: Curve([1], [time], [0.5]) for row, time in seconds.items()}
     return [
-        Record(
-            row, seed, {}, Outcome(None, "2024-05-01 12:00", 2, 1), Result("top1", value, 1.0, 1, curve[row])
-        )
+        Record(row, seed, {}, {}, outcome, Result("top1", value, 1.0, 1, curves[row]))
         for row, values in top1.items()
         for seed, value in enumerate(values)
     ]
