@@ -11,7 +11,8 @@ where torch and timm are installed.
     python -m benchmarks.resolution                     # all; --models, --modes and --sizes choose
     python -m benchmarks.resolution --report            # tables and figure from what was measured
 
-Writes benchmarks/results/resolution.{md,json}, docs/figures/resolution.png and the table in docs/speed.md.
+Writes benchmarks/results/resolution.{md,json}, docs/figures/{resolution,large_images}.png and the table in
+docs/speed.md.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ SERIES = {
     "vit_b16": (ATTENTION,),
     "timm_vit_s16": (TORCH,),
 }
+AGAINST_THE_BEST_VIT = {"vir_s16": ("chunkwise", STREAM), "timm_vit_s16": (TORCH,)}
 TIMM = {"timm_vit_s16": "vit_small_patch16_224"}
 MACHINE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 MEMORY_LIMIT = 16 * 2**30
@@ -275,12 +277,14 @@ def report(points: list[Point]) -> None:
     write_results("resolution", "# Resolution\n\n" + text, points)
     page = ROOT / "docs" / "speed.md"
     page.write_text(replace_between_markers(page.read_text(), "resolution", text))
-    _draw(points)
+    _draw(points, SERIES, "resolution")
+    _draw(points, AGAINST_THE_BEST_VIT, "large_images")
     print(text)
 
 
-def _draw(points: list[Point]) -> None:
+def _draw(points: list[Point], shown: Mapping[str, Sequence[str]], name_of_figure: str) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     colours = {
         "parallel": "C3",
@@ -291,8 +295,8 @@ def _draw(points: list[Point]) -> None:
         ATTENTION: "0.2",
         TORCH: "C5",
     }
-    figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    for name, modes in SERIES.items():
+    figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    for name, modes in shown.items():
         small = name.endswith("s16")
         style = {"linestyle": "-" if small else "--", "marker": "o" if small else "s", "markersize": 4}
         for mode in modes:
@@ -316,9 +320,10 @@ def _draw(points: list[Point]) -> None:
                     markersize=9,
                     markeredgewidth=2,
                 )
-    memory_axes.axhline(MACHINE_BYTES / 1e9, color="0.6", linewidth=1)
-    text = "the machine's memory; crosses: what a program asks for"
-    memory_axes.text(SIZES[0], MACHINE_BYTES / 1e9 * 1.1, text, color="0.4", fontsize=8)
+    if any(p.status == OUT_OF_MEMORY and p.mode in shown.get(p.model, ()) for p in points):
+        memory_axes.axhline(MACHINE_BYTES / 1e9, color="0.6", linewidth=1)
+        text = "the machine's memory; crosses: what a program asks for"
+        memory_axes.text(SIZES[0], MACHINE_BYTES / 1e9 * 1.1, text, color="0.4", fontsize=8)
     for axes, title in (
         (time_axes, "Seconds per image"),
         (memory_axes, "Peak resident memory of the process, GB"),
@@ -326,10 +331,13 @@ def _draw(points: list[Point]) -> None:
         axes.set(xscale="log", yscale="log", xlabel="side of the image, pixels", title=title)
         axes.set_xticks(SIZES, [str(size) for size in SIZES])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if axes is memory_axes else (1,)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(color="0.9")
-    time_axes.legend(fontsize=8, frameon=False)
-    figure.savefig(ROOT / "docs" / "figures" / "resolution.png", dpi=130)
+    handles, labels = time_axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    figure.savefig(ROOT / "docs" / "figures" / f"{name_of_figure}.png", dpi=130)
+    plt.close(figure)
 
 
 def main() -> None:
