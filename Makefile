@@ -46,7 +46,7 @@ $(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed
 # Writes the pinned requirements again from pyproject.toml; needs uv. Pins that still fit stay, but with UPGRADE=--upgrade.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url \
   --no-emit-package vir-jax --custom-compile-command "make lock" pyproject.toml
-RUN := --extra train --extra tfds --extra export
+RUN := --extra train --extra tfds
 # Not those that hand over to a library of the user's choice, which would hold back the rest.
 LOCKED := test inspect prepare compile compile-gpu docs
 lock:

@@ -127,7 +127,7 @@ model = create_model("vir_pico4", num_classes=3, rngs=nnx.Rngs(0))
 assert model(jnp.zeros((1, 8, 8, 3))).shape == (1, 3)
 assert ops.retention is not None
 for part, extra in (("data", "train"), ("tasks", "train"), ("runs", "train"), ("training", "train"),
-                    ("weights", "export"), ("inspection.figures", "inspect")):
+                    ("weights", "train"), ("inspection.figures", "inspect")):
     try:
         importlib.import_module("vir_jax." + part)
     except ImportError as error:
@@ -172,7 +172,7 @@ def test_what_is_required_is_what_the_extras_bring():
                 for module in modules:
                     if module in provided:  # Not every optional package is installed where this runs.
                         assert distributions(provided[module]) & distributions(extras[extra]), (path, module)
-    assert {"train", "tfds", "export", "inspect"} <= found <= set(extras)
+    assert {"train", "tfds", "inspect"} <= found <= set(extras)
 
 
 def test_what_is_missing_is_named():
@@ -186,7 +186,7 @@ def test_what_is_missing_is_named():
 def test_requirements_pin_what_is_required():
     """`make lock` was run after the last change of pyproject.toml."""
     extras = PROJECT["optional-dependencies"]
-    run_alike = [*PROJECT["dependencies"], *extras["train"], *extras["tfds"], *extras["export"]]
+    run_alike = [*PROJECT["dependencies"], *extras["train"], *extras["tfds"]]
     for file, names in {
         "requirements.txt": run_alike,
         "requirements-test.txt": [*run_alike, *extras["inspect"], *extras["test"]],

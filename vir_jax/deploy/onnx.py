@@ -1,4 +1,4 @@
-"""A model as ONNX, by jax2onnx: `pip install "vir-jax[onnx]"`."""
+"""A model as ONNX, by jax2onnx: `pip install "vir-jax[export]"`."""
 
 import os
 
@@ -43,7 +43,7 @@ def write_onnx(folder: str | os.PathLike[str], pretrained: PretrainedModel) -> f
         from jax2onnx import to_onnx
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"ONNX is an optional extra, and {error.name} is not here: pip install 'vir-jax[onnx]', or jax2onnx and"
+            f"ONNX is an optional extra, and {error.name} is not here: pip install 'vir-jax[export]', or jax2onnx and"
             " onnxruntime"
         ) from error
     path = new_folder(folder)

@@ -2,7 +2,7 @@
 
 from vir_jax.extras import require
 
-require("export", "safetensors")
+require("train", "safetensors")
 
 from vir_jax.weights.card import Card
 from vir_jax.weights.errors import WeightsError
