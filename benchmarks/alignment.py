@@ -36,14 +36,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from benchmarks.ablation.grid import load_recipe
 from benchmarks.timing import markdown_table, write_results
 from vir_jax.data import AugmentConfig, Source, TrainLoader, open_source, train_loader
-from vir_jax.data.source import Example
+from vir_jax.data.classes import SelectedSource
 from vir_jax.parallel.mesh import make_mesh, put_batch
 from vir_jax.runs.checkpoint_reader import has_checkpoints
 from vir_jax.runs.load import load_run
 from vir_jax.runs.model import image_size, model_functions
+from vir_jax.runs.recipes import load_recipe
 from vir_jax.runs.storage import open_workdir
 from vir_jax.tasks import make_task
 from vir_jax.training.loop import train
@@ -52,7 +52,7 @@ from vir_jax.weights import Card, PretrainedModel, save_run
 from vir_jax.weights.align import align, to_vir
 from vir_jax.weights.exchange import of_run
 
-RECIPES = {"cifar10": "configs/vir_cifar10.py", "digits": "configs/vir_digits.py"}
+RECIPES = {"cifar10": "vir_cifar10", "digits": "vir_digits"}
 SCRATCH, LONGER, TAKEN, ALIGNED, VIT = "scratch", "scratch, longer", "taken over", "aligned", "the ViT"
 ARMS = (SCRATCH, TAKEN, ALIGNED, LONGER)
 TIMED_STEPS, ROUNDS = 20, 3
@@ -91,23 +91,10 @@ class Budget:
     vit: int
 
 
-class Part:
-    """A part of a source, drawn by a seed."""
-
-    def __init__(self, source: Source, percent: int, seed: int) -> None:
-        count = len(source) * percent // 100
-        self._source, self._kept = source, np.random.default_rng(seed).permutation(len(source))[:count]
-        self.num_classes, self.class_names = source.num_classes, source.class_names
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[int(self._kept[index])]
-
-    def name(self, index: int) -> str:
-        """Return the name in the whole source."""
-        return self._source.name(int(self._kept[index]))
+def part_of(source: Source, percent: int, seed: int) -> Source:
+    """Return a part of a source, drawn by a seed."""
+    count = len(source) * percent // 100
+    return SelectedSource(source, np.random.default_rng(seed).permutation(len(source))[:count])
 
 
 def configure(given: argparse.Namespace, family: str, *, steps: int, examples: int, seed: int) -> Any:
@@ -325,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         step_ms = measure(given, whole, folder)
         budget = budget_of(given, step_ms)
         for seed, percent in itertools.product(given.seeds, given.labels):
-            source = whole if percent == 100 else Part(whole, percent, seed)
+            source = whole if percent == 100 else part_of(whole, percent, seed)
             for arm in (VIT, *given.arms):
                 below = folder / f"labels_{percent}" / f"seed_{seed}"
                 found = run_arm(given, arm, budget, source, below, {"labels": percent, "seed": seed})

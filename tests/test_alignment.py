@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from benchmarks.alignment import ARMS, LONGER, VIT, Budget, Part, Record, budget_of, configure, markdown
+from benchmarks.alignment import ARMS, LONGER, VIT, Budget, Record, budget_of, configure, markdown, part_of
 from vir_jax.data import Source, open_source
 from vir_jax.runs.config import validate
 
@@ -18,7 +18,7 @@ def test_every_arm_has_the_same_time():
 
 def test_a_part_is_drawn_by_the_seed():
     whole = open_source("digits", "train")
-    part, same, other = (Part(whole, 10, seed) for seed in (0, 0, 1))
+    part, same, other = (part_of(whole, 10, seed) for seed in (0, 0, 1))
     assert isinstance(part, Source)
     assert len(part) == len(whole) // 10
     names = [[some.name(i) for i in range(len(some))] for some in (part, same, other)]

@@ -2,17 +2,17 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ml_collections
 
+from vir_jax.imports import load_file
 from vir_jax.runs.config import default_config, flatten, nearest, validate
+from vir_jax.runs.recipes import load_recipe
 from vir_jax.runs.workdir import HOST_FIELDS
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ class Run:
         Raises:
             ValueError: naming the row, the field, its value and what it should be.
         """
-        config = load_recipe(self.recipe)
+        config = load_recipe(f"{ROOT}/{self.recipe}")
         known = flatten(config)
         for name, value in self.fields.items():
             if name not in known:
@@ -107,7 +107,7 @@ def load_grid(path: Path) -> Grid:
         FileNotFoundError: there is none.
         ValueError: one of the four is missing, a row is no folder's name, or seeds are set as a field.
     """
-    module = _load_module(path)
+    module = load_file(path)
     missing = [name for name in ("RECIPE", "COMMON", "ROWS", "SEEDS") if not hasattr(module, name)]
     if missing:
         raise ValueError(f"{path} does not define {', '.join(missing)}; see benchmarks/grids/digits.py")
@@ -145,18 +145,3 @@ def runs_of(
         for seed in seeds
         for row in rows
     ]
-
-
-def load_recipe(recipe: str) -> ml_collections.ConfigDict:
-    """Return the config of `configs/NAME.py[:argument=value,...]`."""
-    path, _, argument = recipe.partition(":")
-    return _load_module(ROOT / path).get_config(argument or None)
-
-
-def _load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file; expected one such as benchmarks/grids/digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from vir_jax.data.errors import CorruptExampleError
 from vir_jax.data.source import Example, Source
@@ -99,7 +100,7 @@ def select_classes(source: Source, class_names: Sequence[str], what: str) -> Sou
     kept = [index for index, label in enumerate(_labels(source)) if label in wanted]
     if not kept:
         raise ValueError(f"{what} has no example of {_some(class_names)}")
-    return _SelectedSource(source, kept)
+    return SelectedSource(source, kept)
 
 
 def class_difference(old: Sequence[str], new: Sequence[str]) -> str | None:
@@ -143,10 +144,10 @@ class _MatchedSource:
         return self._source.name(index)
 
 
-class _SelectedSource:
-    """Some examples of a source."""
+class SelectedSource:
+    """Some examples of a source, by their numbers in it."""
 
-    def __init__(self, source: Source, kept: Sequence[int]) -> None:
+    def __init__(self, source: Source, kept: Sequence[int] | Int[np.ndarray, " n"]) -> None:
         self._source, self._kept = source, np.asarray(kept)
         self.num_classes, self.class_names = source.num_classes, tuple(source.class_names)
 
@@ -157,6 +158,7 @@ class _SelectedSource:
         return self._source[int(self._kept[index])]
 
     def name(self, index: int) -> str:
+        """Return the name in the whole source."""
         return self._source.name(int(self._kept[index]))
 
 

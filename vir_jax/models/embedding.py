@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from vir_jax.models.convolution import convolve
 from vir_jax.models.layers import LAYER_NORM_EPSILON, conv_init
+from vir_jax.models.pixels import cut_patches
 
 Above = tuple[Float[Array, "b _ _ _"], ...]
 """What an embedding remembers of the rows above: of each convolution, the last rows that it read."""
@@ -39,7 +40,7 @@ class Patchify(nnx.Module):
     def __call__(self, images: Float[Array, "b H W channels"]) -> Float[Array, "b rows cols c"]:
         """Embed every patch; the result is float32."""
         # The gradient of a convolution by its kernel is slow on CPUs: a tenth of a step of configs/vir_cifar10.py.
-        patches, kernel, bias = _promoted(self.conv, _patches(images, self.conv.kernel.shape[0]))
+        patches, kernel, bias = _promoted(self.conv, cut_patches(images, self.conv.kernel.shape[0]))
         return (patches @ kernel.reshape(-1, kernel.shape[-1]) + bias).astype(jnp.float32)
 
     def initial_state(self, batch: int, width: int) -> Above:
@@ -61,13 +62,6 @@ def _promoted(conv: nnx.Conv, x: Array) -> tuple[Array, Array, Array]:
     """Return x, kernel and bias in the dtype of the computation."""
     assert conv.bias is not None
     return conv.promote_dtype((x, conv.kernel[...], conv.bias[...]), dtype=conv.dtype)
-
-
-def _patches(images: Float[Array, "b H W channels"], p: int) -> Float[Array, "b rows cols pixels"]:
-    """Return the pixels of every patch side by side, row by row, as a kernel has them."""
-    b, height, width, colours = images.shape
-    patches = images.reshape(b, height // p, p, width // p, p, colours)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // p, width // p, p * p * colours)
 
 
 class ConvEmbedding(nnx.Module):

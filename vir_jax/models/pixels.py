@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int32, Shaped, UInt8
 
 
 def normalize(
@@ -41,3 +41,11 @@ def to_colours(symbols: Int32[Array, "b y x channels"], levels: int) -> UInt8[Ar
     """Return the pixels that levels stand for; `to_levels` gives the levels back."""
     colours = (2 * 255 * symbols + levels - 1) // (2 * (levels - 1))
     return jnp.broadcast_to(colours, (*symbols.shape[:-1], 3)).astype(jnp.uint8)
+
+
+def cut_patches(images: Shaped[Array, "b H W channels"], patch: int) -> Shaped[Array, "b rows cols pixels"]:
+    """Return the numbers of every patch side by side, row by row, as the kernel of a convolution has them."""
+    b, height, width, channels = images.shape
+    rows, cols = height // patch, width // patch
+    cut = images.reshape(b, rows, patch, cols, patch, channels).swapaxes(2, 3)
+    return cut.reshape(b, rows, cols, channels * patch**2)

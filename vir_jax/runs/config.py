@@ -6,7 +6,6 @@ field is an error that names the nearest one; `validate` checks all of it before
 
 import ast
 import difflib
-import importlib.util
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import ml_collections
 from flax import nnx
 from ml_collections import config_dict
 
-from vir_jax.imports import load_object
+from vir_jax.imports import load_file, load_object
 from vir_jax.models import create_model, model_options
 from vir_jax.runs.evaluation_sets import named_sets
 from vir_jax.runs.fields import (
@@ -423,13 +422,7 @@ def load_beside(file: str, name: str) -> ModuleType:
     Raises:
         FileNotFoundError: there is none.
     """
-    path = Path(file).resolve().with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"{name}_of_{path.parent.name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(Path(file).resolve().with_name(f"{name}.py"))
 
 
 def parse_arguments(argument: str | None, **defaults: Any) -> ml_collections.ConfigDict:

@@ -3,11 +3,9 @@
 They are the files of `configs/`: in a checkout beside the package, in an installed one inside of it.
 """
 
-import importlib.util
 import os
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -15,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from vir_jax.imports import load_file
 from vir_jax.runs.config import nearest
 
 # A flag defined by a function of this module is its caller's.
@@ -64,16 +63,7 @@ def load_recipe(recipe: str) -> ml_collections.ConfigDict:
       FileNotFoundError: no such file.
     """
     path, _, arguments = find_recipe(recipe).partition(":")
-    return _load(Path(path)).get_config(arguments or None)
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(Path(path)).get_config(arguments or None)
 
 
 def define_recipe(

@@ -8,6 +8,7 @@ import ml_collections
 from jaxtyping import Array, Float, Key
 
 from vir_jax.models.mixers import mixer_type
+from vir_jax.models.pixels import cut_patches
 from vir_jax.models.variants import FAMILIES, parse_name
 from vir_jax.tasks.task import Batch, Task
 
@@ -76,9 +77,8 @@ class NextPatch(Task):
 
 def normalized_patches(images: Float[Array, "b y x channels"], patch: int) -> Float[Array, "b n pixels"]:
     """Return the pixels of each patch in raster order, less their mean and over their standard deviation."""
-    b, height, width, channels = images.shape
-    cut = images.reshape(b, height // patch, patch, width // patch, patch, channels).swapaxes(2, 3)
-    patches = cut.reshape(b, -1, channels * patch**2)
+    cut = cut_patches(images, patch)
+    patches = cut.reshape(cut.shape[0], -1, cut.shape[-1])
     centred = patches - jnp.mean(patches, axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + EPSILON)
 
