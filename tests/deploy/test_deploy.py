@@ -90,7 +90,9 @@ def test_a_program_that_differs_is_an_error(tmp_path, monkeypatch):
         program.check_same([np.nan, 2.0], [1.0, 2.0], "the program")
 
 
-@pytest.mark.parametrize("options", [{}, {"retention": "2d"}, {"readout": "average", "position": "sincos"}])
+@pytest.mark.parametrize(
+    "options", [{"stem": "conv"}, {"retention": "2d"}, {"readout": "average", "position": "sincos"}]
+)
 def test_the_streaming_step(tmp_path, options):
     """State in, state out, at another size than that of training."""
     model = pretrained(**options)
