@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.alignment import ARMS, LONGER, VIT, Budget, Record, budget_of, configure, markdown, part_of
 from vir_jax.data import Source, open_source
-from vir_jax.runs.config import validate
+from vir_jax.runs.validate import validate
 
 GIVEN = argparse.Namespace(
     data="digits", minutes=1.0, pretraining_minutes=2.0, share=0.25, data_dir=None, lr=None

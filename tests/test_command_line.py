@@ -13,7 +13,7 @@ from PIL import Image
 
 from vir_jax import command_line
 from vir_jax.data import decode_image, open_source
-from vir_jax.runs.config import validate
+from vir_jax.runs.validate import validate
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config.epochs=8", "--config.optim.warmup_epochs=1"]

@@ -15,9 +15,10 @@ from flax import nnx
 from vir_jax.models import create_model, flops
 from vir_jax.models.mixers import mixer_names
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.config import flatten, validate
+from vir_jax.runs.config import flatten
 from vir_jax.runs.migrations import migrate
 from vir_jax.runs.recipes import define_recipe
+from vir_jax.runs.validate import validate
 from vir_jax.tasks import make_task
 from vir_jax.training.optimizer import learning_rate_schedule
 from vir_jax.training.plan import make_plan

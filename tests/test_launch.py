@@ -70,7 +70,7 @@ CHECK = """
 import json, runpy, sys
 from absl import flags
 from vir_jax.paths import check_paths
-from vir_jax.runs.config import validate
+from vir_jax.runs.validate import validate
 from vir_jax.runs.storage import open_workdir
 runpy.run_path("train.py", run_name="not main")
 flags.FLAGS(sys.argv[1:])

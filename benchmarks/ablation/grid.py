@@ -11,8 +11,9 @@ from typing import Any
 import ml_collections
 
 from vir_jax.imports import load_file
-from vir_jax.runs.config import default_config, flatten, nearest, validate
+from vir_jax.runs.config import default_config, flatten, nearest
 from vir_jax.runs.recipes import load_recipe
+from vir_jax.runs.validate import validate
 from vir_jax.runs.workdir import HOST_FIELDS
 
 ROOT = Path(__file__).parents[2]

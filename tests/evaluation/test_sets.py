@@ -7,11 +7,12 @@ import pytest
 from vir_jax.data import open_source
 from vir_jax.data.classes import select_classes
 from vir_jax.evaluation import evaluate_workdir, format_results
-from vir_jax.runs.config import default_config, validate
+from vir_jax.runs.config import default_config
 from vir_jax.runs.evaluation_sets import EvaluationSet, default_set, named_sets
 from vir_jax.runs.load import load_run
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.runs.migrations import migrate
+from vir_jax.runs.validate import validate
 from vir_jax.tasks.classification import NEVER, Classification
 from vir_jax.training.loop import train
 

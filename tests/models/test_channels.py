@@ -9,8 +9,9 @@ from flax import nnx
 from vir_jax.inference import ImageStream, stream
 from vir_jax.models import create_model
 from vir_jax.models.pixels import normalize
-from vir_jax.runs.config import default_config, validate
+from vir_jax.runs.config import default_config
 from vir_jax.runs.load import load_run
+from vir_jax.runs.validate import validate
 from vir_jax.training.loop import train
 
 

@@ -25,7 +25,8 @@ from vir_jax.models import create_model, flops
 from vir_jax.models.layout import Layout
 from vir_jax.ops import MODES, retnet_log_decay, vir_log_decay
 from vir_jax.ops.reference import naive_retention, naive_retention_2d
-from vir_jax.runs.config import default_config, validate
+from vir_jax.runs.config import default_config
+from vir_jax.runs.validate import validate
 
 ALL = {"decays": "token", "qk_norm": "layer", "head_norm": True, "gate": True, "short_conv": 4}
 OPTIONS = {

@@ -14,7 +14,8 @@ from tests.test_configs import FOLDER
 from vir_jax.data import AugmentConfig
 from vir_jax.models import create_model
 from vir_jax.models.mixers import mixer_names, mixer_options
-from vir_jax.runs.config import FIELDS, default_config, flatten, parse_arguments, validate
+from vir_jax.runs.config import default_config, flatten, parse_arguments
+from vir_jax.runs.validate import FIELDS, validate
 from vir_jax.training.optimizer import make_optimizer, optimizer_options
 
 # How ml_collections loads a recipe.

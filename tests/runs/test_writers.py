@@ -9,8 +9,8 @@ import pytest
 
 from vir_jax.extras import MissingPackageError
 from vir_jax.runs.bucket import BucketPath
-from vir_jax.runs.config import validate
 from vir_jax.runs.recipes import load_recipe
+from vir_jax.runs.validate import validate
 from vir_jax.runs.writers import WRITERS, check_installed, open_writers, tiled, writer_names
 from vir_jax.training.loop import train
 from vir_jax.training.profile import Profiler

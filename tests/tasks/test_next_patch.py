@@ -12,9 +12,9 @@ from vir_jax.evaluation import evaluate_workdir
 from vir_jax.models import create_model
 from vir_jax.models.pixels import normalize
 from vir_jax.probe import extract
-from vir_jax.runs.config import validate
 from vir_jax.runs.load import load_run
 from vir_jax.runs.metrics import read_metrics
+from vir_jax.runs.validate import validate
 from vir_jax.tasks import make_task
 from vir_jax.tasks.next_patch import normalized_patches
 from vir_jax.training.loop import train

@@ -25,10 +25,10 @@ from vir_jax.inference.recurrent import stream
 from vir_jax.inspection.workdir import load_model
 from vir_jax.models.pixels import to_levels
 from vir_jax.runs.checkpoint_reader import CheckpointReader
-from vir_jax.runs.config import validate
 from vir_jax.runs.load import load_run
 from vir_jax.runs.metrics import ProgressBar, read_metrics
 from vir_jax.runs.model import ModelFunctions
+from vir_jax.runs.validate import validate
 from vir_jax.tasks import make_task
 from vir_jax.training.loop import train
 

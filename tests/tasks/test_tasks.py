@@ -16,8 +16,9 @@ from tests.tasks.brightness import Brightness
 from vir_jax.data import open_source
 from vir_jax.inference.predict import predict_files
 from vir_jax.runs.checkpoint_reader import CheckpointReader
-from vir_jax.runs.config import default_config, validate
+from vir_jax.runs.config import default_config
 from vir_jax.runs.metrics import read_metrics
+from vir_jax.runs.validate import validate
 from vir_jax.tasks import Task, find_task, known_tasks, make_task
 from vir_jax.tasks.classification import Classification
 from vir_jax.tasks.next_patch import NextPatch

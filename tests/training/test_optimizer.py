@@ -10,8 +10,9 @@ import pytest
 
 from tests.test_configs import load
 from vir_jax.parallel.sharding import dotted
-from vir_jax.runs.config import OPTIMIZERS, default_config
+from vir_jax.runs.config import default_config
 from vir_jax.runs.model import model_functions
+from vir_jax.runs.validate import OPTIMIZERS
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
 from vir_jax.training.optimizers import MAKERS, decay_mask
 

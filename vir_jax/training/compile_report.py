@@ -18,7 +18,7 @@ from vir_jax.parallel.hardware import CHIPS, GIB
 from vir_jax.parallel.memory import bytes_per_device, compiled_memory
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.parallel.sharding import unsplit
-from vir_jax.runs.config import validate
+from vir_jax.runs.validate import validate
 from vir_jax.tasks import make_task
 from vir_jax.training.plan import make_plan
 

@@ -23,7 +23,7 @@ from vir_jax.parallel.processes import check_equal, decided_by_process_0, sum_ov
 from vir_jax.paths import check_paths
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.checkpoint_reader import has_checkpoints
-from vir_jax.runs.config import flatten, validate
+from vir_jax.runs.config import flatten
 from vir_jax.runs.evaluation_sets import default_set, named_sets
 from vir_jax.runs.lock import exclusive
 from vir_jax.runs.log import quiet_libraries
@@ -31,6 +31,7 @@ from vir_jax.runs.metrics import MetricMeans, MetricsWriter, has_metrics
 from vir_jax.runs.preemption import PreemptedError, Preemption
 from vir_jax.runs.state import TrainState
 from vir_jax.runs.storage import RunPath, open_workdir
+from vir_jax.runs.validate import validate
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.runs.writers import check_installed, tiled, writer_names
 from vir_jax.tasks import Task, make_task

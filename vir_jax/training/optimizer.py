@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from vir_jax.runs.config import OPTIMIZERS
+from vir_jax.runs.validate import OPTIMIZERS
 from vir_jax.training import transfer
 from vir_jax.training.optimizers import MAKERS
 from vir_jax.training.transfer import scale_by_layer

@@ -1,6 +1,6 @@
 """The optimisers by name, each at a learning rate of 1, with weight decay on kernels alone (`decay_mask`).
 
-What each takes of `config.optim` are its keywords; `vir_jax.runs.config.OPTIMIZERS` has them, too.
+What each takes of `config.optim` are its keywords; `vir_jax.runs.validate.OPTIMIZERS` has them, too.
 """
 
 from collections.abc import Callable

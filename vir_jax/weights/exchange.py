@@ -20,12 +20,13 @@ from vir_jax.models.variants import CHANNELS, parse_name
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.checkpoint_reader import NotEvaluatedError, has_checkpoints
-from vir_jax.runs.config import default_config, validate
+from vir_jax.runs.config import default_config
 from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.model import ModelFunctions, model_functions
 from vir_jax.runs.model import image_size as model_image_size
 from vir_jax.runs.state import Params, TrainState
 from vir_jax.runs.storage import open_workdir
+from vir_jax.runs.validate import validate
 from vir_jax.tasks import make_task
 from vir_jax.tasks.classification import Classification
 from vir_jax.weights.card import KEY, Card, card_of_json, card_of_run
