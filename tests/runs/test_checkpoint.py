@@ -1,37 +1,25 @@
+"""Checkpoints: what is kept, what is restored on any mesh, what is damaged, and reading beside a run."""
+
 import contextlib
 import dataclasses
-import gc
 import math
 import re
-import resource
 import shutil
 import threading
-import time
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import vir_jax.runs.checkpoint_reader
+from tests.runs.helpers import make_state, save
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint import Checkpoints, SaveError
+from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.checkpoint_reader import CheckpointReader, NotEvaluatedError, RemovedCheckpointError
 from vir_jax.runs.config import default_config
 from vir_jax.runs.manifest import MANIFEST, DamagedCheckpointError, verify
-from vir_jax.runs.preemption import PreemptedError
-from vir_jax.runs.state import create_train_state
-
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-
-
-def make_state(step=0, ema=True):
-    params = {"blocks": {0: {"kernel": jnp.arange(32.0).reshape(8, 4)}, 1: {"kernel": jnp.ones((8, 4))}}}
-    state = jax.jit(lambda params: create_train_state(params, OPTIMIZER, ema=ema))(params)
-    return dataclasses.replace(state, step=jnp.int32(step))
 
 
 def shapes(state, mesh, spec):
@@ -45,11 +33,6 @@ def shapes(state, mesh, spec):
 
 def on_one_device(state):
     return shapes(state, make_mesh(devices=jax.devices()[:1]), PartitionSpec())
-
-
-def save(checkpoints, state):
-    progress = {"data": str(int(state.step))}
-    checkpoints.save(state, progress=progress, config=default_config(), metadata={"a": 1})
 
 
 def test_newest_and_best_are_kept(tmp_path):
@@ -405,114 +388,3 @@ def test_what_a_kill_leaves_behind_is_cleared(three_steps):
         assert checkpoints.newest_intact() == 3
         save(checkpoints, make_state(4))
     assert sorted(path.name for path in folder.iterdir()) == ["1", "3", "4"]
-
-
-@contextlib.contextmanager
-def full_disk(limit=16_384):
-    """No file can grow beyond `limit` bytes: writes fail in the kernel, those of Orbax's C++ threads included."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def large_state(step):
-    noise = np.random.default_rng(step).normal(size=(100, 1000)).astype(np.float32)  # cannot be compressed
-    return dataclasses.replace(make_state(step), params={"noise": jnp.asarray(noise)}, ema=None)
-
-
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # Orbax drops what else it had to write.
-def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, caplog):
-    with Checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, large_state(1))
-        checkpoints.finish()
-        with full_disk():
-            save(checkpoints, large_state(2))
-            checkpoints.finish()
-            assert checkpoints.failed()
-            assert "checkpoint of step 2 was not written" in caplog.text
-            assert "the newest checkpoint is of step 1" in caplog.text
-            assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
-            save(checkpoints, large_state(3))
-            checkpoints.finish()
-            assert checkpoints.newest_intact() == 1
-        save(checkpoints, large_state(4))
-        checkpoints.finish()
-        assert not checkpoints.failed()
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.newest_intact() == 4
-
-
-def on_a_full_disk(workdir, step, then):
-    """Saves a step that finds no room, does what is asked, and leaves."""
-    try:
-        with full_disk(), Checkpoints(workdir) as checkpoints:
-            save(checkpoints, large_state(step))
-            then(checkpoints)
-    finally:
-        gc.collect()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_stays_full_is_an_error_in_the_end(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, make_state(1))
-    with pytest.raises(
-        SaveError, match=r"(?s)last checkpoint could not be written.*newest one is of step 1;"
-    ):
-        on_a_full_disk(tmp_path, 2, Checkpoints.finish)
-
-
-def until_failed(checkpoints):
-    while not checkpoints.failed():
-        time.sleep(0.01)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("ask", [Checkpoints.finish, until_failed, Checkpoints.latest_step])
-def test_without_a_checkpoint_a_save_that_fails_is_an_error_at_once(tmp_path, ask):
-    """Whoever asks first what became of it is told; at the latest the end of the block."""
-    answers = []
-    with pytest.raises(SaveError, match=r"(?s)step 1 was not written: .*There is no other in .*/checkpoints"):
-        on_a_full_disk(tmp_path, 1, lambda checkpoints: answers.append(ask(checkpoints)))
-    assert answers == ([None] if ask is Checkpoints.latest_step else [])
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    ("cause", "raised"),
-    [(PreemptedError("stopped"), SaveError), (KeyError("x"), KeyError)],
-    ids=["sigterm", "bug"],
-)
-def test_a_run_that_leaves_says_that_it_was_not_saved(tmp_path, cause, raised, caplog):
-    """With SIGTERM the exit code would say otherwise; any other error is told as it is."""
-
-    def leave(checkpoints):
-        raise cause
-
-    with pytest.raises(raised):
-        on_a_full_disk(tmp_path, 1, leave)
-    assert raised is SaveError or "step 1 was not written" in caplog.text
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_run_that_could_not_be_saved_was_not_preempted(tmp_path):
-    """Who reads "preempted" starts the run again and expects it where it was."""
-
-    def run():
-        with Checkpoints(tmp_path) as checkpoints:
-            save(checkpoints, large_state(2))
-            raise PreemptedError("stopped")
-
-    with Checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, make_state(1))
-    with full_disk(), pytest.raises(SaveError, match=r"(?s)could not be written.*newest one is of step 1;"):
-        run()
-    with pytest.raises(PreemptedError):
-        run()
-    with CheckpointReader(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == 2
