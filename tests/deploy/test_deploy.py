@@ -117,7 +117,7 @@ def test_what_has_no_state_is_no_stream(tmp_path):
 
 @pytest.mark.skipif(HAS_ONNX, reason="jax2onnx is there")
 def test_onnx_is_an_extra(tmp_path):
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'vir-jax\[onnx\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'vir-jax\[export\]'"):
         write_onnx(tmp_path, pretrained())
 
 

@@ -54,7 +54,10 @@ def open_large(path: Path, background: Colour) -> ImageFile | None:
 def _opened(path: Path) -> Any:
     import pyvips
 
-    return pyvips.Image.new_from_file(str(path), access="sequential", fail=True)
+    # By its descriptor, which libvips copies: a file's name need not be UTF-8.
+    with path.open("rb") as file:
+        source = pyvips.Source.new_from_descriptor(file.fileno())
+    return pyvips.Image.new_from_source(source, "", access="sequential", fail=True)
 
 
 def _rgb(image: Any, background: Colour) -> Any:
