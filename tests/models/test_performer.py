@@ -1,6 +1,7 @@
 """Performer's features: positive, orthogonal, unbiased, safe for large numbers, no parameter; and its causal form."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from vir_jax.models.mixers.performer import (
 from vir_jax.models.mixers.performer_causal import CausalPerformer, causal_key_features
 from vir_jax.ops import MODES
 from vir_jax.runs.model import model_functions
+from vir_jax.runs.state import with_statistics
 from vir_jax.training.optimizer import make_optimizer
 
 SHAPE = (2, 20, 2, 8)
@@ -161,3 +163,31 @@ def test_the_causal_form_is_its_masked_matrix_times_the_values(mode):
     np.testing.assert_allclose(out, np.einsum("bhnm,bmhd->bnhd", weights, v), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(state[..., -1], jnp.sum(causal_key_features(k, w), axis=1), rtol=1e-5)
     assert state.shape == mixer.initial_state(2, layout).shape
+
+
+@pytest.mark.parametrize("mixer", ["performer", "performer_causal"])
+def test_it_is_drawn_anew_in_training_after_so_many_passes(mixer):
+    """And in evaluation it stays the draw of the step that the weights are of, whether they are averaged or not."""
+    options = {"name": "vit_pico1", "mixer": mixer, "image_size": 4, "redraw_interval": 2}
+    model = model_functions(options, 5)
+    params, inputs = jax.jit(model.init)(jax.random.key(0)), images((2, 4, 4, 3))
+    evaluate, train = jax.jit(model.apply), jax.jit(model.train)
+    outputs = []
+    for passes in range(5):
+        counted = params["stage"]["blocks"]["mixer"]["passes"]
+        np.testing.assert_array_equal(counted, [passes] * 4)
+        trained, statistics = train(params, inputs, jax.random.key(1))
+        evaluated = evaluate(params, inputs)
+        np.testing.assert_allclose(trained, evaluated, rtol=1e-5, atol=1e-6)  # There is no drop path.
+        outputs.append(evaluated)
+        params = with_statistics(params, statistics)
+    same = [bool(jnp.all(a == b)) for a, b in itertools.pairwise(outputs)]
+    assert same == [True, False, True, False]
+    averaged = with_statistics(params, jax.tree.map(lambda counted: counted - 0.7, statistics))
+    np.testing.assert_array_equal(evaluate(averaged, inputs), evaluate(params, inputs))
+
+
+def test_no_interval_of_redrawing_is_none():
+    for interval in (0, -1):
+        with pytest.raises(ValueError, match="redraw_interval"):
+            abstract(name="vit_pico1", mixer="performer", image_size=4, redraw_interval=interval)

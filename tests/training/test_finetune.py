@@ -31,6 +31,20 @@ def fit(old, new, head):
     return start_from(fit_params(old, shapes=jax.eval_shape(lambda: new), head=head), new)
 
 
+def test_a_linformer_at_another_resolution_computes_what_it_would_have_there():
+    """With positions of its own it would differ in their resampling alone, which another test looks at."""
+    config = default_config()
+    config.model.name, config.model.mixer, config.model.position = "vit_pico2", "linformer", "none"
+    models = []
+    for config.model.image_size in ((8, 8), (12, 16)):
+        models.append(model_functions(config.model, 10))
+    old, new = (jax.jit(model.init)(jax.random.key(seed)) for seed, model in enumerate(models))
+    fitted = fit(old, new, range(10))
+    images = jax.random.normal(jax.random.key(2), (2, 12, 16, 3))
+    there, here = (jax.jit(model.apply)(p, images) for model, p in zip(models, (old, fitted), strict=True))
+    np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6)
+
+
 def write_run(folder, config, *, class_names=DIGITS, evaluated=True):
     """A run of one checkpoint; returns its raw and averaged weights."""
     init = jax.jit(model_functions(config.model, len(class_names)).init)

@@ -10,7 +10,8 @@ from absl import logging
 from jaxtyping import Array
 
 from vir_jax.data.classes import class_difference
-from vir_jax.models import VisionModel, resample_position_embedding
+from vir_jax.models import VisionModel
+from vir_jax.models.grids import fit_grid
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.checkpoint_reader import NotEvaluatedError
 from vir_jax.runs.load import Run, load_run
@@ -18,8 +19,9 @@ from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import Params
 from vir_jax.tasks.classification import Classification
 
-# Fields of config.model in which the two runs may differ: the weights mean the same. The position embedding is
-# resampled to another image size. Every other field, one that is added later too, must agree.
+# Fields of config.model in which the two runs may differ: the weights mean the same. What has a vector for each patch
+# is resampled to another image size (`vir_jax.models.grids`). Every other field, one that is added later too, must
+# agree.
 MAY_DIFFER = (
     "image_size",
     "drop_path_rate",
@@ -41,9 +43,9 @@ def read_pretrained(
     """Return the best weights of the run in `config.init_from`, fitted to the model of `config`.
 
     The moving average is taken where the run kept one, and the last weights where it was never evaluated, which is
-    logged. The position embedding is resampled to the new grid. Where the task is the same and so are the classes by
-    name, in any order, the head keeps what it knows of each; else it starts afresh. The head of another task than
-    classification knows no classes, and is kept where the task is the same.
+    logged. What has a vector for each patch is resampled to the new grid. Where the task is the same and so are the
+    classes by name, in any order, the head keeps what it knows of each; else it starts afresh. The head of another task
+    than classification knows no classes, and is kept where the task is the same.
 
     Args:
       config: of the new run.
@@ -141,9 +143,7 @@ def fit_params(params: Params, *, shapes: Params, head: Sequence[int] | None) ->
             if head is None:
                 continue
             old = old[..., np.asarray(head)]
-        if name == "stem.position.embedding":
-            _, rows, cols, _ = new.shape
-            old = resample_position_embedding(old, (rows, cols))
+        old = fit_grid(name, old, new.shape)
         if old.shape != new.shape:
             raise ValueError(
                 f"pretrained {name} has shape {old.shape}, this model's has {new.shape};"

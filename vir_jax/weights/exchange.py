@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vir_jax.inference.predict import Classifier
 from vir_jax.models import VisionModel
+from vir_jax.models.grids import fit_grid
 from vir_jax.models.pixels import normalize
 from vir_jax.models.variants import CHANNELS, parse_name
 from vir_jax.parallel.sharding import dotted
@@ -106,9 +107,9 @@ def load(
 ) -> PretrainedModel:
     """Read a model from a folder of weights, and fit it to other images and classes where these are named.
 
-    The position embedding is resampled as the layout's own code does, the patch embedding by the pseudo-inverse of
-    resizing, its kernel's channels as `fit_colours` says. Classes that are known by name keep their part of
-    the head, the others start afresh.
+    The position embedding is resampled as the layout's own code does, Linformer's matrix as the model does; the patch
+    embedding by the pseudo-inverse of resizing, its kernel's channels as `fit_colours` says. Classes that are known by
+    name keep their part of the head, the others start afresh.
 
     Args:
         path: folder with model.safetensors and config.json, or a safetensors file; or a name of the zoo
@@ -328,7 +329,10 @@ def _of_colours(values: Sequence[float] | None, colours: int) -> tuple[float, ..
 
 def _fit(params: Flat, fresh: Flat, stored: Card, wanted: Card, layout: WeightLayout) -> Flat:
     """Return the parameters of the model that is wanted."""
-    fitted = {name: params.get(name, array) for name, array in fresh.items()}
+    fitted = {
+        name: fit_grid(name, params[name], array.shape) if name in params else array
+        for name, array in fresh.items()
+    }
     if (position := "stem.position.embedding") in params:
         rows, cols = fresh[position].shape[1:3]
         fitted[position] = fit_positions(params[position], (rows, cols), layout.resampling)

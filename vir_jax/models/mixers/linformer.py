@@ -35,13 +35,21 @@ class Compression(nnx.Module):
     def matrix(self, layout: Layout) -> Float[Array, "n r"]:
         """Return E for the tokens of an image of any size.
 
-        The patches' rows are resampled on the grid like position embeddings, and divided by how many more patches there
-        are, so that the same picture in more pixels has the same mixtures.
+        The patches' rows are resampled on the grid (`resample_patch_kernel`); the class token's stays.
         """
-        _, rows, cols, rank = self.patch_kernel.shape
-        patches = resample_position_embedding(self.patch_kernel[...], layout.grid).reshape(-1, rank)
-        patches *= rows * cols / layout.patches
-        return jnp.concatenate([self.class_kernel[...], patches])
+        patches = resample_patch_kernel(self.patch_kernel[...], layout.grid)
+        return jnp.concatenate([self.class_kernel[...], patches.reshape(layout.patches, -1)])
+
+
+def resample_patch_kernel(
+    kernel: Float[Array, "1 rows cols r"], grid: tuple[int, int]
+) -> Float[Array, "1 new_rows new_cols r"]:
+    """Return the patches' rows of E for another grid: resampled, and divided by how many more patches there are.
+
+    So the same picture in more pixels has the same mixtures.
+    """
+    _, rows, cols, _ = kernel.shape
+    return resample_position_embedding(kernel, grid) * (rows * cols / (grid[0] * grid[1]))
 
 
 @register("linformer")

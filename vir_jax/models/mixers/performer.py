@@ -17,6 +17,9 @@ from vir_jax.models.variables import Constant
 EPSILON = 1e-4
 """What is added to every feature: so that no token's sum of weights is 0."""
 
+SEEDS = 2**20
+"""Of draws of W: float32 holds these integers, and averages of them to a fraction."""
+
 Features = Float32[Array, "b n h r"]
 
 
@@ -25,16 +28,20 @@ class Performer(HeadsMixer):
     """phi(Q) (phi(K)^T V), divided by phi(Q) (phi(K)^T 1): softmax attention in the mean over draws of the features.
 
     phi(x) = exp(W x - |x|^2 / 2) of scaled x, the rows w of W being random: the mean of phi(q) phi(k) over them is
-    exp(q k). W is drawn once, from the seed of the parameters, and is none of them; all heads share it. Another draw
-    is another approximation of the same attention. In float32 whatever the dtype is, as sums run over all tokens.
+    exp(q k). W is drawn from the seed of the parameters, and is none of them; all heads share it. Another draw is
+    another approximation of the same attention. In float32 whatever the dtype is, as sums run over all tokens.
 
-    `projection [r, d]` is W.
+    W is drawn once, as in Vision X-formers, and is `projection [r, d]`; or anew every `redraw_interval` forward passes
+    of training, as in the Performer's own code, so that the parameters suit no draw in particular. What is kept then
+    is how many passes there were, among the batch statistics, in checkpoints and averages: W follows from it.
 
     Args:
         dim: channels.
         heads: of dim / heads channels each.
         layout: of the image size that the model is made for.
         features: rows of W. None: d log d, of heads of d channels.
+        redraw_interval: forward passes of training from one draw of W to the next, steps where gradients are not
+            accumulated; None: W is drawn once.
         qkv_bias: whether the projections to q, k and v have biases.
         dtype: of the computation.
         rngs: of the parameters.
@@ -47,6 +54,7 @@ class Performer(HeadsMixer):
         layout: Layout,
         *,
         features: int | None = None,
+        redraw_interval: int | None = None,
         qkv_bias: bool = True,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -56,15 +64,34 @@ class Performer(HeadsMixer):
             check_option("heads", heads, self.head_dim > 1, "heads of at least 2 channels each")
             features = int(self.head_dim * math.log(self.head_dim))
         check_positive("features", features)
-        self.features = features
-        self.projection = Constant(orthogonal_projection(rngs.params(), features, self.head_dim))
+        self.features, self.redraw_interval = features, redraw_interval
+        self.deterministic = True  # `train` and `eval` of the module set it.
+        if redraw_interval is None:
+            self.projection = Constant(orthogonal_projection(rngs.params(), features, self.head_dim))
+        else:
+            check_positive("redraw_interval", redraw_interval)
+            seed = jax.random.randint(rngs.params(), (), 0, SEEDS, jnp.int32)
+            self.seed = Constant(seed.astype(jnp.float32))
+            self.passes = nnx.BatchStat(jnp.zeros((), jnp.float32))
 
     def mix(
         self, q: Heads, k: Heads, v: Heads, layout: Layout, *, mode: str, state: State | None
     ) -> tuple[Heads, State | None]:
         """Attend to all tokens by one sum over them."""
-        projection = jax.lax.stop_gradient(self.projection[...])
+        projection = self.draw()
         return linear_attention(query_features(q, projection), key_features(k, projection), v), None
+
+    def draw(self) -> Float32[Array, "r d"]:
+        """Return W, counting the pass where W is drawn anew and the model is in training."""
+        if self.redraw_interval is None:
+            return jax.lax.stop_gradient(self.projection[...])
+        passes = self.passes[...]
+        if not self.deterministic:
+            self.passes[...] = passes + 1
+        # Numbers are float32, as all that is averaged over steps is; an average of one number may have been rounded.
+        seed = jax.random.key(jnp.round(self.seed[...]).astype(jnp.int32))
+        drawn = jax.random.fold_in(seed, (passes // self.redraw_interval).astype(jnp.int32))
+        return jax.lax.stop_gradient(orthogonal_projection(drawn, self.features, self.head_dim))
 
     def mixing_multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count features of q and k, and the products with keys and queries: n r c each."""

@@ -1,6 +1,5 @@
 """Performer in which no token sees a later one: a sum that goes on, token after token, as retention without decay."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
@@ -32,7 +31,7 @@ class CausalPerformer(Performer):
         self, q: Heads, k: Heads, v: Heads, layout: Layout, *, mode: str, state: State | None
     ) -> tuple[Heads, State | None]:
         """Attend to the tokens so far by sums that go on."""
-        projection = jax.lax.stop_gradient(self.projection[...])
+        projection = self.draw()
         queries, keys = query_features(q, projection), causal_key_features(k, projection)
         values = jnp.pad(v.astype(jnp.float32), ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1.0)
         no_decay = jnp.zeros(self.heads, jnp.float32)
