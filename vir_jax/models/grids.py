@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -35,4 +36,5 @@ def fit_grid(
     if resample is None or parameter.shape == tuple(shape):
         return np.asarray(parameter)
     to_grid = functools.partial(resample, grid=(shape[-3], shape[-2]))
-    return np.asarray(to_grid(parameter) if parameter.ndim == 4 else jax.vmap(to_grid)(parameter))
+    resampled = (to_grid if parameter.ndim == 4 else jax.vmap(to_grid))(jnp.asarray(parameter))
+    return np.asarray(resampled)
