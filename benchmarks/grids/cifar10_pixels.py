@@ -3,7 +3,7 @@
     python -m vir_jax.data.prepare --dataset=cifar10
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.ablation benchmarks/grids/cifar10_pixels.py --seeds 0
 
-About half an hour of training on one CPU core for the rows `vir` and `vit`, side by side on two; `vir_same_images` has
+About half an hour of training on one CPU core for each of the rows `vir` and `vit`; `vir_same_images` has
 seen as many images as `vit` in that time. Bits/dim are of the first 2,000 test images, of the images as the data set
 stores them, which may be a JPEG copy: beside published figures they mean nothing.
 """
