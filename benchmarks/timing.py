@@ -48,7 +48,7 @@ def machine() -> dict[str, Any]:
     return {
         "device": device.device_kind if device.platform != "cpu" else "cpu",
         "devices": jax.device_count(),
-        "cpu_cores": os.cpu_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)),  # That this process may use.
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
