@@ -8,7 +8,8 @@ MEMORY_LIMIT is not run.
 
     python -m benchmarks.generation                          # all; --model, --pixels and --batches choose
 
-About ten minutes of two CPU cores. Writes benchmarks/results/generation.{md,json} and docs/figures/generation.png.
+Some minutes of a CPU core. Writes benchmarks/results/generation.{md,json}, docs/figures/generation.png and the tables
+in docs/generate.md.
 """
 
 import argparse
@@ -23,18 +24,25 @@ import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
 
-from benchmarks.timing import machine, markdown_table, median_ms, write_results
+from benchmarks.timing import (
+    machine,
+    markdown_table,
+    median_ms,
+    replace_between_markers,
+    write_results,
+)
 from vir_jax.generation import Sampling
 from vir_jax.generation.generate import advance, read_prompt
 from vir_jax.generation.pieces import GenerationState
 from vir_jax.inspection.figures.style import line, new_figure
 from vir_jax.models import VisionModel, create_model
 
-MODEL, PIXELS, BATCHES = "vir_pico1", (256, 1024, 4096, 16384), (1, 64)
+MODEL, PIXELS, BATCHES = "vir_pico1", (64, 256, 1024, 4096, 16384), (1, 64)
 MIXERS = {"retention": "ViR", "causal_softmax": "ViT, cached"}
 STEPS, ROUNDS, SECONDS = 16, 8, 30.0
 MEMORY_LIMIT = 8 * 2**30
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "generation.png"
+DOCS = Path(__file__).parents[1] / "docs"
+FIGURE, PAGE = DOCS / "figures" / "generation.png", DOCS / "generate.md"
 
 
 @dataclasses.dataclass
@@ -236,6 +244,7 @@ def main() -> None:
     markdown = report(records)
     print(markdown)
     write_results("generation", markdown, records)
+    PAGE.write_text(replace_between_markers(PAGE.read_text(), "generation", markdown))
     draw(records).savefig(FIGURE, dpi=130)
 
 

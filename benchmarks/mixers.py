@@ -1,4 +1,4 @@
-"""Every token mixer, over the number of tokens: `python -m benchmarks.mixers`, about ten minutes of two CPU cores.
+"""Every token mixer, over the number of tokens: `python -m benchmarks.mixers`, about ten minutes of a CPU core.
 
 One layer's mixer by itself, projections included, in the size of Vision X-formers (128 channels, 4 heads), float32:
 forward, and value and gradient by tokens and parameters. Retention in each of its modes beside them. Memory is the
@@ -9,7 +9,7 @@ Besides: the whole training step's loss and gradient of the models of Vision X-f
 tokens and the batch that their authors gave ViT, 64; compiled for its memory alone. `remat` is "none" there, as every
 product is kept in the authors' code, and "elementwise", as it is here by default.
 
-Writes benchmarks/results/mixers.{md,json} and docs/figures/mixers.png.
+Writes benchmarks/results/mixers.{md,json}, docs/figures/mixers.png and the tables in docs/speed.md.
 """
 
 import argparse
@@ -26,7 +26,13 @@ import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
 
-from benchmarks.timing import machine, markdown_table, median_ms, write_results
+from benchmarks.timing import (
+    machine,
+    markdown_table,
+    median_ms,
+    replace_between_markers,
+    write_results,
+)
 from vir_jax.inspection.figures.style import line, new_figure
 from vir_jax.models import create_model
 from vir_jax.models.layout import Layout
@@ -41,7 +47,8 @@ MEMORY_LIMIT = 6 * 2**30
 VIX_BATCH = 64
 REMAT = ("none", "elementwise")
 DRAWN = ("softmax", "linformer", "nystromformer", "performer", "fnet", "retention, chunkwise")
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "mixers.png"
+DOCS = Path(__file__).parents[1] / "docs"
+FIGURE, PAGE = DOCS / "figures" / "mixers.png", DOCS / "speed.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +182,7 @@ def page(records: Sequence[Record], memory: Sequence[Memory]) -> str:
     """Return the tables as Markdown."""
     where = ", ".join(f"{key} {value}" for key, value in machine().items())
     parts = [
-        "# Mixers: milliseconds an image (temporary memory, MiB an image)\n",
+        "Milliseconds an image, and in parentheses temporary memory, MiB an image.\n"
         f"`python -m benchmarks.mixers`; with projections, {DIM} channels, {HEADS} heads, float32; {where}.\n",
     ]
     tokens = list(dict.fromkeys(record.tokens for record in records))
@@ -229,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for remat in REMAT
     ]
     markdown = page(records, memory)
-    write_results("mixers", markdown, [*records, *memory])
+    write_results("mixers", f"# Mixers\n\n{markdown}", [*records, *memory])
+    PAGE.write_text(replace_between_markers(PAGE.read_text(), "mixers", markdown))
     draw(records).savefig(FIGURE, dpi=130)
     print(markdown)
 

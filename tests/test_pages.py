@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import equivalence, resolution, scaling
+from benchmarks import equivalence, generation, mixers, resolution, scaling
 from benchmarks.ablation import report as ablation
 from benchmarks.ablation.grid import load_grid
 from benchmarks.ablation.report import read_records
@@ -129,7 +129,13 @@ def test_tables_are_those_of_the_results():
             )
         ),
     }
-    for name in ("cifar10", "cifar10_screen", "cifar10_pixels", "digits"):
+    stored = json.loads((RESULTS / "mixers.json").read_text())["records"]
+    timed, memory = ([r for r in stored if ("ms" in r) == is_timed] for is_timed in (True, False))
+    expected["docs/speed.md", "mixers"] = mixers.page(
+        [mixers.Record(**r) for r in timed], [mixers.Memory(**r) for r in memory]
+    )
+    expected["docs/generate.md", "generation"] = generation.report(records("generation", generation.Record))
+    for name in ("cifar10", "cifar10_screen", "cifar10_pixels", "digits", "digits_pixels"):
         grid = load_grid(ROOT / "benchmarks" / "grids" / f"{name}.py")
         found = read_records(RESULTS / f"ablation_{grid.name}.json")
         expected["docs/results.md", f"ablation_{grid.name}"] = ablation.markdown(grid, found)

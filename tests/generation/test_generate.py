@@ -37,11 +37,12 @@ def test_samples_follow_the_exact_probabilities():
     check_counts(np.asarray(drawn).reshape(-1, 3) @ (9, 3, 1), expected)
 
 
-def test_samples_of_logistics_follow_the_exact_probabilities():
-    """The channels of one RGB pixel, each given those before."""
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_samples_of_logistics_follow_the_exact_probabilities(top_k):
+    """The channels of one RGB pixel, each given those before: from a component, or from the masses of all levels."""
     tiny, images = model_of(1, 1, 3, channels=3, mixtures=2), all_images(1, 1, 3, 3)
     expected = np.exp(np.asarray(log_likelihood(tiny, jnp.asarray(images)), np.float64)).ravel()
-    drawn, _ = generate(tiny, KEY, 20_000)
+    drawn, _ = generate(tiny, KEY, 20_000, top_k=top_k)
     check_counts(np.asarray(drawn).reshape(-1, 3) @ (9, 3, 1), expected)
 
 

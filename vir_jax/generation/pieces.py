@@ -96,7 +96,7 @@ def draw(
     """Draw the next pixel of each image: the state after it, the pixel, and its log-probability, in nats."""
     likelihood = stem_of(model).likelihood
     outputs, layers = _outputs(model, state, state.recent, image_size)
-    pixel = likelihood.sample(outputs[:, 0], sampling.draw(keys, state.pixels))
+    pixel = likelihood.sample(outputs[:, 0], sampling.draws(keys, state.pixels))
     recent = jnp.concatenate([state.recent[:, 1:], pixel[:, None]], axis=1)
     return (
         GenerationState(layers, recent, state.pixels + 1),

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vir_jax.models.likelihood import Draw
-
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -61,21 +59,39 @@ class Sampling:
         rank = jnp.argsort(order, axis=-1, stable=True)
         return jnp.where(jnp.take_along_axis(keep, rank, axis=-1), logits, -jnp.inf)
 
-    def draw(self, image_keys: Key[Array, " b"], number: Int[Array, ""]) -> Draw:
-        """Return what draws a symbol of pixel `number` of each image.
+    def draws(self, image_keys: Key[Array, " b"], number: Int[Array, ""]) -> "PixelDraws":
+        """Return what pixel `number` of each image is drawn by.
 
-        The noise depends on the image's key, the pixel and the channel alone: not on what else is drawn, nor when.
+        The noise depends on the image's key, the pixel and the draw alone: not on what else is drawn, nor when.
         """
-        pixel_keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(image_keys)
+        return PixelDraws(self, jax.vmap(lambda key: jax.random.fold_in(key, number))(image_keys))
 
-        def draw(log_masses: Float[Array, "b levels"], channel: int) -> Int[Array, " b"]:
-            def noise(key: Key[Array, ""]) -> Float[Array, " levels"]:
-                return jax.random.gumbel(jax.random.fold_in(key, channel), log_masses.shape[-1:], jnp.float32)
 
-            perturbed = self.restrict(log_masses) + jax.vmap(noise)(pixel_keys)
-            return jax.lax.argmax(perturbed, axis=perturbed.ndim - 1, index_dtype=jnp.int32)
+@dataclasses.dataclass(frozen=True)
+class PixelDraws:
+    """The `vir_jax.models.likelihood.Draws` of one pixel of each image."""
 
-        return draw
+    sampling: Sampling
+    pixel_keys: Key[Array, " b"]
+
+    @property
+    def restricted(self) -> bool:
+        """Whether it is drawn from another distribution than the model's own."""
+        return self.sampling != Sampling()
+
+    def symbol(self, log_masses: Float[Array, "b levels"], number: int) -> Int[Array, " b"]:
+        """Return the symbol whose log-probability is the highest with Gumbel noise."""
+
+        def noise(key: Key[Array, ""]) -> Float[Array, " levels"]:
+            return jax.random.gumbel(jax.random.fold_in(key, number), log_masses.shape[-1:], jnp.float32)
+
+        perturbed = self.sampling.restrict(log_masses) + jax.vmap(noise)(self.pixel_keys)
+        return jax.lax.argmax(perturbed, axis=perturbed.ndim - 1, index_dtype=jnp.int32)
+
+    def logistic(self, number: int) -> Float[Array, " b"]:
+        """Return numbers of the standard logistic distribution."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(self.pixel_keys)
+        return jax.vmap(lambda key: jax.random.logistic(key, (), jnp.float32))(keys)
 
 
 def image_keys(key: Key[Array, ""], first: int | Int[Array, ""], batch: int) -> Key[Array, " b"]:

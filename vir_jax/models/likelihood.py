@@ -6,16 +6,27 @@ gives sums to one over all of them, and `sample` draws from these.
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Draw = Callable[[Float[Array, "*n levels"], int], Int[Array, "*n"]]
-"""Draws a symbol: (logarithms of the probabilities of all, number of the channel) -> symbol."""
+
+@runtime_checkable
+class Draws(Protocol):
+    """What a pixel is drawn by: noise of its own for each of its draws, which are numbered."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether some levels may not be drawn, or probabilities are other than the model's."""
+
+    def symbol(self, log_masses: Float[Array, "*n levels"], number: int) -> Int[Array, "*n"]:
+        """Return a symbol, given the logarithms of the probabilities of all."""
+
+    def logistic(self, number: int) -> Float[Array, "*n"]:
+        """Return numbers of the standard logistic distribution."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +50,9 @@ class Categorical:
         chosen = jnp.arange(self.levels, dtype=jnp.int32) == symbols
         return jnp.sum(log_masses, axis=-1, where=chosen)
 
-    def sample(self, outputs: Float[Array, "*n outputs"], draw: Draw) -> Int[Array, "*n 1"]:
-        """Return a pixel that `draw` chooses."""
-        return draw(jax.nn.log_softmax(outputs), 0)[..., None]
+    def sample(self, outputs: Float[Array, "*n outputs"], draws: Draws) -> Int[Array, "*n 1"]:
+        """Draw a pixel."""
+        return draws.symbol(jax.nn.log_softmax(outputs), 0)[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +96,29 @@ class Logistics:
             log_joint += log_bin_mass(symbols[..., channel], mean, log_scale, self.levels)
         return jax.nn.logsumexp(log_joint, axis=-1)
 
-    def sample(self, outputs: Float[Array, "*n outputs"], draw: Draw) -> Int[Array, "*n channels"]:
-        """Return a pixel whose channels `draw` chooses, each given those before."""
+    def sample(self, outputs: Float[Array, "*n outputs"], draws: Draws) -> Int[Array, "*n channels"]:
+        """Draw a pixel: a component, then a number of each channel's logistic, which falls into a bin.
+
+        Where levels are restricted the masses of all of them are needed, which takes longer than all else.
+        """
+        if draws.restricted:
+            return self._sample_levels(outputs, draws)
+        components = self._components(outputs)
+        chosen = jax.nn.one_hot(
+            draws.symbol(components.log_weights, self.channels), self.mixtures, dtype=outputs.dtype
+        )
+        symbols = jnp.zeros((*outputs.shape[:-1], 0), jnp.int32)
+        for channel in range(self.channels):
+            mean, log_scale = (
+                jnp.sum(x * chosen, axis=-1) for x in self._of_channel(components, symbols, channel)
+            )
+            value = mean + jnp.exp(log_scale) * draws.logistic(channel).astype(mean.dtype)
+            bins = jnp.clip(jnp.round((value + 1) * ((self.levels - 1) / 2)), 0, self.levels - 1)
+            symbols = jnp.concatenate([symbols, bins.astype(jnp.int32)[..., None]], axis=-1)
+        return symbols
+
+    def _sample_levels(self, outputs: Float[Array, "*n outputs"], draws: Draws) -> Int[Array, "*n channels"]:
+        """Draw each channel's level, given those before, from the masses of all."""
         components = self._components(outputs)
         # Of the components, given the channels that are drawn.
         log_weights = components.log_weights
@@ -95,7 +127,7 @@ class Logistics:
             mean, log_scale = self._of_channel(components, symbols, channel)
             bins = jnp.arange(self.levels, dtype=jnp.int32)
             masses = log_bin_mass(bins, mean[..., None, :], log_scale[..., None, :], self.levels)
-            drawn = draw(jax.nn.logsumexp(log_weights[..., None, :] + masses, axis=-1), channel)
+            drawn = draws.symbol(jax.nn.logsumexp(log_weights[..., None, :] + masses, axis=-1), channel)
             symbols = jnp.concatenate([symbols, drawn[..., None]], axis=-1)
             log_weights = jax.nn.log_softmax(log_weights + log_bin_mass(drawn, mean, log_scale, self.levels))
         return symbols
