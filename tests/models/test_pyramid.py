@@ -170,3 +170,164 @@ def test_folded_is_unfolded(options):
         assert relative_error(found[name], value) < 1e-5, name
     with pytest.raises(ValueError, match="no batch norm to fold; expected a pyramid that was not"):
         fold_batch_norm(folded)
+
+
+# ---------------------------------------------------------------------------- the model
+
+
+OPTIONS = [
+    {"retention": "2d", "late_attention": True},
+    {"flips": True, "chunk_size": 5, "layer_scale": 0.5},
+]
+
+
+@pytest.fixture(scope="module", params=OPTIONS, ids=str)
+def computed(request):
+    """Of a tiny pyramid: logits in every mode, feature maps, and all intermediates, compiled together."""
+    model, x = lively(**request.param), images(IMAGE)
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def compute(state):
+        model = nnx.merge(graph, state)
+        logits = {mode: model(x, mode=mode) for mode in model.modes}
+        found = model.intermediates(x, model.intermediate_names, mode="parallel")
+        return logits, model.feature_maps(x), model.feature_maps(x, norm=False)[-1], model.features(x), found
+
+    return model, compute(state)
+
+
+def test_all_modes_agree(computed):
+    model, (logits, *_) = computed
+    for mode in model.modes:
+        assert relative_error(logits[mode], logits["parallel"]) < 1e-5, mode
+        assert logits[mode].shape == (2, 5)
+    with pytest.raises(ValueError, match="retention has no 'sideways' mode; expected one of 'auto', "):
+        model(images(IMAGE), mode="sideways")
+
+
+def test_feature_maps_are_the_stages_before_they_are_halved(computed):
+    model, (_, maps, last, features, found) = computed
+    sides = ((21, 34), (11, 17), (6, 9), (3, 5))
+    assert [x.shape for x in maps] == [
+        (2, *grid, dim) for grid, dim in zip(sides, model.feature_dims, strict=True)
+    ]
+    assert all(
+        grid == tuple(-(-side // stride) for side in SIDES)
+        for grid, stride in zip(sides, model.feature_strides, strict=True)
+    )
+    for i, depth in enumerate((2, 2, 3)):
+        np.testing.assert_allclose(maps[i], found[f"stages.{i}.blocks.{depth - 1}.map"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(maps[3].reshape(features.shape), features, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(last, found["stages.3.blocks.0.map"], rtol=1e-3, atol=1e-3)
+    with pytest.raises(
+        ValueError, match=r"blocks=\(3,\): a pyramid has a map for each of its 4 stages, at strides"
+    ):
+        model.feature_maps(images(IMAGE), blocks=(3,))
+
+
+def test_intermediates_by_name(computed):
+    model, (logits, _, _, _, found) = computed
+    assert set(found) == set(model.intermediate_names)
+    assert found["stem"].shape == (2, 21, 34, 10)
+    assert found["stages.1.blocks.0.map"].shape == (2, 11, 17, 20)
+    assert found["stages.2.blocks.2.mixer.q"].shape == (2, 54, 4, 10)
+    np.testing.assert_allclose(found["logits"], logits["parallel"], rtol=1e-4, atol=1e-4)
+    # One block's output leads to the next one's.
+    part = model.stages[2].parts[0]
+    x = found["stages.2.blocks.0.map"].reshape(2, 54, 40)
+    layout = model._layouts(SIDES)[2]
+    x = layout.backwards(x) if part.flips else x
+    x, _, _ = part.block(1)(x, layout)
+    x = layout.backwards(x) if part.flips else x
+    np.testing.assert_allclose(layout.maps(x), found["stages.2.blocks.1.map"], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"no intermediate is called 'blocks.0.tokens'; the nearest are"):
+        model.intermediates(images(IMAGE), ("blocks.0.tokens",))
+
+
+def test_late_attention_is_of_the_last_half():
+    parts = [
+        [(part.depth, type(part.blocks.mixer).__name__, part.flips) for part in stage.parts]
+        for stage in abstract("vir_h_ti", late_attention=True, flips=True).stages[2:]
+    ]
+    assert parts == [
+        [(4, "Retention", True), (4, "SoftmaxAttention", False)],
+        [(2, "Retention", True), (2, "SoftmaxAttention", False)],
+    ]
+    # Rounded down: of one block none.
+    assert [part.depth for stage in abstract(late_attention=True).stages[2:] for part in stage.parts] == [
+        2,
+        1,
+        1,
+    ]
+    model = abstract(late_attention=True)
+    grown = flops(model, SIDES) - flops(abstract(), SIDES)
+    assert grown == 0  # Both count scores whole.
+
+
+def test_any_size_of_image_down_to_a_pixel():
+    model = abstract(stem_stride=None)
+    graph, state = nnx.split(model)
+    for sides in ((1, 1), (33, 64), (224, 20)):
+        x = jax.ShapeDtypeStruct((1, *sides, 3), jnp.float32)
+        maps = jax.eval_shape(lambda state, x: nnx.merge(graph, state).feature_maps(x), state, x)
+        assert [m.shape[1:3] for m in maps] == [
+            tuple(-(-side // stride) for side in sides) for stride in (4, 8, 16, 32)
+        ]
+        assert model.layout(sides).grid == maps[-1].shape[1:3]
+    with pytest.raises(ValueError, match=r"\(1, 8, 8, 4\)"):
+        model(images((1, 8, 8, 4)))
+    with pytest.raises(ValueError, match="0 x 8 pixels has none"):
+        model.layout((0, 8))
+
+
+def test_a_training_step_changes_statistics_and_loses_no_gradient():
+    """With drop path: gradients of all parameters are finite, none is lost, and samples draw apart."""
+    graph, params, others = nnx.split(lively(drop_path_rate=0.5), nnx.Param, ...)
+    x = jnp.broadcast_to(images((1, 9, 8, 3)), (4, 9, 8, 3))
+
+    @jax.jit
+    def gradients(params, key):
+        def loss(params):
+            model = nnx.merge(graph, params, jax.lax.stop_gradient(others))
+            model.train()
+            logits = model(x, key=key)
+            return jnp.sum(jnp.square(logits - 1)), (logits, batch_statistics(model))
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    for seed in (0, 1):
+        grads, (logits, statistics) = gradients(params, jax.random.key(seed))
+        for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(grads)):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            assert jnp.all(jnp.isfinite(leaf)), name
+            # The norm takes away what a bias before it adds.
+            assert name.endswith(".conv.bias") or jnp.any(leaf != 0), name
+    assert len(np.unique(np.asarray(logits), axis=0)) > 1
+    before = nnx.to_pure_dict(nnx.state(nnx.merge(graph, params, others), nnx.BatchStat))
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(nnx.to_pure_dict(statistics)), strict=True):
+        assert np.all(old != new)
+
+
+def test_bfloat16_is_close_to_float32():
+    exact, rounded = (
+        run(lively(dtype=dtype), images(IMAGE), "intermediates", names=("stem", "logits"))
+        for dtype in ("float32", "bfloat16")
+    )
+    for name, value in exact.items():
+        assert rounded[name].dtype == jnp.float32
+        assert relative_error(rounded[name], value) < 3e-2
+
+
+@pytest.mark.parametrize("method", ["apart", "check_streamable"])
+def test_it_is_not_streamed(method):
+    with pytest.raises(
+        ValueError, match="vir_h_nano is a pyramid, which cannot be streamed: its convolutions reach"
+    ):
+        getattr(abstract(), method)()
+
+
+def test_what_isotropic_models_have_is_refused():
+    for ask in (lambda model: model.mixer, lambda model: model.block(0)):
+        with pytest.raises(ValueError, match="vir_h_nano is a pyramid: its stages differ in width"):
+            ask(abstract())

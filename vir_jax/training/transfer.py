@@ -56,8 +56,8 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     """Return layer-wise learning-rate decay: updates times decay^(layers above).
 
     The head and what else follows the blocks has 1, the last of L blocks `decay`, the first decay^L, the stem
-    decay^(L + 1) (.65 to .75 are usual for ViTs). What stands between two stages of a pyramid goes with the block before
-    it. Weight decay slows down as well.
+    decay^(L + 1) (.65 to .75 are usual for ViTs). What stands between two stages of a pyramid goes with the block
+    before it. Weight decay slows down as well.
     """
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
