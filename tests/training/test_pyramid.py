@@ -10,6 +10,7 @@ import pytest
 
 import vir_jax.training.loop
 from vir_jax.data import open_source
+from vir_jax.data.digits import DigitsSource
 from vir_jax.evaluation import evaluate_workdir
 from vir_jax.parallel.mesh import make_mesh
 from vir_jax.parallel.sharding import dotted
@@ -24,11 +25,23 @@ from vir_jax.training.transfer import layer_factors
 from vir_jax.weights import load, save
 
 
+class FewDigits(DigitsSource):
+    """The first images to evaluate on."""
+
+    def __len__(self):
+        return 64
+
+
 @pytest.fixture
 def config(digits_config):
     model = digits_config.model
     model.name, model.stem_stride, model.position, model.layer_scale = "vir_h_nano", 1, "none", None
-    digits_config.accumulation_steps, digits_config.epochs = 1, 0.4
+    digits_config.accumulation_steps, digits_config.batch_size, digits_config.eval_batch_size = 1, 16, 64
+    digits_config.epochs, digits_config.optim.warmup_epochs, digits_config.optim.cooldown_epochs = (
+        0.1,
+        0.02,
+        0.0,
+    )
     digits_config.checkpoint_every, digits_config.eval_every = 4, 0
     return digits_config
 
@@ -40,7 +53,7 @@ def stopped(config, tmp_path, monkeypatch):
         make_mesh, devices=jax.devices()[:1]
     )  # Compiled for the test after this one, too.
     monkeypatch.setattr(vir_jax.training.loop, "make_mesh", on_one)
-    train(config, tmp_path / "whole")
+    train(config, tmp_path / "whole", eval_source=FewDigits("test"))
     take_metrics = vir_jax.training.loop.take_metrics
 
     def stop(step, *arguments):
@@ -51,8 +64,8 @@ def stopped(config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(vir_jax.training.loop, "take_metrics", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "stopped")
-    train(config, tmp_path / "stopped")
+            train(config, tmp_path / "stopped", eval_source=FewDigits("test"))
+    train(config, tmp_path / "stopped", eval_source=FewDigits("test"))
     return tmp_path
 
 
@@ -66,7 +79,7 @@ def test_a_run_that_was_stopped_ends_bit_equal_and_is_used_as_any_other(stopped)
     raw, average = (state["readout"]["norm"]["mean"] for state in states[0])
     assert np.any(raw != average)
 
-    results = evaluate_workdir(stopped / "whole", mode="all", batch_size=64)
+    results = evaluate_workdir(stopped / "whole", mode="all", source=FewDigits("test"))
     assert set(results) == {"parallel", "recurrent", "chunkwise"}
 
     run = load_run(stopped / "whole", "last")
@@ -96,7 +109,7 @@ def test_statistics_and_parameters_are_the_same_on_one_device_and_eight(config):
     def stepped(devices):
         mesh = make_mesh(data=devices, devices=jax.devices()[:devices])
         plan = make_plan(
-            config, mesh, task=make_task(config, source.class_names), steps_per_epoch=len(source) / 64
+            config, mesh, task=make_task(config, source.class_names), steps_per_epoch=len(source) / 16
         )
         state = plan.init(jax.random.key(0))
         with jax.set_mesh(mesh):

@@ -63,7 +63,7 @@ class Conv3x3(nnx.Module):
         self.stride, self.dtype, self.axes = stride, dtype, axes
         shape = (WINDOW, WINDOW, inputs, outputs)
         self.kernel = nnx.Param(conv_init(rngs.params(), shape, jnp.float32), axes=(None, None, *axes))
-        bias = nnx.Param(jnp.zeros(outputs, jnp.float32), axes=axes[1:]) if use_bias else None
+        bias = nnx.Param(jnp.zeros(outputs, jnp.float32), axes=(_activation(axes[1]),)) if use_bias else None
         self.bias: nnx.Param[Array] | None = nnx.data(bias)
 
     def __call__(
@@ -89,7 +89,7 @@ class Conv3x3(nnx.Module):
         conv = nnx.clone(self)
         conv.kernel[...] = self.kernel[...] * factor[..., None, None, None, :]
         bias = summand if self.bias is None else summand + factor * self.bias[...]
-        conv.bias = nnx.Param(bias, axes=self.axes[1:])
+        conv.bias = nnx.Param(bias, axes=(_activation(self.axes[1]),))
         return conv
 
 
