@@ -319,14 +319,6 @@ def test_bfloat16_is_close_to_float32():
         assert relative_error(rounded[name], value) < 3e-2
 
 
-@pytest.mark.parametrize("method", ["apart", "check_streamable"])
-def test_it_is_not_streamed(method):
-    with pytest.raises(
-        ValueError, match="vir_h_nano is a pyramid, which cannot be streamed: its convolutions reach"
-    ):
-        getattr(abstract(), method)()
-
-
 def test_what_isotropic_models_have_is_refused():
     for ask in (lambda model: model.mixer, lambda model: model.block(0)):
         with pytest.raises(ValueError, match="vir_h_nano is a pyramid: its stages differ in width"):

@@ -135,6 +135,11 @@ class ConvNorm(nnx.Module):
         x = x if self.name is None else checkpoint_name(x, self.name)
         return x.astype(jnp.float32) if self.norm is None else self.norm(x)
 
+    @property
+    def stride(self) -> int:
+        """Of the convolution."""
+        return self.conv.stride
+
     def fold(self) -> None:
         """Make one convolution of both, which no longer learns the statistics."""
         if self.norm is not None:

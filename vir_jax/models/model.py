@@ -198,6 +198,11 @@ class VisionModel(nnx.Module):
         """
         return self.stage.block(index)
 
+    @property
+    def needs_height(self) -> bool:
+        """Whether a stream must know the image's height, to which positions are resampled."""
+        return self.stem.position.needs_height
+
     def check_streamable(self) -> None:
         """Check that the model can read an image in one pass, piece by piece.
 

@@ -11,13 +11,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
 from vir_jax.models.batch_norm import Affine, BatchNorm
-from vir_jax.models.conv_stage import Conv3x3, ConvNorm, PyramidStem
+from vir_jax.models.conv_stage import Conv3x3, ConvBlock, ConvNorm, PyramidStem
 from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer
-from vir_jax.models.model import StreamModel, VisionModel
+from vir_jax.models.model import VisionModel
+from vir_jax.models.pyramid_stream import PyramidStream
 from vir_jax.models.readout import Readout
-from vir_jax.models.stage import Block, Stage, StageBlock
+from vir_jax.models.stage import Block, BlocksApart, Stage, StageBlock
 
 MakeBlock = Callable[[nnx.Rngs], StageBlock]
 
@@ -160,8 +161,8 @@ class Pyramid(VisionModel):
     def feature_maps(
         self,
         images: Num[Array, "b H W colours"],
-        *,
         blocks: Sequence[int] | None = None,
+        *,
         mode: str | None = None,
         norm: bool = True,
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
@@ -309,20 +310,56 @@ class Pyramid(VisionModel):
         """Raise; see `mixer`."""
         self._refuse()
 
-    def check_streamable(self) -> NoReturn:
-        """Raise: a pyramid is not read in pieces.
+    @property
+    def needs_height(self) -> bool:
+        """Whether a stream must know the image's height: a pyramid need not."""
+        return False
+
+    def check_streamable(self) -> None:
+        """Check that the pyramid can read an image in one pass, strip by strip.
 
         Raises:
-            ValueError: always.
+            ValueError: it cannot, and why.
         """
-        raise ValueError(
-            f"{self.options['name']} is a pyramid, which cannot be streamed: its convolutions reach into the rows "
-            "below, and no line buffers keep these. Give it the whole image, or use an isotropic model."
-        )
+        parts = [part for stage in self.stages for part in stage.parts]
+        mixers = [part.blocks.mixer for part in parts if isinstance(part.blocks, Block)]
+        if other := [mixer for mixer in mixers if not mixer.causal]:
+            raise ValueError(
+                f"{self.options['name']} with {type(other[0]).__name__} among its mixers cannot be streamed: it has no "
+                "state that summarises earlier tokens. Use one with causal mixers and without late_attention, or give "
+                "this one the whole image."
+            )
+        if any(part.flips for part in parts):
+            raise ValueError(
+                "a pyramid made with flips=True cannot be streamed: every second block reads the tokens backwards from "
+                "the last. Use one made without flips, or give this one the whole image."
+            )
 
-    def apart(self) -> StreamModel:
-        """Raise; see `check_streamable`."""
+    def apart(self) -> PyramidStream:
+        """Return the same pyramid to read an image in strips, with every block's arrays of its own.
+
+        Raises:
+            ValueError: see `check_streamable`.
+        """
         self.check_streamable()
+        convolutions, mixers = [], []
+        halving = [stage.downsample for stage in self.stages if stage.downsample is not None]
+        for stage in self.stages:
+            blocks = [part.block(i) for part in stage.parts for i in range(part.depth)]
+            of_convolutions = [block for block in blocks if isinstance(block, ConvBlock)]
+            if of_convolutions:
+                convolutions.append(of_convolutions)
+            else:
+                mixers.append(BlocksApart([block for block in blocks if isinstance(block, Block)]))
+        first = len(convolutions)
+        return PyramidStream(
+            stem=self.stem,
+            convolutions=list(zip(convolutions, halving[:first], strict=True)),
+            stages=mixers,
+            between=halving[first:],
+            readout=self.readout,
+            patch=self.patch,
+        )
 
     def _refuse(self) -> NoReturn:
         raise ValueError(
