@@ -174,7 +174,9 @@ class PyramidStream(StreamModel):
             cols: tokens of the last stage in a row.
         """
         patches = state.patches
-        nothing = jnp.zeros((len(state.sum), self.patch, cols * self.patch, self.stem.channels), jnp.float32)
+        nothing = jnp.zeros(
+            (state.sum.shape[0], self.patch, cols * self.patch, self.stem.channels), jnp.float32
+        )
         for _ in range(self._shapes(1, cols * self.patch)[2]):
             state = self.read(state, nothing, patches // cols)
         return self.readout.logits(state.sum / patches)
