@@ -1,4 +1,4 @@
-"""A pyramid of convolutions and retention on CIFAR-10 (32 x 32 pixels), small enough for two CPU cores. All of it is ours.
+"""A pyramid of convolutions and retention on CIFAR-10 (32 x 32 pixels), small enough for two CPU cores. It is all ours.
 
     python -m vir_jax.data.prepare --dataset=cifar10
     python train.py --config=configs/vir_h_cifar10.py --workdir=runs/vir_h_cifar10

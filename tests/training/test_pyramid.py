@@ -97,6 +97,33 @@ def test_a_run_that_was_stopped_ends_bit_equal_and_is_used_as_any_other(stopped)
     jax.tree.map(np.testing.assert_array_equal, grey.params, run.params)
 
 
+def test_statistics_and_parameters_are_the_same_on_one_device_and_eight(config):
+    source = open_source("digits", "train")
+    examples = [source[index] for index in range(config.batch_size)]
+    batch = {
+        "image": np.stack([example["image"] for example in examples]),
+        "label": np.array([example["label"] for example in examples], np.int32),
+    }
+
+    def stepped(devices):
+        mesh = make_mesh(data=devices, devices=jax.devices()[:devices])
+        plan = make_plan(
+            config, mesh, task=make_task(config, source.class_names), steps_per_epoch=len(source) / 16
+        )
+        state = plan.init(jax.random.key(0))
+        with jax.set_mesh(mesh):
+            placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, plan.batch)
+            before = jax.device_get(state.params)
+            return before, jax.device_get(plan.compile()(state, placed)[0].params)
+
+    (before, one), (_, eight) = stepped(1), stepped(8)
+    chex.assert_trees_all_close(eight, one, rtol=2e-4, atol=2e-5)
+    for name in ("mean", "var"):
+        assert np.all(one["readout"]["norm"][name] != before["readout"]["norm"][name])
+        blocks = (tree["stages"][1]["parts"][0]["blocks"]["conv2"]["norm"] for tree in (one, before))
+        assert np.all(np.not_equal(*(block[name] for block in blocks)))
+
+
 @pytest.fixture
 def params(config):
     return jax.eval_shape(model_functions(config.model, 3).init, jax.random.key(0))

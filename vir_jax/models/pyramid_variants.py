@@ -14,7 +14,7 @@ from vir_jax.models.conv_stage import STEM_STRIDES, ConvBlock, PyramidStem
 from vir_jax.models.layers import LAYER_NORM_EPSILON
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import mixer_type
-from vir_jax.models.options import check_channels, check_option
+from vir_jax.models.options import check_channels, check_option, is_integer
 from vir_jax.models.pyramid import MakeBlock, Pyramid, PyramidReadout, PyramidStage
 from vir_jax.models.stage import Block
 
@@ -88,7 +88,7 @@ def check_no_pyramid_options(name: str, **options: Any) -> None:
         ValueError: it is; the option is named.
     """
     for option, value in options.items():
-        if value not in (None, False):
+        if value is not None and value is not False:
             raise ValueError(
                 f"{option}={value!r} makes no sense for {name}: it is of pyramids, {', '.join(PYRAMID_SIZES)}. Leave "
                 "it out."
@@ -121,7 +121,8 @@ def make_pyramid(
     """
     size = PYRAMID_SIZES[name]
     strides = tuple(STEM_STRIDES)
-    check_option("stem_stride", stem_stride, stem_stride in (None, *strides), f"one of {strides}, or None")
+    known = stem_stride is None or (is_integer(stem_stride) and stem_stride in strides)
+    check_option("stem_stride", stem_stride, known, f"one of {strides}, or None")
     check_channels(channels)
     if late_attention and mixer == LATE:
         raise ValueError(
