@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
 from vir_jax.models.batch_norm import Affine, BatchNorm
 from vir_jax.models.conv_stage import Conv3x3, ConvBlock, ConvNorm, PyramidStem
-from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer
 from vir_jax.models.model import VisionModel
@@ -105,17 +104,8 @@ class PyramidReadout(Readout):
     """Batch norm of every token, their average, and a linear head: `norm`, `head`."""
 
     def __init__(self, dim: int, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        self.reads = "average"
+        super().__init__(dim, num_classes, "average", rngs=rngs)
         self.norm = BatchNorm(dim, rngs=rngs)
-        self.head = nnx.Linear(
-            dim,
-            num_classes,
-            dtype=jnp.float32,
-            kernel_init=linear_init,
-            kernel_metadata={"axes": ("embed", "classes")},
-            bias_metadata={"axes": ("classes",)},
-            rngs=rngs,
-        )
 
     def __call__(self, x: Float[Array, "b n c"], layout: Layout) -> Float[Array, "b classes"]:
         """Return the logits, float32. The statistics are those of tokens, not of their average."""
