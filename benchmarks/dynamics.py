@@ -30,9 +30,9 @@ from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, o
 from vir_jax.training.plan import step_config
 from vir_jax.training.step import make_train_step
 
-# Those that classify: models of pixels have no other size to be run at.
+# Those of isotropic models that classify: models of pixels have no other size to be run at, pyramids no patch.
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("vi[rt]_*.py"))
-RECIPES = tuple(name for name in CONFIGS if not name.endswith("_pixels"))
+RECIPES = tuple(name for name in CONFIGS if not name.endswith("_pixels") and not name.startswith("vir_h_"))
 DATA, CLASSES = "digits", 10
 STEPS, BATCH_SIZE = 320, 128
 

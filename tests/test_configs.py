@@ -35,6 +35,8 @@ RECIPES = (
     "vit_b",
     "vir_digits",
     "vir_cifar10",
+    "vir_h_ti",
+    "vir_h_cifar10",
     "vir_digits_pixels",
     "vir_cifar10_pixels",
     "vix",
@@ -179,6 +181,10 @@ def test_families_are_compared_by_one_recipe():
         vir, vit = flatten(vir), flatten(vit)
         assert {field for field in vir if vir[field] != vit[field]} == {"model.name", "model.layer_scale"}
         assert vit["model.layer_scale"] is None
+    vir, pyramid = flatten(load("vir_cifar10")[0]), flatten(load("vir_h_cifar10")[0])
+    assert {field for field in vir if vir[field] != pyramid[field]} == {
+        *("model.name", "model.stem_stride", "model.position", "model.layer_scale")
+    }
     vir, vit = (
         flatten(load("vir_cifar10_pixels", argument)[0]) for argument in (None, "mixer=causal_softmax")
     )
@@ -194,6 +200,7 @@ def test_families_are_compared_by_one_recipe():
         ("vir_digits", "epochs=3", "takes none"),
         ("vix", "tokens=1024", "tokens=1024; expected one of 1025, 257, 65"),
         ("vir_b", "epochs=3", "takes none"),
+        ("vir_h_ti", "epochs=3", "takes none"),
     ],
 )
 def test_wrong_arguments(name, argument, message):

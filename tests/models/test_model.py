@@ -22,7 +22,7 @@ from tests.models.helpers import (
     relative_error,
     run,
 )
-from vir_jax.models.stem import _check_images, patch_grid
+from vir_jax.models.stem import check_images, patch_grid
 from vir_jax.ops import MODES, decay_mask, decay_mask_2d, vir_log_decay
 
 VIR = [
@@ -301,8 +301,8 @@ def test_errors_name_what_came_and_what_to_do():
         model(images((1, 8, 8, 3)), mode="sideways")
     for shape in ((1, 8, 8, 4), (8, 8, 3)):
         with pytest.raises(ValueError, match=rf"{re.escape(str(shape))}.*\[b, H, W, 3\]"):
-            _check_images(shape, jnp.dtype("float32"), 3)
+            check_images(shape, jnp.dtype("float32"), 3)
     with pytest.raises(ValueError, match=r"\(0, 8, 8, 3\): an empty batch"):
-        _check_images((0, 8, 8, 3), jnp.dtype("float32"), 3)
+        check_images((0, 8, 8, 3), jnp.dtype("float32"), 3)
     with pytest.raises(ValueError, match=r"uint8.*floating point"):
-        _check_images(IMAGE, jnp.dtype("uint8"), 3)
+        check_images(IMAGE, jnp.dtype("uint8"), 3)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from tests.models.helpers import GRID, abstract, create, published
 from vir_jax.models import MODEL_NAMES, create_model, parse_name
+from vir_jax.models.pyramid_variants import PYRAMID_SIZES
 
 # ViR's s, b and l: docs/method.md, section 3; ViT's: as published. vir_ti16 is vit_ti16 with 2 * 12 LayerScales of
 # 192 and without the class token's position embedding. pico is counted by hand below.
@@ -55,8 +56,9 @@ def test_parameter_counts_of_the_tiny_models():
 
 
 def test_every_published_name_is_counted():
-    """Those of Vision X-formers on their own images: tests/models/test_vix.py."""
-    assert set(MODEL_NAMES) == {*PARAMETERS, "vir_pico1", "vit_pico1", "cvir_pico4", "vir_vix1", "vit_vix1"}
+    """Those of Vision X-formers on their own images: tests/models/test_vix.py; pyramids: test_pyramid.py."""
+    others = {"vir_pico1", "vit_pico1", "cvir_pico4", "vir_vix1", "vit_vix1", *PYRAMID_SIZES}
+    assert set(MODEL_NAMES) == {*PARAMETERS, *others}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,37 @@ def test_nearest_name():
             "flips=True makes no sense with bidirectional=True",
         ),
         ("vir_pico1", {"flips": 2}, "flips=2; expected True or False"),
+        (
+            "vir_pico1",
+            {"late_attention": True},
+            "late_attention=True makes no sense for vir_pico1: it is of pyramids",
+        ),
+        ("vit_pico1", {"stem_stride": 4}, "stem_stride=4 makes no sense for vit_pico1: it is of pyramids"),
+        ("vir_h_nano", {"stem": "conv"}, "stem='conv' makes no sense for vir_h_nano, a pyramid"),
+        ("vir_h_nano", {"mlp_dim": 8}, "mlp_dim=8 makes no sense for vir_h_nano, a pyramid"),
+        ("vir_h_nano", {"levels": 2}, "levels=2 makes no sense for vir_h_nano, a pyramid"),
+        (
+            "vir_h_nano",
+            {"readout": "class_token"},
+            "readout='class_token' makes .* expected None or 'average'",
+        ),
+        ("vir_h_nano", {"position": "learned"}, "position='learned' makes .* expected None or 'none'"),
+        ("vir_h_nano", {"bidirectional": True}, "bidirectional=True makes .* expected False"),
+        ("vir_h_nano", {"stem_stride": 3}, r"stem_stride=3; expected one of \(1, 2, 4\), or None"),
+        ("vir_h_nano", {"late_attention": 1}, "late_attention=1; expected True or False"),
+        (
+            "vir_h_nano",
+            {"late_attention": True, "mixer": "softmax"},
+            "late_attention=True makes no sense with the mixer 'softmax'",
+        ),
+        (
+            "vir_h_nano",
+            {"mixer": "softmax", "flips": True},
+            "flips=True makes no sense for vir_h_nano with the",
+        ),
+        ("vir_h_nano", {"channels": 2}, r"channels=2; expected one of \(1, 3, 4\), or None"),
+        ("vir_h_nano", {"image_size": 0}, "image_size=0; expected pixels"),
+        ("vir_h_nano", {"gates": True}, "no option 'gates'; did you mean 'gate'"),
         ("vir_pico1", {"implementation": "triton"}, "implementation='triton'; expected one of"),
         ("vir_pico1", {"num_classes": 0}, "num_classes=0; expected an integer of at least 1"),
         ("vir_pico1", {"drop_path_rate": 1.0}, r"drop_path_rate=1.0; expected a probability in \[0, 1\)"),

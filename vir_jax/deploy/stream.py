@@ -30,6 +30,7 @@ from vir_jax.deploy.program import (
     write_card,
 )
 from vir_jax.inference.recurrent import initial_state, read_out, read_rows, stream
+from vir_jax.models.stem import patch_grid
 from vir_jax.weights import PretrainedModel
 from vir_jax.weights.exchange import normalisation
 
@@ -97,7 +98,7 @@ def write_stream(
     width, height = width or own_width, height or own_height
     model, patch = pretrained.model, pretrained.model.patch
     model.check_streamable()
-    rows, cols = model.layout((height, width)).grid
+    rows, cols = patch_grid((height, width), patch)
     path = new_folder(folder)
     normalization = normalisation(pretrained.card)
     graph, variables = nnx.split(constants(pretrained).model.apart())

@@ -45,7 +45,7 @@ def check_generates(model: VisionModel) -> None:
         ValueError: it cannot, and why.
     """
     stem_of(model)
-    if model.stage.blocks.mixer.reads_rows:
+    if model.mixer.reads_rows:
         raise ValueError(
             "a model that mixes whole rows at once (retention='2d') cannot draw pixel by pixel. Use retention='1d'."
         )

@@ -72,7 +72,7 @@ class ImageStream:
                 raise ValueError(
                     f"{name} is {pixels} pixels; expected a positive multiple of the patch, {self._patch}"
                 )
-        if height is None and model.stem.position.needs_height:
+        if height is None and model.needs_height:
             raise ValueError(
                 "learned position embeddings are resampled to the whole image's grid: give its height, or use a model "
                 "made with position='sincos'"

@@ -5,41 +5,29 @@ are then forgotten. So memory depends on the chunk and, but for the pixels thems
 is what the model computes from the whole image in any other mode.
 """
 
-from functools import partial
-from typing import Any, NamedTuple
+from functools import partial, singledispatch
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from vir_jax.models import VisionModel
-from vir_jax.models.embedding import Above
 from vir_jax.models.layout import Layout
-from vir_jax.models.mixers import State
 from vir_jax.models.model import StreamModel
+from vir_jax.models.pixel_stem import PixelStem
 from vir_jax.models.pixels import normalize
-from vir_jax.models.stem import Stem, expected_images
+from vir_jax.models.pyramid_stream import PyramidStream
+from vir_jax.models.stem import Stem, expected_images, patch_grid
+from vir_jax.models.stream_state import StreamState
 
 # Patches read at a time: enough for the matrix products to be efficient.
 CHUNK_SIZE = 512
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of the colours in [0, 1]."""
-
-
-class StreamState(NamedTuple):
-    """All that is remembered of the patches read so far."""
-
-    layers: tuple[State, ...]
-    """Of each block, the state of its mixer."""
-    patches: Int[Array, ""]
-    """How many there were."""
-    sum: Float32[Array, "b c"]
-    """Of the last block's tokens, where the head reads their average; else zero."""
-    above: Above
-    """Of a convolutional stem, what it remembers of the rows above."""
 
 
 def stream(
@@ -64,11 +52,12 @@ def stream(
         ValueError: for a model that cannot be computed so, or images that do not divide into patches.
     """
     model.check_streamable()
-    stem_of(model)
+    if isinstance(model.stem, PixelStem):
+        stem_of(model)
     colours = colours_of(model.channels, normalization)
     if len(images.shape) != 4 or images.shape[-1] != colours:
         raise ValueError(f"images have shape {images.shape}; expected {expected_images(colours)}.")
-    model.layout(images.shape[1:3])
+    patch_grid(images.shape[1:3], model.patch)
     check_pixels(images.dtype, normalization)
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
@@ -84,14 +73,16 @@ def _stream(
     normalization: Normalization | None,
     chunk_size: int,
 ) -> Float[Array, "b classes"]:
-    model = nnx.merge(graph, variables).apart()
+    whole = nnx.merge(graph, variables)
+    model, patch = whole.apart(), whole.patch
     b, height, width, _ = images.shape
     state = initial_state(model, b, width)
-    rows = height // model.stem.patch
+    rows = height // patch
     state = read_rows(model, state, images, rows=rows, chunk_size=chunk_size, normalization=normalization)
-    return read_out(model, state, cols=width // model.stem.patch)
+    return read_out(model, state, cols=width // patch)
 
 
+@singledispatch
 def initial_state(model: StreamModel, batch: int, width: int) -> StreamState:
     """Return the state before the first patch of images that are `width` pixels wide."""
     layout = Layout(cols=width // stem_of(model).patch, patches=0, class_token=None)
@@ -103,6 +94,7 @@ def initial_state(model: StreamModel, batch: int, width: int) -> StreamState:
     )
 
 
+@singledispatch
 def read_rows(
     model: StreamModel,
     state: StreamState,
@@ -157,6 +149,7 @@ def read_rows(
     return read_chunk(state, n - rest, rest) if rest else state
 
 
+@singledispatch
 def read_out(model: StreamModel, state: StreamState, *, cols: int) -> Float[Array, "b classes"]:
     """Return logits from what was read so far, of images `cols` patches wide. The state is left as it is.
 
@@ -168,6 +161,37 @@ def read_out(model: StreamModel, state: StreamState, *, cols: int) -> Float[Arra
     layout = Layout(cols=cols, patches=0, class_token="last", start=state.patches)
     token, _ = model.blocks(token, layout, state.layers)
     return model.readout.logits(token[:, 0])
+
+
+# A pyramid reads strips of its own height, whatever chunk_size is, and the height of the image is no concern of its.
+
+
+@initial_state.register
+def _(model: PyramidStream, batch: int, width: int) -> StreamState:
+    return model.initial_state(batch, width)
+
+
+@read_rows.register
+def _(
+    model: PyramidStream,
+    state: StreamState,
+    pixels: Num[Array, "b H W colours"],
+    *,
+    rows: int | Int[Array, ""] | None,
+    chunk_size: int = CHUNK_SIZE,
+    normalization: Normalization | None = None,
+) -> StreamState:
+    def read(state: StreamState, top: Array) -> tuple[StreamState, None]:
+        strip = jax.lax.dynamic_slice_in_dim(pixels, top, model.patch, axis=1)
+        return model.read(state, strip if normalization is None else normalize(strip, *normalization)), None
+
+    state, _ = jax.lax.scan(read, state, jnp.arange(0, pixels.shape[1], model.patch, dtype=jnp.int32))
+    return state
+
+
+@read_out.register
+def _(model: PyramidStream, state: StreamState, *, cols: int) -> Float[Array, "b classes"]:
+    return model.read_out(state, cols=cols)
 
 
 def stem_of(model: VisionModel | StreamModel) -> Stem:

@@ -42,7 +42,7 @@ def check_one_order(model: VisionModel) -> None:
 
 def mixer_of(model: VisionModel) -> Any:
     """Return the mixer of all layers, its parameters stacked."""
-    return model.stage.blocks.mixer
+    return model.mixer
 
 
 def retention_kind(mixer: Mixer) -> RetentionKind:

@@ -1,4 +1,4 @@
-"""Multiply-adds of a forward pass, counted from the layers' sizes (docs/method.md, sections 3 and 6)."""
+"""Multiply-adds of a forward pass, counted from the layers' sizes (docs/method.md, sections 3, 5 and 6)."""
 
 from flax import nnx
 
@@ -16,7 +16,7 @@ def flops(
 
     Args:
         model: a model, abstract (`nnx.eval_shape`) or not, or a name: default options, 1000 classes.
-        image_size: pixels, a square's side or (height, width), divisible by the patch.
+        image_size: pixels, a square's side or (height, width), as the model reads them.
         mode: form of the mixer, or "auto".
 
     Raises:
@@ -26,7 +26,4 @@ def flops(
         name = model
         model = nnx.eval_shape(lambda: create_model(name, num_classes=1000, rngs=nnx.Rngs(0)))
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    layout, c = model.layout(size), model.dim
-    block = model.stage.blocks.mixer.multiply_adds(layout, mode)
-    block += 2 * layout.length * c * model.stage.blocks.mlp.up.out_features
-    return model.stem.multiply_adds(layout) + model.depth * block + model.readout.multiply_adds(layout)
+    return model.multiply_adds(size, mode)

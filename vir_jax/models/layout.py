@@ -79,6 +79,10 @@ class Layout:
             return jnp.append(y, (end + self.cols - 1) // self.cols), jnp.append(x, self.cols - 1)
         return y, x
 
+    def maps(self, x: Float[Array, "b n c"]) -> Float[Array, "b rows cols c"]:
+        """Return the tokens of whole rows of patches, without a class token, as rows and columns."""
+        return x.reshape(x.shape[0], *self.grid, x.shape[-1])
+
     def patch_tokens(self, x: Float[Array, "b n c"]) -> Float[Array, "b p c"]:
         """Return the tokens of the patches, of both passes where there are two, without the class token."""
         first = int(self.class_token == "first")

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
 from vir_jax.models.layout import Layout
+from vir_jax.models.mixers import Mixer
 from vir_jax.models.pixel_stem import PixelStem
 from vir_jax.models.readout import Readout
 from vir_jax.models.stage import Block, BlocksApart, Stage
@@ -30,7 +31,13 @@ class VisionModel(nnx.Module):
     """
 
     def __init__(
-        self, *, options: Mapping[str, Any], stem: Stem | PixelStem, stage: Stage, readout: Readout, mode: str
+        self,
+        *,
+        options: Mapping[str, Any],
+        stem: Stem | PixelStem,
+        stage: Stage[Block],
+        readout: Readout,
+        mode: str,
     ) -> None:
         self._options, self.mode = tuple(options.items()), mode
         self.stem, self.stage, self.readout = stem, stage, readout
@@ -148,11 +155,40 @@ class VisionModel(nnx.Module):
     @property
     def modes(self) -> tuple[str, ...]:
         """The forms of the mixer, equal in result."""
-        return self.stage.blocks.mixer.modes
+        return self.mixer.modes
+
+    @property
+    def mixer(self) -> Mixer:
+        """The mixer of all blocks, their parameters stacked.
+
+        Raises:
+            ValueError: blocks differ in their mixers.
+        """
+        return self.stage.blocks.mixer
+
+    @property
+    def retention(self) -> str | None:
+        """Which decays weigh the tokens, "1d" or "2d"; None: the mixer is no retention."""
+        return self.mixer.retention
+
+    @property
+    def has_layer_scale(self) -> bool:
+        """Whether the blocks have LayerScale."""
+        return self.stage.blocks.layer_scale1 is not None
 
     def layout(self, image_size: Sequence[int]) -> Layout:
         """Return where the tokens of an image of (height, width) pixels stand."""
         return self.stem.layout(image_size)
+
+    def multiply_adds(self, image_size: Sequence[int], mode: str) -> int:
+        """Count the multiply-adds of one image of (height, width) pixels; see `vir_jax.models.cost`.
+
+        Raises:
+            ValueError: the size does not divide into patches, or the mixer is not counted in this mode.
+        """
+        layout = self.layout(image_size)
+        blocks = self.depth * self.stage.blocks.multiply_adds(layout, mode)
+        return self.stem.multiply_adds(layout) + blocks + self.readout.multiply_adds(layout)
 
     def block(self, index: int) -> Block:
         """Return one layer by itself, with a copy of its parameters.
@@ -162,13 +198,18 @@ class VisionModel(nnx.Module):
         """
         return self.stage.block(index)
 
+    @property
+    def needs_height(self) -> bool:
+        """Whether a stream must know the image's height, to which positions are resampled."""
+        return self.stem.position.needs_height
+
     def check_streamable(self) -> None:
         """Check that the model can read an image in one pass, piece by piece.
 
         Raises:
             ValueError: it cannot, and why.
         """
-        mixer = self.stage.blocks.mixer
+        mixer = self.mixer
         if not mixer.causal:
             raise ValueError(
                 f"a model whose mixer is {type(mixer).__name__} cannot be streamed: it has no state that summarises "

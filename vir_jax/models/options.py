@@ -4,6 +4,9 @@ from typing import Any
 
 import numpy as np
 
+CHANNELS = (1, 3, 4)
+"""Of images that models of patches read."""
+
 
 def check_option(option: str, value: object, valid: bool, expected: str) -> None:
     """Check an option's value.
@@ -23,6 +26,12 @@ def check_bool(option: str, value: object) -> None:
 def check_positive(option: str, value: Any) -> None:
     """Check that an option is a positive integer."""
     check_option(option, value, is_integer(value) and value >= 1, "an integer of at least 1")
+
+
+def check_channels(channels: Any) -> None:
+    """Check the channels of a model of patches."""
+    known = channels is None or (is_integer(channels) and channels in CHANNELS)
+    check_option("channels", channels, known, f"one of {CHANNELS}, or None")
 
 
 def is_integer(value: Any) -> bool:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vir_jax.models.batch_norm import Affine, BatchNorm
 from vir_jax.models.layers import LAYER_NORM_EPSILON, linear_init
 from vir_jax.models.layout import Layout
 
@@ -24,7 +25,9 @@ class Readout(nnx.Module):
 
     def __init__(self, dim: int, num_classes: int, reads: Reads, *, rngs: nnx.Rngs) -> None:
         self.reads = reads
-        self.norm = nnx.LayerNorm(dim, epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, rngs=rngs)
+        self.norm: nnx.LayerNorm | BatchNorm | Affine = nnx.LayerNorm(
+            dim, epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, rngs=rngs
+        )
         self.head = nnx.Linear(
             dim,
             num_classes,

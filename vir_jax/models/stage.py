@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,39 @@ linear layers and mixers are kept (a third of the memory, and on CPUs less time 
 takes); or everything, from the block's input."""
 
 
-class Block(nnx.Module):
+class StageBlock(nnx.Module):
+    """What a stage runs one after the other: it changes tokens, and neither their number nor their width."""
+
+    @property
+    def intermediate_names(self) -> tuple[str, ...]:
+        """What `__call__` returns by name, in the order of computation."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        layout: Layout,
+        *,
+        mode: str = "auto",
+        drop_path_rate: float | Float[Array, ""] = 0.0,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b n c"], State | None, dict[str, Array]]:
+        """Apply the block; see `Block.__call__`."""
+        raise NotImplementedError
+
+    def multiply_adds(self, layout: Layout, mode: str) -> int:
+        """Count the multiply-adds of one image; of stacked blocks those of one.
+
+        Raises:
+            ValueError: they are not counted in this mode.
+        """
+        raise NotImplementedError
+
+
+B = TypeVar("B", bound=StageBlock)
+
+
+class Block(StageBlock):
     """A pre-norm block: x += LS(DropPath(mixer(LN(x)))), then x += LS(DropPath(MLP(LN(x)))).
 
     The residual stream is float32 whatever the compute dtype: LayerScale starts at 1e-5, and a bfloat16 sum
@@ -97,15 +129,20 @@ class Block(nnx.Module):
         """What `__call__` returns by name, in the order of computation."""
         return (*(f"mixer.{name}" for name in self.mixer.intermediate_names), "tokens")
 
+    def multiply_adds(self, layout: Layout, mode: str) -> int:
+        """Count those of mixer and MLP."""
+        mlp = 2 * layout.length * self.norm1.num_features * self.mlp.up.out_features
+        return self.mixer.multiply_adds(layout, mode) + mlp
+
 
 def _scaled(update: Float[Array, "b n c"], layer_scale: LayerScale | None) -> Float[Array, "b n c"]:
     return update if layer_scale is None else layer_scale(update)
 
 
-class Stage(nnx.Module):
+class Stage(nnx.Module, Generic[B]):
     """Equal blocks, one after the other.
 
-    `blocks` is one `Block` whose variables hold all layers, along a first axis of size `depth`, and run as one loop:
+    `blocks` is one block whose variables hold all layers, along a first axis of size `depth`, and run as one loop:
     a block is compiled once, however deep the model is, and the optimiser sees a dozen arrays instead of hundreds.
 
     Args:
@@ -118,7 +155,7 @@ class Stage(nnx.Module):
 
     def __init__(
         self,
-        make_block: Callable[[nnx.Rngs], Block],
+        make_block: Callable[[nnx.Rngs], B],
         *,
         drop_path_rates: Sequence[float],
         remat: str,
@@ -129,7 +166,7 @@ class Stage(nnx.Module):
         self.flips = flips
 
         @nnx.vmap
-        def blocks(key: PRNGKeyArray) -> Block:
+        def blocks(key: PRNGKeyArray) -> B:
             return make_block(nnx.Rngs(key))
 
         self.blocks = blocks(jax.random.split(rngs.params(), self.depth))
@@ -177,7 +214,7 @@ class Stage(nnx.Module):
         """Whether this block reads the patches from the last to the first."""
         return self.flips and index % 2 == 1
 
-    def block(self, index: int) -> Block:
+    def block(self, index: int) -> B:
         """Return one layer by itself, with a copy of its parameters.
 
         Raises:
@@ -188,14 +225,14 @@ class Stage(nnx.Module):
         graph, params = nnx.split(self.blocks)
         return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], params))
 
-    def apart(self) -> "BlocksApart":
+    def apart(self: "Stage[Block]") -> "BlocksApart":
         """Return the blocks with arrays of their own, for a loop over pieces: within it, slices would be copies."""
         return BlocksApart([self.block(index) for index in range(self.depth)])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
 def _scan(
-    graph: nnx.GraphDef[Block],
+    graph: nnx.GraphDef[StageBlock],
     layers: Any,
     x: Float[Array, "b n c"],
     layout: Layout,

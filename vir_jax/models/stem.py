@@ -72,7 +72,7 @@ class Stem(nnx.Module):
         Raises:
             ValueError: images of another shape or dtype, or that the patch does not divide.
         """
-        _check_images(images.shape, images.dtype, self.channels)
+        check_images(images.shape, images.dtype, self.channels)
         layout = self.layout(images.shape[1:3])
         patches = self.embedding(images)
         x = (patches + self.position.of_grid(layout.grid)).reshape(patches.shape[0], layout.patches, self.dim)
@@ -140,7 +140,12 @@ def expected_images(channels: int) -> str:
     return f"[b, H, W, {channels}], a batch of {kind} images"
 
 
-def _check_images(shape: tuple[int, ...], dtype: jnp.dtype, channels: int) -> None:
+def check_images(shape: tuple[int, ...], dtype: jnp.dtype, channels: int) -> None:
+    """Check that images are a batch of so many channels, floating point.
+
+    Raises:
+        ValueError: they are something else.
+    """
     if len(shape) != 4 or shape[-1] != channels:
         raise ValueError(f"images have shape {shape}; expected {expected_images(channels)}.")
     if shape[0] < 1:

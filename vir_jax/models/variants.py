@@ -1,4 +1,4 @@
-"""The named models: one table of sizes, three families, any patch."""
+"""The named models: one table of sizes, three families, any patch; and pyramids, by a table of their own."""
 
 import dataclasses
 import difflib
@@ -6,47 +6,24 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vir_jax.models.embedding import EMBEDDINGS
+from vir_jax.models.isotropic import SIZES, Size, make_isotropic
 from vir_jax.models.layers import LAYER_NORM_EPSILON, set_norm_epsilon
-from vir_jax.models.layout import ClassTokenPlace, Layout
-from vir_jax.models.likelihood import make_likelihood
 from vir_jax.models.mixers import mixer_names, mixer_options, mixer_type
 from vir_jax.models.model import VisionModel
 from vir_jax.models.options import check_bool, check_option, check_positive, is_integer, is_number
-from vir_jax.models.pixel_stem import PixelStem, check_no_pixel_options, check_predicts_pixels
-from vir_jax.models.position import POSITIONS, ROPE
-from vir_jax.models.readout import READOUTS, Readout, Reads
-from vir_jax.models.stage import REMAT, Block, Stage
-from vir_jax.models.stem import Stem, patch_grid
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Width and depth of a model: channels, blocks, heads, and the MLP's hidden units to a channel."""
-
-    dim: int
-    depth: int
-    heads: int
-    mlp_ratio: int = 4
-
-
-# s, b and l are those of docs/method.md, section 3; ti is by analogy with DeiT, pico for tests and small data; vix is
-# that of Vision X-formers on CIFAR-10 (arXiv 2107.02239).
-SIZES = {
-    "pico": Size(dim=64, depth=4, heads=4),
-    "ti": Size(dim=192, depth=12, heads=3),
-    "s": Size(dim=384, depth=12, heads=6),
-    "b": Size(dim=768, depth=12, heads=12),
-    "l": Size(dim=1024, depth=24, heads=16),
-    "vix": Size(dim=128, depth=4, heads=4, mlp_ratio=2),
-}
+from vir_jax.models.pyramid_variants import (
+    PYRAMID_SIZES,
+    check_no_pyramid_options,
+    check_pyramid_options,
+    make_pyramid,
+)
+from vir_jax.models.stage import REMAT
 
 MODEL_NAMES = (
     "vir_pico1",
@@ -67,11 +44,9 @@ MODEL_NAMES = (
     "cvir_s16",
     "cvir_b16",
     "cvir_l16",
+    *PYRAMID_SIZES,
 )
-"""The variants whose parameter counts are asserted. Any `{vir|vit|cvir}_{size}{patch}` can be made."""
-
-CHANNELS = (1, 3, 4)
-"""Of images that models of patches read."""
+"""The variants whose parameter counts are asserted. Any `{vir|vit|cvir}_{size}{patch}` can be made besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +80,18 @@ def parse_name(name: str) -> tuple[str, Size, int]:
     Raises:
         ValueError: on any other name, naming the nearest known ones.
     """
+    if name in PYRAMID_SIZES:
+        raise ValueError(
+            f"{name!r} is a pyramid: it has stages of several widths, and no patch. Expected an isotropic model, such "
+            "as 'vir_s16'."
+        )
     families, sizes = "|".join(FAMILIES), "|".join(SIZES)
     match = re.fullmatch(rf"({families})_({sizes})([1-9]\d*)", str(name))
     if match is None:
         near = ", ".join(difflib.get_close_matches(str(name), MODEL_NAMES, n=3, cutoff=0.0))
         raise ValueError(
-            f"no model is called {name!r}; expected {{{families}}}_{{{sizes}}}{{patch}}, such as the nearest: {near}."
+            f"no model is called {name!r}; expected {{{families}}}_{{{sizes}}}{{patch}}, or a pyramid, "
+            f"{', '.join(PYRAMID_SIZES)}, such as the nearest: {near}."
         )
     family, size, patch = match.groups()
     return family, SIZES[size], int(patch)
@@ -130,9 +111,11 @@ def create_model(
     mixtures: int | None = None,
     local_context: int | None = None,
     readout: str | None = None,
-    position: str = "learned",
+    position: str | None = None,
     bidirectional: bool = False,
     flips: bool = False,
+    late_attention: bool = False,
+    stem_stride: int | None = None,
     layer_scale: int | float | Literal["default"] | None = "default",
     norm_epsilon: int | float = LAYER_NORM_EPSILON,
     drop_path_rate: int | float = 0.0,
@@ -141,10 +124,11 @@ def create_model(
     mode: str = "auto",
     **mixer_options: Any,
 ) -> VisionModel:
-    """Make a named ViR, ViT or convolutional ViR with fresh parameters (docs/method.md, section 3).
+    """Make a named ViR, ViT or convolutional ViR (docs/method.md, section 3) with fresh parameters, or a pyramid.
 
     Args:
-        name: `{vir|vit|cvir}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; `MODEL_NAMES` lists the usual ones.
+        name: `{vir|vit|cvir}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; or that of a pyramid with
+            convolutional stages (docs/pyramids.md), `vir_h_{nano|pico|ti|s|b}`. `MODEL_NAMES` lists the usual ones.
         num_classes: width of the head; that of a model of pixels has the width that its distribution needs.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
@@ -163,16 +147,21 @@ def create_model(
             pixel before alone.
         readout: what the head reads: the "class_token", the "average" of the patch tokens (of both passes where
             bidirectional), or "every_token" but the class token. None: the class token; the average where the mixer has
-            no place for one (`mlp_mixer`); in models of pixels every token.
+            no place for one (`mlp_mixer`), and in pyramids; in models of pixels every token.
         position: how tokens know where they stand. Embeddings added to the patches: "learned" for a grid and resampled
             to others, or "sincos": fixed, of rows and columns. Or rotary positions, which turn queries and keys
             in every layer: "rope" by the index in the sequence, "rope_2d" by row and column (`vir_jax.models.rope`). Or
-            "none". With all but learned ones an image of unknown height can be read as it arrives.
+            "none". With all but learned ones an image of unknown height can be read as it arrives. None: "learned", in
+            pyramids "none".
         bidirectional: read the patches forwards, then backwards: [p1..pN, pN..p1, class token]; for causal mixers.
         flips: read the patches backwards in every second block, [pN..p1, class token]; for causal mixers, which cannot
-            be streamed then.
+            be streamed then. Of a pyramid in the stages with mixers.
+        late_attention: of a pyramid: the last half of the blocks of each stage with mixers, rounded down, has softmax
+            attention.
+        stem_stride: of a pyramid: pixels to a token of its first stage, 1, 2 or 4; each next one has half as many
+            tokens each way. None: 4.
         layer_scale: initial LayerScale; None: the model has none; "default": 1e-5 for vir_*, 0.1 for cvir_*, none for
-            vit_*.
+            vit_*; of pyramids 1e-5 for vir_h_b alone.
         norm_epsilon: what layer norms add to the variance; other libraries' weights want their own.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
         remat: what of a block to compute anew in the backward pass: "none", "elementwise" or "full"
@@ -186,19 +175,18 @@ def create_model(
     Raises:
         ValueError: on an unknown name or option, or options that make no sense together.
     """
-    name_of_family, size, patch = parse_name(name)
-    family = FAMILIES[name_of_family]
-    stem = family.stem if stem is None else stem
+    pyramid = name in PYRAMID_SIZES
+    if pyramid:
+        family = Family("retention", layer_scale=PYRAMID_SIZES[name].layer_scale)
+    else:
+        name_of_family, size, patch = parse_name(name)
+        family = FAMILIES[name_of_family]
     height, width = _image_size(image_size)
     check_positive("num_classes", num_classes)
-    if mlp_dim is not None:
-        check_positive("mlp_dim", mlp_dim)
     check_option("rngs", rngs, isinstance(rngs, nnx.Rngs), "flax.nnx.Rngs, such as nnx.Rngs(0)")
-    check_option("stem", stem, stem in (*EMBEDDINGS, "pixels"), f"one of {(*EMBEDDINGS, 'pixels')}")
-    check_option("readout", readout, readout in (None, *READOUTS), f"one of {READOUTS}, or None")
-    check_option("position", position, position in POSITIONS, f"one of {tuple(POSITIONS)}")
     check_bool("bidirectional", bidirectional)
     check_bool("flips", flips)
+    check_bool("late_attention", late_attention)
     check_option(
         "drop_path_rate",
         drop_path_rate,
@@ -209,116 +197,52 @@ def create_model(
         layer_scale = family.layer_scale
     positive = layer_scale is None or (is_number(layer_scale) and 0 < float(layer_scale) < math.inf)
     check_option("layer_scale", layer_scale, positive, "a positive number, None for none, or 'default'")
-    scale = None if layer_scale is None else float(layer_scale)
     positive = is_number(norm_epsilon) and 0 < float(norm_epsilon) < math.inf
     check_option("norm_epsilon", norm_epsilon, positive, "a positive number")
     check_option("remat", remat, isinstance(remat, str) and remat in REMAT, f"one of {tuple(REMAT)}")
     check_option("dtype", dtype, _is_float(dtype), "'float32', 'bfloat16' or 'float16'")
-
     mixer = mixer or family.mixer
-    kind = mixer_type(mixer)
     given = _given(name, mixer, mixer_options, family.options if mixer == family.mixer else {})
-    class_token: ClassTokenPlace | None = "last" if kind.causal else "first"
-    if not kind.takes_class_token:
-        class_token, readout = None, readout or "average"
-        if readout != "average":
-            raise ValueError(
-                f"readout={readout!r} makes no sense with the mixer {mixer!r}, which has no place for a class token; "
-                "expected 'average', or None for it."
-            )
     for option, value in {"bidirectional": bidirectional, "flips": flips}.items():
-        if value and not kind.causal:
+        if value and not mixer_type(mixer).causal:
             raise ValueError(
                 f"{option}=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
                 "one pass. Leave it out, or use a causal mixer, as vir_* models have."
             )
-    if bidirectional and flips:
-        raise ValueError(
-            "flips=True makes no sense with bidirectional=True, with which every block reads the patches in both "
-            "directions. Choose one of the two."
-        )
-    of_pixels: dict[str, Any] = {"levels": levels, "mixtures": mixtures}
-    if stem == "pixels":
-        check_predicts_pixels(
-            patch,
-            mixer,
-            both_ways={"bidirectional": bidirectional, "flips": flips},
-            readout=readout,
-            local_context=local_context,
-        )
-        of_pixels["channels"] = channels or 1
+    common: dict[str, Any] = {
+        "image_size": (height, width),
+        "num_classes": num_classes,
+        "channels": channels,
+        "mixer": mixer,
+        "mixer_options": given,
+        "flips": bool(flips),
+        "layer_scale": None if layer_scale is None else float(layer_scale),
+        "norm_epsilon": float(norm_epsilon),
+        "drop_path_rate": float(drop_path_rate),
+        "remat": remat,
+        "dtype": dtype,
+        "mode": mode,
+        "rngs": rngs,
+    }
+    of_isotropic: dict[str, Any] = {
+        "stem": stem,
+        "mlp_dim": mlp_dim,
+        "levels": levels,
+        "mixtures": mixtures,
+        "local_context": local_context,
+        "readout": readout,
+        "position": position,
+        "bidirectional": bool(bidirectional),
+    }
+    of_pyramids: dict[str, Any] = {"stem_stride": stem_stride, "late_attention": late_attention}
+    model: VisionModel
+    if pyramid:
+        check_pyramid_options(name, mixer, **of_isotropic)
+        model = make_pyramid(name, **of_pyramids, **common)
     else:
-        check_no_pixel_options({**of_pixels, "local_context": local_context})
-        known_channels = channels is None or (is_integer(channels) and channels in CHANNELS)
-        check_option("channels", channels, known_channels, f"one of {CHANNELS}, or None")
-    rows, cols = patch_grid((height, width), patch)
-    layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
-
-    def make_block(rngs: nnx.Rngs) -> Block:
-        made = kind(size.dim, size.heads, layout, dtype=dtype, rngs=rngs, **given)
-        if position in ROPE:
-            made.use_rope(ROPE[position])
-        hidden = mlp_dim or size.mlp_ratio * size.dim
-        return Block(size.dim, made, mlp_dim=hidden, layer_scale=scale, dtype=dtype, rngs=rngs)
-
-    made_stem: Stem | PixelStem
-    if stem == "pixels":
-        made_stem = PixelStem(
-            image_size=(height, width),
-            dim=size.dim,
-            likelihood=make_likelihood(**of_pixels),
-            local_context=local_context or 0,
-            position=position,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        num_classes, readout, layout = (
-            made_stem.likelihood.num_outputs,
-            "every_token",
-            made_stem.layout((height, width)),
-        )
-        of_pixels["local_context"] = local_context or 0
-    else:
-        made_stem = Stem(
-            embedding=stem,
-            image_size=(height, width),
-            patch=patch,
-            channels=channels or 3,
-            dim=size.dim,
-            position=position,
-            class_token=class_token,
-            passes=layout.passes,
-            dtype=dtype,
-            rngs=rngs,
-        )
-    model = VisionModel(
-        options={
-            "name": name,
-            "mixer": mixer,
-            "readout": readout or "class_token",
-            "position": position,
-            "bidirectional": bidirectional,
-            "dtype": jnp.dtype(dtype).name,
-            # What is as it always was is left out: states saved before these options came are read.
-            **({"stem": stem} if stem != "linear" else {}),
-            **({"channels": channels} if stem != "pixels" and channels not in (None, 3) else {}),
-            **({"mlp_dim": mlp_dim} if mlp_dim is not None else {}),
-            **({"flips": True} if flips else {}),
-            **({} if norm_epsilon == LAYER_NORM_EPSILON else {"norm_epsilon": float(norm_epsilon)}),
-            **(of_pixels if stem == "pixels" else {}),
-            **given,
-        },
-        stem=made_stem,
-        stage=Stage(
-            make_block,
-            drop_path_rates=np.linspace(0.0, drop_path_rate, size.depth).tolist(),
-            remat=remat,
-            flips=bool(flips),
-            rngs=rngs,
-        ),
-        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), rngs=rngs),
-        mode=mode,
-    )
+        check_no_pyramid_options(name, **of_pyramids)
+        of_isotropic["stem"] = family.stem if stem is None else stem
+        model = make_isotropic(name, size, patch, **of_isotropic, **common)
     known = ("auto", *model.modes)
     check_option("mode", mode, mode in known, f"one of {known}, which {mixer} has")
     set_norm_epsilon(model, float(norm_epsilon))

@@ -47,7 +47,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.init_from = ""  # Workdir of a finished run whose weights this one starts from (fine-tuning).
 
     config.model = model = Config()  # The keywords of `vir_jax.models.create_model`, which explains them.
-    model.name = "vir_s16"  # {vir|vit|cvir}_{size}{patch}; vir_jax.models lists the sizes.
+    model.name = (
+        "vir_s16"  # {vir|vit|cvir}_{size}{patch}, or a pyramid, vir_h_{size}; vir_jax.models lists them.
+    )
     model.image_size = may_be_none(224)  # Pixels, a square's side or (height, width). Never None.
     # Embedding of patches: "linear", "conv" or "conv_vix"; or "pixels", to predict the next. None: the family's.
     model.stem = may_be_none()
@@ -63,7 +65,7 @@ def default_config() -> ml_collections.ConfigDict:
         may_be_none()
     )  # In models of pixels, how far a token sees earlier ones; None: the last.
     model.readout = may_be_none()  # What the head reads; None: the class token.
-    model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none".
+    model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none"; of pyramids "none".
     # The next five are retention's; None is what the family has: in cvir_* a short_conv of 4.
     model.decays = may_be_none()  # "vir", "retnet", "none", "learned" or "token"; None: "vir".
     model.qk_norm = may_be_none()  # Of queries and keys per head: "rms" or "layer"; None: none.
@@ -72,6 +74,11 @@ def default_config() -> ml_collections.ConfigDict:
     model.short_conv = may_be_none()  # Width of a causal convolution of tokens before the mixer; None: none.
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.flips = False  # Read the patches backwards in every second block; ViR only.
+    # The next two are of pyramids alone.
+    model.late_attention = (
+        False  # The last half of the blocks of each stage with mixers has softmax attention.
+    )
+    model.stem_stride = may_be_none()  # Pixels to a token of the first stage: 1, 2 or 4; None: 4.
     model.layer_scale = may_be_none()  # Initial LayerScale, 1e-5 in the ViR recipes; None: no LayerScale.
     model.norm_epsilon = 1e-6  # What layer norms add to the variance; transformers' ViTs have 1e-12.
     model.drop_path_rate = 0.0  # Stochastic depth of the last block; rises linearly over the blocks.

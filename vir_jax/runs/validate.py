@@ -65,6 +65,8 @@ FIELDS = {
     "model.position": text(),
     "model.bidirectional": truth(),
     "model.flips": truth(),
+    "model.late_attention": truth(),
+    "model.stem_stride": optional(integer()),
     "model.layer_scale": optional(number()),
     "model.norm_epsilon": number(),
     "model.drop_path_rate": number(),

@@ -109,15 +109,17 @@ def _matrices(params: Params) -> Params:
     All other axes, that of the blocks and that of q, k and v, are of matrices side by side.
     """
     inputs_and_outputs = {
+        "conv1.conv.kernel": MuonDimensionNumbers((1, 2, 3), (4,)),  # [l, 3, 3, c, c]
+        "conv2.conv.kernel": MuonDimensionNumbers((1, 2, 3), (4,)),
         "mixer.qkv.kernel": MuonDimensionNumbers((1,), (3, 4)),  # [l, c, 3, h, d]
         "mixer.out.kernel": MuonDimensionNumbers((1, 2), (3,)),  # [l, h, d, c]
     }
 
     def matrix(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
-        name = dotted(path)
-        if not name.startswith("stage.blocks.") or not name.endswith("kernel"):
+        stage, _, name = dotted(path).rpartition("blocks.")
+        if not stage or not name.endswith("kernel"):
             return None
-        known = inputs_and_outputs.get(name.removeprefix("stage.blocks."))
+        known = inputs_and_outputs.get(name)
         return known or (MuonDimensionNumbers((1,), (2,)) if leaf.ndim == 3 else None)
 
     return jax.tree_util.tree_map_with_path(matrix, params)

@@ -1,6 +1,7 @@
 """What fine-tuning does to an optimiser: parts of the model that stay as they are, and slower ones."""
 
 import fnmatch
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxtyping import Array
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.state import Params
 
-BLOCKS = "stage.blocks."
+BLOCKS = "blocks."
 
 
 def freeze(optimizer: optax.GradientTransformation, patterns: Sequence[str]) -> optax.GradientTransformation:
@@ -55,7 +56,8 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     """Return layer-wise learning-rate decay: updates times decay^(layers above).
 
     The head and what else follows the blocks has 1, the last of L blocks `decay`, the first decay^L, the stem
-    decay^(L + 1) (.65 to .75 are usual for ViTs). Weight decay slows down as well.
+    decay^(L + 1) (.65 to .75 are usual for ViTs). What stands between two stages of a pyramid goes with the block
+    before it. Weight decay slows down as well.
     """
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
@@ -72,14 +74,23 @@ def layer_factors(params: Params, decay: float) -> Params:
       params: or their shapes.
       decay: of a layer.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    depth = next((leaf.shape[0] for path, leaf in leaves if dotted(path).startswith(BLOCKS)), 0)
+    leaves = [(dotted(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    # "stage.", or of a pyramid "stages.0.parts.0.", ...: in the order of computation, with how many blocks each has.
+    depths = {name.split(BLOCKS)[0]: leaf.shape[0] for name, leaf in leaves if BLOCKS in name}
+    depth = sum(depths.values())
+
+    ends = dict(zip(depths, itertools.accumulate(depths.values()), strict=True))
 
     def factor(path: tuple[Any, ...], leaf: Any) -> Array:
         name = dotted(path)
-        if name.startswith(BLOCKS):
-            layers = depth - jnp.arange(depth, dtype=jnp.float32)
+        if BLOCKS in name:
+            end = ends[name.split(BLOCKS)[0]]
+            layers = depth - end + jnp.arange(leaf.shape[0], 0, -1, dtype=jnp.float32)
             return (decay**layers).reshape(-1, *(1,) * (leaf.ndim - 1))
+        if name.startswith("stages."):
+            number = name.split(".")[1]
+            end = max(end for stage, end in ends.items() if stage.split(".")[1] == number)
+            return jnp.float32(decay ** (depth - end + 1))
         return jnp.float32(decay ** (depth + 1) if name.startswith("stem.") else 1.0)
 
     return jax.tree_util.tree_map_with_path(factor, params)

@@ -95,13 +95,12 @@ def card_of_run(run: Run) -> Card:
 
 def model_options(model: VisionModel, size: Sequence[int]) -> dict[str, Any]:
     """Return the keywords of `create_model` that make a model again, for images of (height, width) pixels."""
-    scaled = model.stage.blocks.layer_scale1 is not None
     height, width = size
     return {
         **model.options,
         "image_size": height if height == width else [height, width],
         # Whether there is one; what it began at does not matter any more.
-        "layer_scale": 1e-5 if scaled else None,
+        "layer_scale": 1e-5 if model.has_layer_scale else None,
     }
 
 

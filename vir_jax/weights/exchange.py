@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, UInt8
 from vir_jax.inference.predict import Classifier
 from vir_jax.models import VisionModel
 from vir_jax.models.grids import fit_grid
+from vir_jax.models.options import CHANNELS
 from vir_jax.models.pixels import normalize
-from vir_jax.models.variants import CHANNELS, parse_name
+from vir_jax.models.variants import parse_name
 from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.checkpoint import Checkpoints
 from vir_jax.runs.checkpoint_reader import NotEvaluatedError, has_checkpoints
@@ -336,7 +337,11 @@ def _fit(params: Flat, fresh: Flat, stored: Card, wanted: Card, layout: WeightLa
     if (position := "stem.position.embedding") in params:
         rows, cols = fresh[position].shape[1:3]
         fitted[position] = fit_positions(params[position], (rows, cols), layout.resampling)
-    for kernel in {"stem.embedding.conv.kernel", "stem.embedding.convs.0.kernel"} & params.keys():
+    for kernel in {
+        "stem.embedding.conv.kernel",
+        "stem.embedding.convs.0.kernel",
+        "stem.conv1.conv.kernel",
+    } & params.keys():
         fitted[kernel] = fit_colours(params[kernel], fresh[kernel].shape[2])
     if (kernel := "stem.embedding.conv.kernel") in params:
         fitted[kernel] = fit_patch(fitted[kernel], fresh[kernel].shape[0])

@@ -20,6 +20,8 @@ Move = Callable[..., Arrays]
 Shapes = Mapping[str, tuple[int, ...]]
 
 BLOCKS = "stage.blocks."
+STAGES = "stages."
+"""What the names of a pyramid's stages begin with; no other library has them."""
 
 
 @dataclasses.dataclass(frozen=True)

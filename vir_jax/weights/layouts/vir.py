@@ -8,7 +8,7 @@ from vir_jax.weights.card import KEY, Card
 from vir_jax.weights.errors import WeightsError
 from vir_jax.weights.files import CONFIG, Json
 from vir_jax.weights.layouts.layout import Tensors, WeightLayout
-from vir_jax.weights.rules import BLOCKS, Rule, Shapes, same, take
+from vir_jax.weights.rules import BLOCKS, STAGES, Rule, Shapes, same, take
 
 
 class Vir(WeightLayout):
@@ -18,7 +18,7 @@ class Vir(WeightLayout):
 
     def is_of(self, names: Collection[str]) -> bool:
         """Return whether there are blocks of ours."""
-        return any(name.startswith(BLOCKS) for name in names)
+        return any(name.startswith((BLOCKS, STAGES)) for name in names)
 
     def card(self, shapes: Shapes, beside: Mapping[str, Json], *, where: str) -> Card:
         """Refuse: options of ours are not all to be seen in shapes."""

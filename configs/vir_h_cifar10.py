@@ -1,0 +1,31 @@
+"""A pyramid of convolutions and retention on CIFAR-10 (32 x 32 pixels), small enough for two CPU cores. It is all ours.
+
+    python -m vir_jax.data.prepare --dataset=cifar10
+    python train.py --config=configs/vir_h_cifar10.py --workdir=runs/vir_h_cifar10
+    python train.py --config=configs/vir_h_cifar10.py:model=vir_h_pico --workdir=runs/vir_h_pico
+
+Arguments: `model`, a name of vir_jax.models.pyramid_variants, by default vir_h_nano, which has no more parameters than
+vir_pico4; `epochs`, by default 10.
+
+The stem halves nothing, so that the stages have 32 x 32, 16 x 16, 8 x 8 and 4 x 4 tokens: at a stride of 4 the last one
+would have a single token. Schedule, optimiser and augmentation are those of `vir_cifar10.py`, beside this file, so that
+the models can be compared.
+
+Cost: 196,054 parameters, 16.6 M multiply-adds per image, 10 epochs: not measured. Result: not run.
+"""
+
+import ml_collections
+
+from vir_jax.runs.config import load_beside, parse_arguments
+
+vir_cifar10 = load_beside(__file__, "vir_cifar10")
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    arguments = parse_arguments(argument, model="vir_h_nano", epochs=10.0)
+    config = vir_cifar10.get_config(f"epochs={arguments.epochs}")
+    config.model.name = arguments.model
+    config.model.stem_stride = 1
+    config.model.position = "none"  # Convolutions know where the border is.
+    config.model.layer_scale = None
+    return config
