@@ -84,6 +84,16 @@ class Layout:
         first = int(self.class_token == "first")
         return x[:, first : first + self.passes * self.patches]
 
+    def patch_map(self, x: Float[Array, "b n c"]) -> Float[Array, "b rows cols c"]:
+        """Return the patches' tokens at their places in the image, without the class token.
+
+        Of two passes those of the second, which has read the whole image, in image order.
+        """
+        tokens = self.patch_tokens(x)
+        if self.passes == 2:
+            tokens = jnp.flip(tokens[:, self.patches :], axis=1)
+        return tokens.reshape(x.shape[0], *self.grid, x.shape[-1])
+
     def backwards(self, x: Float[Array, "b n *c"]) -> Float[Array, "b n *c"]:
         """Return the tokens of one pass with the patches in reverse order; a class token stays where it is."""
         first = int(self.class_token == "first")

@@ -65,6 +65,57 @@ class VisionModel(nnx.Module):
         tokens, *_ = self._encode(images, mode=mode, key=key)
         return self.readout.norm(tokens)
 
+    def feature_maps(
+        self,
+        images: Num[Array, "b H W colours"],
+        blocks: Sequence[int] | None = None,
+        *,
+        mode: str | None = None,
+        norm: bool = True,
+    ) -> tuple[Float[Array, "b rows cols c"], ...]:
+        """Compute maps of features, for what is predicted of every place; deterministic.
+
+        A token stands where its patch does; the class token is left out. Of a bidirectional model the maps are the
+        second pass's, whose tokens have seen the whole image. With flips, too, they come in image order.
+
+        Args:
+            images: as for `__call__`, of any size that the patch divides, square or not.
+            blocks: whose outputs, 0 to depth - 1, in any order; None: the last block's.
+            mode: as for `__call__`.
+            norm: whether the model's final layer norm is applied to each map.
+
+        Returns:
+            For each block a map, float32: pixels a place `feature_strides`, channels `feature_dims`.
+
+        Raises:
+            ValueError: no such block, none, or a model of pixels, which has no patches; and as for `__call__`.
+        """
+        if isinstance(self.stem, PixelStem):
+            raise ValueError(
+                "a model with stem='pixels' has no feature maps: its tokens stand for pixels not yet seen. Use one of "
+                "patches."
+            )
+        wanted = (self.depth - 1,) if blocks is None else tuple(blocks)
+        if not wanted or not all(0 <= block < self.depth for block in wanted):
+            raise ValueError(
+                f"blocks={blocks!r}; expected some of 0 to {self.depth - 1}, or None for the last."
+            )
+        # The last block's output is there without keeping those of all.
+        names = frozenset[str]() if set(wanted) == {self.depth - 1} else frozenset({"tokens"})
+        last, layout, _, kept = self._encode(images, mode=mode, names=names)
+        tokens = (kept["tokens"][block] if names else last for block in wanted)
+        return tuple(layout.patch_map(self.readout.norm(x) if norm else x) for x in tokens)
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Pixels from one place to the next in each map that `feature_maps` gives by default."""
+        return (self.patch,)
+
+    @property
+    def feature_dims(self) -> tuple[int, ...]:
+        """Channels of each map that `feature_maps` gives by default."""
+        return (self.dim,)
+
     def intermediates(
         self, images: Num[Array, "b H W colours"], names: Collection[str], *, mode: str | None = None
     ) -> dict[str, Array]:
