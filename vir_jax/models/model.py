@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
 from vir_jax.models.layout import Layout
 from vir_jax.models.pixel_stem import PixelStem
-from vir_jax.models.readout import Readout
+from vir_jax.models.readout import DENSE, Readout
 from vir_jax.models.stage import Block, BlocksApart, Stage
 from vir_jax.models.stem import Stem
 
@@ -38,7 +38,7 @@ class VisionModel(nnx.Module):
     def __call__(
         self, images: Num[Array, "b H W colours"], *, mode: str | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b *n classes"]:
-        """Classify images, or predict each of their pixels from those before.
+        """Classify images or each of their pixels, or predict each pixel from those before.
 
         Args:
             images: normalised pixels; height and width divisible by the patch, of any size, square or not. Of a model
@@ -47,7 +47,8 @@ class VisionModel(nnx.Module):
             key: random key for stochastic depth (training); None: deterministic.
 
         Returns:
-            Logits, float32; of a model of pixels what its `stem.likelihood` makes a distribution of, for each.
+            Logits, float32: of each image; with a dense readout of each of its pixels, [b, H, W, classes]; of a model
+            of pixels what its `stem.likelihood` makes a distribution of, for each.
 
         Raises:
             ValueError: on images of another shape or dtype, or a mode that the mixer does not have.
@@ -189,7 +190,12 @@ class VisionModel(nnx.Module):
     @property
     def num_classes(self) -> int:
         """Width of the head."""
-        return self.readout.head.out_features
+        return self.readout.num_classes
+
+    @property
+    def dense(self) -> bool:
+        """Whether it gives logits to each pixel, in place of each image."""
+        return self.readout.reads in DENSE
 
     @property
     def bidirectional(self) -> bool:
@@ -239,6 +245,12 @@ class VisionModel(nnx.Module):
             raise ValueError(
                 "a bidirectional model cannot be streamed: it reads the patches a second time, backwards from the "
                 "last. Use one made with bidirectional=False, or give this one the whole image with mode='chunkwise'."
+            )
+        if not self.readout.streams:
+            raise ValueError(
+                f"a model with readout={self.readout.reads!r} cannot be streamed: its logits are interpolated "
+                "between a row of patches and the one below. Use one made with readout='dense_patch', or give this one "
+                "the whole image."
             )
 
     def apart(self) -> "StreamModel":

@@ -22,7 +22,7 @@ from vir_jax.models.model import VisionModel
 from vir_jax.models.options import check_bool, check_option, check_positive, is_integer, is_number
 from vir_jax.models.pixel_stem import PixelStem, check_no_pixel_options, check_predicts_pixels
 from vir_jax.models.position import POSITIONS, ROPE
-from vir_jax.models.readout import READOUTS, Readout, Reads
+from vir_jax.models.readout import DENSE, READOUTS, Readout, Reads
 from vir_jax.models.stage import REMAT, Block, Stage
 from vir_jax.models.stem import Stem, patch_grid
 
@@ -162,8 +162,9 @@ def create_model(
         local_context: of a model of pixels: how far a token sees its earlier neighbours, in rows and columns; None: the
             pixel before alone.
         readout: what the head reads: the "class_token", the "average" of the patch tokens (of both passes where
-            bidirectional), or "every_token" but the class token. None: the class token; the average where the mixer has
-            no place for one (`mlp_mixer`); in models of pixels every token.
+            bidirectional), or "every_token" but the class token. Or it gives logits to each pixel, "dense_linear" or
+            "dense_patch" (`vir_jax.models.readout`). None: the class token; the average where the mixer has no place
+            for one (`mlp_mixer`); in models of pixels every token.
         position: how tokens know where they stand. Embeddings added to the patches: "learned" for a grid and resampled
             to others, or "sincos": fixed, of rows and columns. Or rotary positions, which turn queries and keys
             in every layer: "rope" by the index in the sequence, "rope_2d" by row and column (`vir_jax.models.rope`). Or
@@ -221,10 +222,10 @@ def create_model(
     class_token: ClassTokenPlace | None = "last" if kind.causal else "first"
     if not kind.takes_class_token:
         class_token, readout = None, readout or "average"
-        if readout != "average":
+        if readout not in ("average", *DENSE):
             raise ValueError(
                 f"readout={readout!r} makes no sense with the mixer {mixer!r}, which has no place for a class token; "
-                "expected 'average', or None for it."
+                f"expected 'average', or None for it, or one of {DENSE}."
             )
     for option, value in {"bidirectional": bidirectional, "flips": flips}.items():
         if value and not kind.causal:
@@ -316,7 +317,7 @@ def create_model(
             flips=bool(flips),
             rngs=rngs,
         ),
-        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), rngs=rngs),
+        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), patch=patch, rngs=rngs),
         mode=mode,
     )
     known = ("auto", *model.modes)
