@@ -18,7 +18,7 @@ def cut(x, pieces):
 
 @pytest.mark.parametrize(
     ("options", "chunk_size"),
-    [({}, 512), ({}, 3), ({"retention": "2d", "position": "sincos"}, 512), ({"stem": "conv"}, 512)],
+    [({}, 3), ({"retention": "2d", "position": "sincos", "stem": "conv"}, 512)],
     ids=str,
 )
 def test_rows_are_those_of_the_whole_image(options, chunk_size):

@@ -194,7 +194,8 @@ def _read(
     tokens = None if kept is None else jnp.moveaxis(kept, 0, 1).reshape(kept.shape[1], -1, kept.shape[-1])
     if rest:
         state, last = read_chunk(state, n - rest, rest)
-        tokens = None if tokens is None else jnp.concatenate([tokens, last], axis=1)
+        if tokens is not None and last is not None:
+            tokens = jnp.concatenate([tokens, last], axis=1)
     return state, tokens
 
 
