@@ -18,6 +18,7 @@ from vir_jax.tasks.task import Batch
 from vir_jax.training.gradients import check_reduce_dtype
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
 from vir_jax.training.step import Metrics, StepConfig, make_train_step
+from vir_jax.training.transfer import frozen_names, without_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ def make_plan(
     model = model_functions(config.model, task.num_outputs)
     schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
     optimizer = make_optimizer(**optimizer_options(config.optim))
+    train = without_gradients(model.train, frozen_names(config.optim.freeze))
 
     def init(key: Array) -> TrainState:
         return create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0)
@@ -113,7 +115,7 @@ def make_plan(
         batch=batch_shapes(config.batch_size, size, mesh, per_pixel=task.per_pixel),
         init=jax.jit(init, out_shardings=shardings),
         step=make_train_step(
-            model.train, task, optimizer, schedule, step_config(config), apart=not model.has_statistics
+            train, task, optimizer, schedule, step_config(config), apart=not model.has_statistics
         ),
     )
 

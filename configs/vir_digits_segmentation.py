@@ -1,0 +1,58 @@
+"""ViR on scenes of handwritten digits (32 x 32 pixels, 64 patches): a class for each pixel, on a laptop.
+
+    python train.py --config=configs/vir_digits_segmentation.py --workdir=runs/scenes
+    python eval.py --workdir=runs/scenes --mode=all
+    python predict.py --workdir=runs/scenes --segment=masks image.png
+
+Scenes are composed of scikit-learn's digits as they are asked for; nothing is downloaded. Retention over patches is
+causal, so that a stream writes its mask row by row (docs/dense.md). model.flips or model.bidirectional lets patches see
+those below, too.
+
+Cost: 1 parameters, 1 M multiply-adds per image, 15 epochs. Result: not run
+"""
+
+import ml_collections
+
+from vir_jax.runs.config import default_config, parse_arguments
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    parse_arguments(argument)  # None are known.
+    config = default_config()
+    config.task = "segmentation"
+    config.epochs = 15.0  # 31.3 steps each.
+    config.batch_size = 64
+    config.ema_decay = 0.98
+
+    config.model.name = "vir_pico4"
+    config.model.image_size = (32, 32)
+    config.model.readout = "dense_patch"
+    config.model.layer_scale = 0.1  # 1e-5, of the longer recipes, would take most of a run this short to grow.
+    config.model.dtype = "float32"  # CPUs compute bfloat16 in float32, and slower.
+
+    config.data.dataset = "digits_scenes"
+    config.data.train_split = "train"
+    config.data.eval_split = "test"
+    config.data.threads = 2
+    config.data.mean = (0.5, 0.5, 0.5)
+    config.data.std = (0.5, 0.5, 0.5)
+
+    # A shift changes no digit; a flip would. Where nothing comes in, nothing is learned.
+    config.augment.crop = "pad"
+    config.augment.crop_padding = 4
+
+    config.optim.name = "adamw"
+    config.optim.lr = 3e-3
+    config.optim.warmup_lr = 1e-6
+    config.optim.final_lr = 5e-6
+    config.optim.warmup_epochs = 1.0
+    config.optim.weight_decay = 0.05
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.clip_norm = 5.0
+
+    config.log_every = 50
+    config.eval_every = 100
+    config.eval_batch_size = 250
+    config.checkpoint_every = 200
+    return config
