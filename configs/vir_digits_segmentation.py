@@ -1,4 +1,4 @@
-"""A convolutional ViR on scenes of handwritten digits (32 x 32 pixels, 64 patches): a class for each pixel, on a laptop.
+"""A convolutional ViR on scenes of digits (32 x 32 pixels, 64 patches): a class for each pixel, on a laptop.
 
     python train.py --config=configs/vir_digits_segmentation.py --workdir=runs/scenes
     python eval.py --workdir=runs/scenes --mode=all
@@ -8,7 +8,7 @@ Scenes are composed of scikit-learn's digits as they are asked for; nothing is d
 causal, so that a stream writes its mask row by row (docs/dense.md). model.flips or model.bidirectional lets patches see
 those below, too.
 
-Cost: 1 parameters, 1 M multiply-adds per image, 15 epochs. Result: not run
+Cost: 240,880 parameters, 17.3 M multiply-adds per image, 20 epochs. Result: not run
 """
 
 import ml_collections
@@ -20,7 +20,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     parse_arguments(argument)  # None are known.
     config = default_config()
     config.task = "segmentation"
-    config.epochs = 15.0  # 31.3 steps each.
+    config.epochs = 20.0  # 31.3 steps each.
     config.batch_size = 64
     config.ema_decay = 0.98
 

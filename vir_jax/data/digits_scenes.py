@@ -19,7 +19,7 @@ SCENES = {"train": 2000, "test": 500}
 DIGITS = (3, 6)
 """In a scene, at least and at most."""
 
-FRAGMENTS, FRAGMENT = 12, 4
+FRAGMENTS, FRAGMENT = 6, 4
 """Pieces of digits that are no digits, and pixels along their sides."""
 
 NOISE = 40
