@@ -40,6 +40,8 @@ RECIPES = (
     "vir_digits_pixels",
     "vir_cifar10_pixels",
     "vix",
+    "vir_digits_segmentation",
+    "vir_pets_segmentation",
 )
 CHANGED_SINCE = {
     "vir_cifar10": {"accumulation_steps", "model.layer_scale"},
@@ -57,7 +59,8 @@ def load(name, *arguments):
 
 
 def num_classes(config):
-    return {"imagenet2012": 1000, "cifar10": 10, "digits": 10}[config.data.dataset]
+    known = {"imagenet2012": 1000, "cifar10": 10, "digits": 10, "digits_scenes": 11, "oxford_iiit_pet": 3}
+    return known[config.data.dataset]
 
 
 def test_every_recipe_is_tested():
@@ -141,7 +144,13 @@ def test_commands_of_the_pages_are_right(monkeypatch):
 def test_it_evaluates_more_than_once(name):
     """Of one evaluation "best" would always be the last."""
     config, _ = load(name)
-    examples = {"imagenet2012": 1_281_167, "cifar10": 50_000, "digits": 1_442}[config.data.dataset]
+    examples = {
+        "imagenet2012": 1_281_167,
+        "cifar10": 50_000,
+        "digits": 1_442,
+        "digits_scenes": 2000,
+        "oxford_iiit_pet": 3680,
+    }[config.data.dataset]
     steps = config.epochs * examples / config.batch_size
     assert 4 <= steps // config.eval_every <= 100
 
@@ -158,7 +167,7 @@ def test_it_trains_as_before_its_fields_were_renamed(name):
     assert changed == {"eval_every", *CHANGED_SINCE.get(name, ())}
 
 
-@pytest.mark.parametrize("name", ["vir_l", "vir_digits", "vir_cifar10_pixels"])
+@pytest.mark.parametrize("name", ["vir_l", "vir_digits", "vir_cifar10_pixels", "vir_digits_segmentation"])
 def test_its_step(name):
     """Of those that differ most: it is traced, and changes no shape."""
     config, _ = load(name)

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -33,12 +34,16 @@ def png(color: tuple[int, int, int], size: tuple[int, int] = (4, 3)) -> bytes:
 def write_tfds(
     data_dir: Path,
     name: str,
-    splits: dict[str, list[tuple[bytes, int, str]]],
+    splits: dict[str, list[tuple[Any, ...]]],
     *,
     class_names: Sequence[str] = ("cat", "dog"),
     file_format: str = "array_record",
+    mask: tfds.features.Image | None = None,
 ) -> Path:
-    """Write a set of (image, label, file name) as TFDS would, without TensorFlow; returns its folder."""
+    """Write a set of (image, label, file name) as TFDS would, without TensorFlow; returns its folder.
+
+    Where `mask` is a feature, examples end with a PNG of it.
+    """
     folder = data_dir / name / "1.0.0"
     folder.mkdir(parents=True)
     features = tfds.features.FeaturesDict(
@@ -46,6 +51,7 @@ def write_tfds(
             "image": tfds.features.Image(),
             "label": tfds.features.ClassLabel(names=list(class_names)),
             "file_name": tfds.features.Text(),
+            **({} if mask is None else {"segmentation_mask": mask}),
         }
     )
     features.save_config(str(folder))
@@ -53,9 +59,16 @@ def write_tfds(
         path = str(folder / f"{name}-{split}.{file_format}-00000-of-00001")
         records = [
             features.serialize_example(
-                features.encode_example({"image": io.BytesIO(image), "label": label, "file_name": file_name})
+                features.encode_example(
+                    {
+                        "image": io.BytesIO(image),
+                        "label": label,
+                        "file_name": file_name,
+                        **dict(zip(("segmentation_mask",), map(io.BytesIO, masks), strict=False)),
+                    }
+                )
             )
-            for image, label, file_name in examples
+            for image, label, file_name, *masks in examples
         ]
         if file_format == "array_record":
             array_record = ArrayRecordWriter(path, "group_size:1")

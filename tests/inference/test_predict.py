@@ -172,7 +172,7 @@ def test_bad_files_are_told_one_by_one(workdir, folder, tmp_path, streamed):
 
 
 def test_whole_images_have_a_limit_of_pixels(workdir, folder, monkeypatch):
-    monkeypatch.setattr("vir_jax.inference.predict.MAX_PIXELS", 63)
+    monkeypatch.setattr("vir_jax.inference.views.MAX_PIXELS", 63)
     (prediction,) = predict_files(workdir, [folder / "00.png"])
     assert prediction.error == "8 x 8 pixels: more than the 63 that are decoded; --stream reads it"
 

@@ -240,7 +240,7 @@ def test_intermediates_by_name(computed):
     x = layout.backwards(x) if part.flips else x
     x, _, _ = part.block(1)(x, layout)
     x = layout.backwards(x) if part.flips else x
-    np.testing.assert_allclose(layout.maps(x), found["stages.2.blocks.1.map"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(layout.patch_map(x), found["stages.2.blocks.1.map"], rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match=r"no intermediate is called 'blocks.0.tokens'; the nearest are"):
         model.intermediates(images(IMAGE), ("blocks.0.tokens",))
 

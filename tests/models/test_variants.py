@@ -202,7 +202,7 @@ def test_nearest_name():
         (
             "vir_pico1",
             {"readout": "first"},
-            r"readout='first'; expected one of \('class_token', 'average', 'every_token'\)",
+            r"readout='first'; expected one of \('class_token', 'average', 'every_token', 'dense_linear'",
         ),
         ("vir_pico1", {"remat": "dots"}, r"remat='dots'; expected one of \('none', 'elementwise', 'full'\)"),
         ("vir_pico1", {"remat": True}, "remat=True; expected one of"),

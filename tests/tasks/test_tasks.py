@@ -23,6 +23,7 @@ from vir_jax.tasks import Task, find_task, known_tasks, make_task
 from vir_jax.tasks.classification import Classification
 from vir_jax.tasks.next_patch import NextPatch
 from vir_jax.tasks.pixels import Pixels
+from vir_jax.tasks.segmentation import Segmentation
 from vir_jax.training.evaluate import check_task, evaluation_sums
 from vir_jax.training.loop import train
 
@@ -39,11 +40,16 @@ def without_mixing(config):
 
 
 def test_tasks_are_found_by_name():
-    assert known_tasks() == {"classification": Classification, "next_patch": NextPatch, "pixels": Pixels}
+    assert known_tasks() == {
+        "classification": Classification,
+        "next_patch": NextPatch,
+        "pixels": Pixels,
+        "segmentation": Segmentation,
+    }
     assert find_task(TOY) is Brightness
     with pytest.raises(
         ValueError,
-        match=r"config.task is 'clasification'; expected one of \['classification', 'next_patch', 'pixels'\]",
+        match=r"config.task is 'clasification'; expected one of \['classification', 'next_patch', 'pixels', 'segment",
     ):
         find_task("clasification")
     with pytest.raises(ValueError, match=r"'no.such:Task', which cannot be imported: No module named 'no'"):
@@ -64,7 +70,7 @@ def test_a_file_in_the_package_is_a_task(tmp_path, monkeypatch):
     monkeypatch.setattr(vir_jax.tasks, "__path__", [*vir_jax.tasks.__path__, str(tmp_path)])
     known_tasks.cache_clear()
     try:
-        assert set(known_tasks()) == {"classification", "new_task", "next_patch", "pixels"}
+        assert set(known_tasks()) == {"classification", "new_task", "next_patch", "pixels", "segmentation"}
     finally:
         known_tasks.cache_clear()
 

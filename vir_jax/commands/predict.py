@@ -1,5 +1,8 @@
 """Classify images: vir-predict --workdir=runs/vir_b image.jpg folder/ [--stream] [--json] [--top=5].
 
+Of a run of the task segmentation --segment=FOLDER writes masks into a folder, NAME.png of the classes' numbers and
+NAME.overlay.png, in which they are laid over the image; with --stream at the image's own size, row by row.
+
 Or by a model that is no run: --model=FOLDER_OF_WEIGHTS, or the name of one that comes with vir_jax, --model=vir_digits.
 
 A line for each file, errors on the standard error; with --json an object a line for all of them. Exit codes:
@@ -9,11 +12,14 @@ output went away.
 
 import json
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from absl import app, flags
 
 from vir_jax import command_line
-from vir_jax.inference.predict import predict_files
+from vir_jax.inference.predict import Prediction, predict_files
+from vir_jax.inference.segment import Segments, segment_files
 from vir_jax.paths import PathError, check_path, define_path
 from vir_jax.weights import load
 
@@ -32,6 +38,7 @@ STREAM = flags.DEFINE_bool(
 WINDOW = flags.DEFINE_list(
     "window", None, "x,y,width,height in pixels: the part of each image that is read; default: all of it"
 )
+SEGMENT = define_path("segment", None, "folder to write masks into, of a run of the task segmentation")
 JSON = flags.DEFINE_bool("json", False, "one JSON object a line")
 
 
@@ -47,25 +54,38 @@ def main(argv: list[str]) -> int:
         raise app.UsageError("expected one of --workdir and --model")
     if MODEL.value is not None and (FLAGS["checkpoint"].present or FLAGS["weights"].present):
         raise app.UsageError("--checkpoint and --weights are of --workdir; a --model has one set of weights")
-    predictions = predict_files(
-        WORKDIR.value if MODEL.value is None else load(MODEL.value).classifier(),
-        files,
-        checkpoint=CHECKPOINT.value,
-        weights=WEIGHTS.value,
-        top=TOP.value,
-        streamed=STREAM.value,
-        window=_window(WINDOW.value),
-    )
+    options: dict[str, Any] = {
+        "checkpoint": CHECKPOINT.value,
+        "weights": WEIGHTS.value,
+        "top": TOP.value,
+        "streamed": STREAM.value,
+        "window": _window(WINDOW.value),
+    }
+    results: Iterator[Prediction | Segments]
+    if SEGMENT.value is not None:
+        if WORKDIR.value is None:
+            raise app.UsageError("--segment is of a --workdir; the models of --model classify images")
+        results = segment_files(WORKDIR.value, files, SEGMENT.value, **options)
+    else:
+        source = WORKDIR.value if MODEL.value is None else load(MODEL.value).classifier()
+        results = predict_files(source, files, **options)
     failed = False
-    for prediction in predictions:
-        failed |= prediction.error is not None
+    for result in results:
+        failed |= result.error is not None
         if JSON.value:
-            classes = [{"class": name, "probability": p} for name, p in prediction.classes]
-            found = {"classes": classes} if prediction.error is None else {"error": prediction.error}
-            command_line.write_line(json.dumps({"file": prediction.file, **found}))
+            command_line.write_line(json.dumps({"file": result.file, **_found(result)}))
         else:
-            command_line.write_line(str(prediction), sys.stdout if prediction.error is None else sys.stderr)
+            command_line.write_line(str(result), sys.stdout if result.error is None else sys.stderr)
     return int(failed)
+
+
+def _found(result: Prediction | Segments) -> dict[str, Any]:
+    if result.error is not None:
+        return {"error": result.error}
+    if isinstance(result, Segments):
+        shares = [{"class": name, "share": share} for name, share in result.classes]
+        return {"mask": result.mask, "overlay": result.overlay, "classes": shares}
+    return {"classes": [{"class": name, "probability": p} for name, p in result.classes]}
 
 
 def _window(numbers: list[str] | None) -> tuple[int, int, int, int] | None:

@@ -4,7 +4,7 @@ from vir_jax.extras import require
 
 require("train", "absl", "cv2", "grain", "PIL", "simplejpeg", "tifffile")
 
-from vir_jax.data.augment import AugmentConfig, augment_image
+from vir_jax.data.augment import AugmentConfig, augment_image, augment_with_mask
 from vir_jax.data.corrupt import check_examples
 from vir_jax.data.decode import decode_image
 from vir_jax.data.errors import CorruptExampleError, CorruptImageError, TooManyCorruptError
@@ -17,7 +17,7 @@ from vir_jax.data.loader import (
     train_loader,
 )
 from vir_jax.data.resize import eval_transform
-from vir_jax.data.source import Example, Source
+from vir_jax.data.source import Example, Source, check_labels
 from vir_jax.data.sources import open_source
 
 __all__ = [
@@ -32,7 +32,9 @@ __all__ = [
     "TrainBatch",
     "TrainLoader",
     "augment_image",
+    "augment_with_mask",
     "check_examples",
+    "check_labels",
     "decode_image",
     "eval_loader",
     "eval_transform",

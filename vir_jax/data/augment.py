@@ -16,8 +16,11 @@ from jaxtyping import UInt8
 
 from vir_jax.data import randaugment as ra
 from vir_jax.data.decode import decode_image, jpeg_size
+from vir_jax.data.masks import Mask, check_same_size, eval_mask, is_mask, resize_mask
 from vir_jax.data.resize import eval_transform, resize, size_pair
+from vir_jax.data.source import Example
 from vir_jax.imports import load_object
+from vir_jax.label_maps import IGNORED, check_masks_follow
 
 _INTERPOLATIONS = {
     "bilinear": (cv2.INTER_LINEAR,),
@@ -95,6 +98,21 @@ class AugmentConfig:
                 raise ValueError(f"{field} is {getattr(self, field)}: expected 0 (off) or more")
 
 
+def augment_example(
+    example: Example,
+    image_size: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    *,
+    decode: Callable[..., UInt8[np.ndarray, "y x 3"]],
+) -> tuple[UInt8[np.ndarray, "_y _x 3"], np.int32 | UInt8[np.ndarray, "_y _x"]]:
+    """Return one random view of an example, and its label, or those of its pixels; see the next two functions."""
+    image, label = example["image"], example["label"]
+    if is_mask(label):
+        return augment_with_mask(image, label, image_size, config, rng, decode=decode)
+    return augment_image(image, image_size, config, rng, decode=decode), np.int32(label)
+
+
 def augment_image(
     image: bytes | UInt8[np.ndarray, "y x 3"],
     image_size: int | tuple[int, int],
@@ -144,6 +162,45 @@ def augment_image(
     return view
 
 
+def augment_with_mask(
+    image: bytes | UInt8[np.ndarray, "y x 3"],
+    mask: Mask,
+    image_size: int | tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    *,
+    decode: Callable[..., UInt8[np.ndarray, "y x 3"]] = decode_image,
+) -> tuple[UInt8[np.ndarray, "_y _x 3"], UInt8[np.ndarray, "_y _x"]]:
+    """Return one random view of an image, and its mask in the same geometry: `IGNORED` where there is no image.
+
+    The image is decoded at its full size, so that mask and image are cut alike. Arguments are those of
+    `augment_image`. RandAugment, erasing and `transform` know nothing of masks.
+
+    Raises:
+      CorruptExampleError: `image` cannot be decoded, or the mask has another size.
+      ValueError: a config that does what masks cannot follow.
+    """
+    check_masks_follow(config)
+    size = size_pair(image_size)
+    pixels = decode(image) if isinstance(image, bytes) else image
+    check_same_size(pixels, mask)
+    if config.crop == "resized":
+        (top, left, h, w), interpolation = _draw_crop(mask.shape[0], mask.shape[1], config, rng)
+        view = resize(pixels[top : top + h, left : left + w], size, interpolation)
+        mask = resize_mask(mask, size, (left, top, left + w, top + h))
+    else:
+        view, mask = eval_transform(pixels, size, crop_fraction=1.0), eval_mask(mask, size, 1.0)
+        if config.crop == "pad":
+            corner = _draw_corner(config.crop_padding, rng)
+            view = _shifted(view, config.crop_padding, corner, 0)
+            mask = _shifted(mask, config.crop_padding, corner, IGNORED)
+    if rng.random() < config.hflip:
+        view, mask = cv2.flip(view, 1), cv2.flip(mask, 1)
+    if config.color_jitter:
+        view = color_jitter(view, config.color_jitter, rng)
+    return view, mask
+
+
 def _transformed(
     view: UInt8[np.ndarray, "y x 3"], transform: Callable[..., Any] | str, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "y x 3"]:
@@ -191,9 +248,7 @@ def random_resized_crop(
         height, width = jpeg_size(image) or (image := decode(image)).shape[:2]
     else:
         height, width = image.shape[:2]
-    top, left, h, w = random_box(height, width, config.crop_scale, config.crop_ratio, rng)
-    interpolations = _INTERPOLATIONS[config.interpolation]
-    interpolation = interpolations[rng.integers(len(interpolations))]
+    (top, left, h, w), interpolation = _draw_crop(height, width, config, rng)
     if isinstance(image, bytes):
         enough = math.ceil(height * size[0] / h), math.ceil(width * size[1] / w)
         image = decode(image, min_size=enough)
@@ -202,14 +257,35 @@ def random_resized_crop(
     return resize(image[top : top + h, left : left + w], size, interpolation)
 
 
+def _draw_crop(
+    height: int, width: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[tuple[int, int, int, int], int]:
+    """Return a random box, (top, left, height, width), and how OpenCV is to interpolate in it."""
+    box = random_box(height, width, config.crop_scale, config.crop_ratio, rng)
+    interpolations = _INTERPOLATIONS[config.interpolation]
+    return box, interpolations[rng.integers(len(interpolations))]
+
+
 def random_pad_crop(
     image: UInt8[np.ndarray, "y x 3"], padding: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "y x 3"]:
     """Shift by up to `padding` pixels in each direction; what comes in is black."""
-    height, width = image.shape[:2]
-    top, left = rng.integers(2 * padding + 1, size=2)
+    return _shifted(image, padding, _draw_corner(padding, rng), 0)
+
+
+def _draw_corner(padding: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Return (top, left) of a random window in an image with a border of `padding` pixels."""
+    top, left = rng.integers(2 * padding + 1, size=2).tolist()
+    return top, left
+
+
+def _shifted(
+    image: UInt8[np.ndarray, "y x *c"], padding: int, corner: tuple[int, int], fill: int
+) -> UInt8[np.ndarray, "y x *c"]:
+    """Return the window of an image's size at `corner` of it and its border."""
+    (height, width), (top, left) = image.shape[:2], corner
     padded = cv2.copyMakeBorder(
-        image, padding, padding, padding, padding, cv2.BORDER_CONSTANT, value=(0, 0, 0)
+        image, padding, padding, padding, padding, cv2.BORDER_CONSTANT, value=(fill,) * 3
     )
     return np.ascontiguousarray(padded[top : top + height, left : left + width])
 

@@ -10,7 +10,9 @@ from absl import logging
 from jaxtyping import Int
 
 from vir_jax.data.errors import CorruptExampleError
-from vir_jax.data.source import Example, Source
+from vir_jax.data.masks import check_mask
+from vir_jax.data.source import Example, Source, is_per_pixel
+from vir_jax.label_maps import IGNORED, MAX_CLASSES
 
 _NAMED = 5  # Classes that a message names, at most.
 _THREADS = 16  # Examples may lie behind a network.
@@ -32,6 +34,10 @@ def check_classes(source: Source, what: str, *, at_least: int = 1) -> None:
         raise ValueError(
             f"{what} has num_classes = {source.num_classes}, but {len(names)} class_names ({_some(names)}): expected"
             " one name for each class, in the order of the labels"
+        )
+    if is_per_pixel(source) and len(names) > MAX_CLASSES:
+        raise ValueError(
+            f"{what} has {len(names)} classes; expected at most {MAX_CLASSES}, as masks are of bytes"
         )
     others = [name for name in names if not isinstance(name, str)]
     if others:
@@ -93,6 +99,11 @@ def select_classes(source: Source, class_names: Sequence[str], what: str) -> Sou
       ValueError: the source has no such class, or no example of any of them.
     """
     check_classes(source, what)
+    if is_per_pixel(source):
+        raise ValueError(
+            f"{what} has a class for each pixel: its examples are not of single classes, of which some could be chosen."
+            " Expected no 'classes'"
+        )
     unknown = [name for name in class_names if name not in set(source.class_names)]
     if unknown:
         raise ValueError(f"{what} has no class {_some(unknown)}; it has {_some(source.class_names)}")
@@ -124,7 +135,10 @@ class _MatchedSource:
         self._source = source
         numbers = {name: number for number, name in enumerate(class_names)}
         self._labels = [numbers[name] for name in source.class_names]
-        self.class_names = tuple(class_names)
+        self.class_names, self.per_pixel = tuple(class_names), is_per_pixel(source)
+        # Of masks, by their numbers; what is no class of the source is refused before.
+        self._of_masks = np.full(256, IGNORED, np.uint8)
+        self._of_masks[: len(self._labels)] = self._labels if self.per_pixel else IGNORED
 
     @property
     def num_classes(self) -> int:
@@ -135,6 +149,9 @@ class _MatchedSource:
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
+        if self.per_pixel:
+            check_mask(example["label"], len(self._labels))
+            return {"image": example["image"], "label": self._of_masks[example["label"]]}
         label = operator.index(example["label"])
         if not 0 <= label < len(self._labels):
             raise CorruptExampleError(f"label {label} is not one of {len(self._labels)} classes")
@@ -150,6 +167,7 @@ class SelectedSource:
     def __init__(self, source: Source, kept: Sequence[int] | Int[np.ndarray, " n"]) -> None:
         self._source, self._kept = source, np.asarray(kept)
         self.num_classes, self.class_names = source.num_classes, tuple(source.class_names)
+        self.per_pixel = is_per_pixel(source)
 
     def __len__(self) -> int:
         return len(self._kept)

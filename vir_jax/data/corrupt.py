@@ -14,7 +14,8 @@ from absl import logging
 
 from vir_jax.data.decode import decode_image
 from vir_jax.data.errors import CorruptExampleError, TooManyCorruptError, reason
-from vir_jax.data.source import Example, Source
+from vir_jax.data.masks import check_mask, check_same_size, is_mask
+from vir_jax.data.source import Example, Source, is_per_pixel
 
 # What a config starts from.
 MAX_CORRUPT_FRACTION = 0.01
@@ -34,10 +35,15 @@ def read_example(source: Source, index: int) -> Example:
     """
     try:
         example = source[index]
-        image, label = example["image"], operator.index(example["label"])
+        image, label = example["image"], example["label"]
+        number = None if is_per_pixel(source) else operator.index(label)
+    except CorruptExampleError:  # a source that decodes masks says why
+        raise
     except Exception as error:  # whatever the storage raises: the example is lost, the run need not be
         raise CorruptExampleError(f"unreadable: {reason(error)}") from error
-    if not 0 <= label < source.num_classes:
+    if number is None:
+        check_mask(label, source.num_classes)
+    elif not 0 <= number < source.num_classes:
         raise CorruptExampleError(f"label {label} is not one of {source.num_classes} classes")
     if not isinstance(image, bytes):
         described = (
@@ -104,9 +110,12 @@ def spread(count: int, chosen: int) -> list[int]:
 
 def _is_corrupt(source: Source, index: int) -> bool:
     try:
-        image = read_example(source, index)["image"]
+        example = read_example(source, index)
+        image, label = example["image"], example["label"]
         if isinstance(image, bytes):
-            decode_image(image, warn=lambda _: None)  # the loaders tell what is doubtful
+            image = decode_image(image, warn=lambda _: None)  # the loaders tell what is doubtful
+        if is_mask(label):
+            check_same_size(image, label)
     except CorruptExampleError as error:
         logging.warning("corrupt example %s: %s", source.name(index), error)
         return True

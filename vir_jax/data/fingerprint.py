@@ -12,8 +12,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
+from vir_jax.data.masks import is_mask
 from vir_jax.data.source import Source
 
 NAMES, IMAGES = 1024, 64
@@ -80,16 +82,21 @@ def _spread(size: int, count: int) -> list[int]:
     return [index * size // count for index in range(count)] if size > count else list(range(size))
 
 
-def _read(source: Source, index: int) -> tuple[int | None, str | None]:
-    """Label, and digest of the image as it is stored."""
+def _read(source: Source, index: int) -> tuple[int | str | None, str | None]:
+    """Label, or digest of the labels of all pixels, and digest of the image as it is stored."""
     try:
         example = source[index]
-        image, label = example["image"], operator.index(example["label"])
+        image, labelled = example["image"], example["label"]
+        label = _digest_pixels(labelled) if is_mask(labelled) else operator.index(labelled)
     except Exception as error:  # Whatever the storage raises. The loader will meet it again, and judge it.
         logging.warning("example %d cannot be read: %s: %s", index, type(error).__name__, error)
         return None, None
-    return label, _digest(image if isinstance(image, bytes) else repr(image.shape).encode() + image.tobytes())
+    return label, _digest(image) if isinstance(image, bytes) else _digest_pixels(image)
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _digest_pixels(pixels: np.ndarray) -> str:
+    return _digest(repr(pixels.shape).encode() + pixels.tobytes())

@@ -18,13 +18,15 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int32, UInt8
 
-from vir_jax.data.augment import AugmentConfig, augment_image
+from vir_jax.data.augment import AugmentConfig, augment_example
 from vir_jax.data.corrupt import MAX_CORRUPT_FRACTION, check_corrupt, read_example
 from vir_jax.data.decode import decode_image
 from vir_jax.data.errors import CorruptExampleError, TooManyCorruptError
+from vir_jax.data.masks import check_same_size, eval_mask, is_mask
 from vir_jax.data.pixels import WHITE, Colour
 from vir_jax.data.resize import eval_transform, size_pair
-from vir_jax.data.source import Source
+from vir_jax.data.source import Source, is_per_pixel
+from vir_jax.label_maps import IGNORED
 
 # Examples tried for one place in a batch before giving up.
 MAX_ATTEMPTS = 20
@@ -38,14 +40,14 @@ class TrainBatch(TypedDict):
     """What a step takes, before the device's part of the augmentation."""
 
     image: UInt8[np.ndarray, "b y x 3"]
-    label: Int32[np.ndarray, " b"]
+    label: Int32[np.ndarray, " b"] | UInt8[np.ndarray, "b y x"]
 
 
 class EvalBatch(TypedDict):
     """As `TrainBatch`; entries whose mask is False are padding or corrupt and must not be counted."""
 
     image: UInt8[np.ndarray, "b y x 3"]
-    label: Int32[np.ndarray, " b"]
+    label: Int32[np.ndarray, " b"] | UInt8[np.ndarray, "b y x"]
     mask: Bool[np.ndarray, " b"]
 
 
@@ -193,13 +195,13 @@ def _load_augmented(
         try:
             example = read_example(source, index)
             decode = _decoder(source, index, background)
-            image = augment_image(example["image"], size, config, rng, decode=decode)
+            image, label = augment_example(example, size, config, rng, decode=decode)
         except CorruptExampleError as error:
             logging.warning("skipped corrupt example %s: %s", source.name(index), error)
             corrupt[attempt] = index
             index = int(rng.integers(len(source)))
         else:
-            return {"image": image, "label": np.int32(example["label"]), "corrupt": corrupt}
+            return {"image": image, "label": label, "corrupt": corrupt}
     raise TooManyCorruptError(f"{MAX_ATTEMPTS} examples drawn in a row were corrupt; the log names them")
 
 
@@ -295,19 +297,22 @@ def _load_centered(
     index: int, *, source: Source, size: tuple[int, int], crop_fraction: float, background: Colour
 ) -> dict[str, Any]:
     """Return the central crop of example `index`, or a masked blank where that is padding or corrupt."""
-    blank = {"image": np.zeros((*size, 3), np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
+    no_label = np.full(size, IGNORED, np.uint8) if is_per_pixel(source) else np.int32(0)
+    blank = {"image": np.zeros((*size, 3), np.uint8), "label": no_label, "mask": np.bool_(False)}
     if index >= len(source):
         return {**blank, "skipped": 0}
     try:
         example = read_example(source, index)
-        image = example["image"]
+        image, label = example["image"], example["label"]
         pixels = _decoder(source, index, background)(image) if isinstance(image, bytes) else image
+        if is_mask(label):
+            check_same_size(pixels, label)
     except CorruptExampleError as error:
         logging.warning("skipped corrupt example %s: %s", source.name(index), error)
         return {**blank, "skipped": 1}
     return {
         "image": eval_transform(pixels, size, crop_fraction),
-        "label": np.int32(example["label"]),
+        "label": eval_mask(label, size, crop_fraction) if is_mask(label) else np.int32(label),
         "mask": np.bool_(True),
         "skipped": 0,
     }

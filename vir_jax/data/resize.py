@@ -27,15 +27,28 @@ def eval_transform(
     """
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction is {crop_fraction}: expected 0 < crop_fraction <= 1")
-    out_height, out_width = size_pair(image_size)
-    height, width = image.shape[:2]
-    if (height, width) == (out_height, out_width) and crop_fraction == 1:
+    size = size_pair(image_size)
+    if image.shape[:2] == size and crop_fraction == 1:
         return image
+    box = central_box(image.shape[:2], size, crop_fraction)
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized)
+
+
+def central_box(
+    shape: tuple[int, ...], size: tuple[int, int], crop_fraction: float
+) -> tuple[float, float, float, float]:
+    """Return (left, top, right, bottom) in pixels of the box that `eval_transform` cuts out.
+
+    Args:
+      shape: (height, width) of the image.
+      size: (height, width) of the result.
+      crop_fraction: in (0, 1].
+    """
+    (height, width), (out_height, out_width) = shape, size
     scale = crop_fraction * min(height / out_height, width / out_width)
     half_width, half_height = scale * out_width / 2, scale * out_height / 2
-    box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
-    resized = Image.fromarray(image).resize((out_width, out_height), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(resized)
+    return width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height
 
 
 def resize(

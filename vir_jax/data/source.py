@@ -10,7 +10,9 @@ class Example(TypedDict):
     """One labelled image as its source stores it."""
 
     image: bytes | UInt8[np.ndarray, "y x 3"]  # encoded file, or RGB pixels
-    label: int
+    label: (
+        int | UInt8[np.ndarray, "y x"]
+    )  # the class; of a source that is `per_pixel` one for each pixel, or 255
 
 
 @runtime_checkable
@@ -18,7 +20,8 @@ class Source(Protocol):
     """A finite data set with random access; `source[i]` is safe to call from several threads.
 
     It hands out *encoded* images (the bytes of a file) or small uint8 arrays; decoding belongs to the loaders,
-    which do it in threads.
+    which do it in threads. Where it has an attribute `per_pixel`, True, labels are masks of the images' upright size,
+    with `vir_jax.label_maps.IGNORED` where a pixel has none; num_classes is at most that.
     """
 
     @property
@@ -37,3 +40,27 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """Return what a person needs to find example `index`: a path, or split, number and file name."""
+
+
+def is_per_pixel(source: Source) -> bool:
+    """Return whether a source has a class for each pixel, in place of each image."""
+    return bool(getattr(source, "per_pixel", False))
+
+
+def check_labels(source: Source, per_pixel: bool, what: str) -> None:
+    """Check that a source has a class for each pixel, or for each image, as is wanted.
+
+    Args:
+      source: the examples.
+      per_pixel: whether a class for each pixel is wanted.
+      what: the source is called in messages.
+
+    Raises:
+      ValueError: it has the other.
+    """
+    kinds = {True: "pixel", False: "image"}
+    if is_per_pixel(source) != per_pixel:
+        raise ValueError(
+            f"{what} has a class for each {kinds[not per_pixel]}; expected one for each {kinds[per_pixel]}, as the task"
+            " wants"
+        )

@@ -23,15 +23,25 @@ class TfdsSource:
         builder = open_prepared(dataset, data_dir)
         if builder.info.file_format.value != ARRAY_RECORD:
             raise FileNotFoundError(_wrong_format_message(dataset, data_dir, builder))
-        image_key, label_key = _image_and_label_keys(builder)
-        decoders = {image_key: tfds.decode.SkipDecoding()}
+        self._image_key, self._label_key = self._keys(builder)
+        self.class_names = self._class_names(builder)
+        decoders = {key: tfds.decode.SkipDecoding() for key in self._encoded()}
         try:
             self._records = builder.as_data_source(split=split, decoders=decoders)
         except (ValueError, KeyError) as error:
             raise ValueError(f"{dataset}: {error}") from error
         self._dataset, self._split = dataset, split
-        self._image_key, self._label_key = image_key, label_key
-        self.class_names = tuple(builder.info.features[label_key].names)
+
+    def _keys(self, builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+        """Return the features that are image and label."""
+        return _image_and_label_keys(builder)
+
+    def _class_names(self, builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+        return tuple(builder.info.features[self._label_key].names)
+
+    def _encoded(self) -> tuple[str, ...]:
+        """Return the features that come as the bytes of a file."""
+        return (self._image_key,)
 
     @property
     def num_classes(self) -> int:
@@ -75,10 +85,11 @@ def open_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
     except registered.DatasetNotFoundError as error:
         name, known = re.split("[/:]", dataset)[0], tfds.list_builders(with_community_datasets=False)
         if name not in known:
-            close = difflib.get_close_matches(name, [*known, "digits", "folder", "table"])
+            close = difflib.get_close_matches(name, [*known, "digits", "digits_scenes", "folder", "table"])
             hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()"
             raise ValueError(
-                f"no data set {name!r}: expected digits, folder, table, hf:user/set or a TFDS name; {hint}"
+                f"no data set {name!r}: expected digits, digits_scenes, folder, table, hf:user/set or a TFDS name;"
+                f" {hint}"
             ) from error
         place = data_dir or constants.DATA_DIR
         raise FileNotFoundError(

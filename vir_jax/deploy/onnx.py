@@ -46,8 +46,8 @@ def write_onnx(folder: str | os.PathLike[str], pretrained: PretrainedModel) -> f
             f"ONNX is an optional extra, and {error.name} is not here: pip install 'vir-jax[export]', or jax2onnx and"
             " onnxruntime"
         ) from error
-    path = new_folder(folder)
     shape = image_shape(pretrained)
+    path = new_folder(folder)
     mode = "parallel" if "parallel" in pretrained.model.modes else "auto"
     classify = forward(constants(pretrained), mode=mode)
     taken = jax.ShapeDtypeStruct(("b", *shape), np.uint8)

@@ -29,7 +29,16 @@ class DeployError(RuntimeError):
 
 
 def image_shape(pretrained: PretrainedModel) -> tuple[int, int, int]:
-    """Return height, width and colours of what a model's program takes: RGB of a grey model, too."""
+    """Return height, width and colours of what a model's program takes: RGB of a grey model, too.
+
+    Raises:
+        ValueError: the model gives logits to each pixel, for which no program is written.
+    """
+    if pretrained.model.dense:
+        raise ValueError(
+            f"a model with readout={pretrained.model.readout.reads!r} gives logits to each pixel; programs are written "
+            "of models that give one set of logits to an image"
+        )
     size = pretrained.card.model["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return height, width, max(pretrained.model.channels, 3)

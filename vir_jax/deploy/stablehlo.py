@@ -67,8 +67,8 @@ def write_stablehlo(
         FileExistsError: the folder holds a program.
         DeployError: the program gives something else.
     """
-    path = new_folder(folder)
     shape = image_shape(pretrained)
+    path = new_folder(folder)
     (batch,) = export.symbolic_shape("b")
     taken = jax.ShapeDtypeStruct((batch, *shape), "uint8")
     classify = jax.jit(forward(constants(pretrained), mode=mode))

@@ -21,11 +21,13 @@ from vir_jax.inference.recurrent import (
     check_pixels,
     colours_of,
     initial_state,
+    read_dense_rows,
     read_out,
     read_rows,
 )
 from vir_jax.models import VisionModel
 from vir_jax.models.model import StreamModel
+from vir_jax.models.readout import DENSE
 
 
 class ImageStream:
@@ -35,6 +37,12 @@ class ImageStream:
         for rows in scanner:  # uint8 [any number, 4096, 3]
             stream.push(rows)
             print(stream.predict())
+
+    Of a model that gives logits to each pixel (`readout="dense_patch"`) `push` returns those of the rows that it could
+    read:
+
+        for rows in scanner:
+            mask = stream.push(rows).argmax(-1)  # [1, 0 or more, 4096]: whole rows of patches.
 
     Pixels are collected until a row of patches is whole; the model then reads it, by one function that is compiled
     once for a width and a batch, whatever the height and however the rows arrive. Memory is the state of
@@ -82,6 +90,7 @@ class ImageStream:
         # Once, so that reading a row copies no weights.
         self._graph, self._variables = nnx.split(apart)
         self._read = partial(_read, self._graph, chunk_size, normalization)
+        self._classes = model.num_classes if model.dense else None
         self._rows = None if height is None else np.int32(height // self._patch)
         dtype = np.float32 if normalization is None else np.uint8
         check_pixels(dtype, normalization)
@@ -100,16 +109,27 @@ class ImageStream:
         """Rows of pixels that the model has read: those of whole rows of patches."""
         return self._received - self._received % self._patch
 
-    def push(self, rows: Num[np.ndarray, "*b n width colours"]) -> None:
+    def push(
+        self, rows: Num[np.ndarray, "*b n width colours"]
+    ) -> Float[np.ndarray, "b _n width classes"] | None:
         """Take the next rows of pixels, any number of them.
 
         Args:
             rows: [batch, n, width, 3], or [n, width, 3] where the batch is 1; they are copied.
 
+        Returns:
+            Of a dense model the logits of those pixels that it has read by this call and not before, float32: of whole
+            rows of patches, from none to as many as `rows` complete. Of others None.
+
         Raises:
             ValueError: another shape or dtype, or more rows than the image has. Nothing was taken then.
         """
         rows = self._checked(rows)
+        dense = (
+            []
+            if self._classes is None
+            else [np.zeros((self.batch, 0, self.width, self._classes), np.float32)]
+        )
         while rows.shape[1]:
             filled = self._received % self._patch
             taken = min(self._patch - filled, rows.shape[1])
@@ -121,7 +141,10 @@ class ImageStream:
                 # device may read the pixels after the call has returned: they are never written to again.
                 jax.block_until_ready(self._state)
                 strip, self._strip = self._strip, np.zeros_like(self._strip)
-                self._state = self._read(self._variables, self._state, strip, self._rows)
+                self._state, logits = self._read(self._variables, self._state, strip, self._rows)
+                if self._classes is not None:
+                    dense.append(np.asarray(logits))
+        return np.concatenate(dense, axis=1) if dense else None
 
     def predict(self) -> Float[Array, "b classes"]:
         """Return the logits of what the model has read so far; more rows may follow.
@@ -132,7 +155,7 @@ class ImageStream:
         last row both are the same.
 
         Raises:
-            ValueError: there is no whole row of patches yet.
+            ValueError: there is no whole row of patches yet; or the model is dense, whose logits `push` returns.
         """
         if not self.read:
             raise ValueError(
@@ -215,9 +238,12 @@ def _read(
     state: StreamState,
     strip: Num[Array, "b y x colours"],
     rows: Int[Array, ""] | None,
-) -> StreamState:
+) -> tuple[StreamState, Float[Array, "b y x classes"] | None]:
     model = nnx.merge(graph, variables)
-    return read_rows(model, state, strip, rows=rows, chunk_size=chunk_size, normalization=normalization)
+    options: dict[str, Any] = {"rows": rows, "chunk_size": chunk_size, "normalization": normalization}
+    if model.readout.reads in DENSE:
+        return read_dense_rows(model, state, strip, **options)
+    return read_rows(model, state, strip, **options), None
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -3,35 +3,25 @@
 import dataclasses
 import functools
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Float, UInt8
 
-from vir_jax.data import CorruptImageError, eval_transform
-from vir_jax.data.decode import MAX_PIXELS
-from vir_jax.data.pixels import Colour
-from vir_jax.data.walk import EXTENSIONS, describe
-from vir_jax.data.walk import find_images as find_images_below
-from vir_jax.data.zarr import is_zarr
-from vir_jax.inference.files import ImageFile, Window, open_image
+from vir_jax.inference.files import Window
 from vir_jax.inference.image_stream import ImageStream
-from vir_jax.models import VisionModel
+from vir_jax.inference.views import FilePath, Viewer, attempt, failure, find_images, viewer_fields
 from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.log import quiet_libraries
-from vir_jax.runs.model import ModelFunctions, image_size, make_predict
-from vir_jax.runs.state import Params
+from vir_jax.runs.model import make_predict
 from vir_jax.tasks.classification import Classification, check_classifies
 
 # Images classified together, at most.
 BATCH_SIZE = 16
 
-FilePath = str | os.PathLike[str]
 Logits = Float[np.ndarray, "classes"]
 
 
@@ -49,35 +39,14 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class Classifier(Viewer):
     """A model and what it takes to classify image files with it.
 
     Attributes:
-      functions: the model as pure functions of `params`.
-      params: its weights.
-      class_names: in the order of the logits.
-      image_size: (height, width) that files are resized and cropped to.
-      mean: of the colours in [0, 1].
-      std: that they are divided by.
-      crop_fraction: see `vir_jax.data.eval_transform`.
-      background: RGB that shows where an image is transparent.
       probabilities: of logits.
     """
 
-    functions: ModelFunctions
-    params: Params
-    class_names: tuple[str, ...]
-    image_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_fraction: float
-    background: Colour
     probabilities: Callable[[Array], Array]
-
-    @functools.cached_property
-    def model(self) -> VisionModel:
-        """The model with these weights, as a module."""
-        return self.functions.model(self.params)
 
 
 def classifier_of(run: Run) -> Classifier:
@@ -88,18 +57,7 @@ def classifier_of(run: Run) -> Classifier:
     """
     check_classifies(run.task)
     assert isinstance(run.task, Classification)
-    data = run.config.data
-    return Classifier(
-        functions=run.functions,
-        params=run.params,
-        class_names=run.class_names,
-        image_size=image_size(run.config.model),
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        crop_fraction=data.crop_fraction,
-        background=tuple(data.background),
-        probabilities=run.task.probabilities,
-    )
+    return Classifier(**viewer_fields(run), probabilities=run.task.probabilities)
 
 
 def predict_files(
@@ -141,7 +99,7 @@ def predict_files(
         forward = functools.partial(predict, source.params, mode="auto")
         batch = max(min(BATCH_SIZE, len(files)), 1)
         logits_of = functools.partial(
-            _classify_files, forward, functools.partial(_whole_image, source, window), batch
+            _classify_files, forward, functools.partial(source.view, window=window), batch
         )
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
@@ -149,28 +107,9 @@ def predict_files(
             yield _prediction(file, result, source, top)
 
 
-def find_images(paths: FilePath | Iterable[FilePath]) -> Iterator[Path]:
-    """Yield the files, and in place of a folder the images in and below it, sorted.
-
-    What is missing, and a folder without images, stays in the list. What was left out of a folder is counted and
-    logged.
-    """
-    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
-        if not path.is_dir() or is_zarr(path):
-            yield path
-            continue
-        left_out: Counter[str] = Counter()
-        found = [Path(file) for file in find_images_below(path, left_out)]
-        if left_out:
-            logging.warning("left out in %s: %s", path, describe(left_out))
-        yield from found or [path]
-
-
 def _prediction(file: Path, result: Logits | Exception, classifier: Classifier, top: int) -> Prediction:
-    if isinstance(result, IsADirectoryError):
-        return Prediction(str(file), (), f"no images in this folder; looked for {', '.join(EXTENSIONS)}")
     if isinstance(result, Exception):
-        return Prediction(str(file), (), getattr(result, "strerror", None) or str(result))
+        return Prediction(str(file), (), failure(result))
     probabilities = np.asarray(classifier.probabilities(jnp.asarray(result)[None])[0])
     best = np.argsort(-probabilities, kind="stable")[:top]
     names = classifier.class_names
@@ -184,7 +123,7 @@ def _classify_files(
     files: Sequence[Path],
 ) -> list[Logits | Exception]:
     """Return the logits of each file, or what went wrong; one call of the model, always of `batch` images."""
-    images = [_attempt(transform, file) for file in files]
+    images = [attempt(transform, file) for file in files]
     good = [image for image in images if not isinstance(image, Exception)]
     if not good:
         return images
@@ -196,45 +135,13 @@ def _classify_files(
 def _stream_files(
     classifier: Classifier, window: Window | None, files: Sequence[Path]
 ) -> list[Logits | Exception]:
-    return [_attempt(functools.partial(_stream_file, classifier, window), file) for file in files]
-
-
-def _attempt(function: Callable[[Path], Any], file: Path) -> Any:
-    try:
-        return function(file)
-    except (OSError, CorruptImageError) as error:
-        return error
-
-
-def _whole_image(classifier: Classifier, window: Window | None, file: Path) -> UInt8[np.ndarray, "y x 3"]:
-    image = open_image(file, background=classifier.background, window=window)
-    _check_large_enough(image, classifier.functions.abstract.patch)
-    if image.height * image.width > MAX_PIXELS:
-        raise CorruptImageError(
-            f"{image.width} x {image.height} pixels: more than the {MAX_PIXELS:,} that are decoded; --stream reads it"
-        )
-    return eval_transform(
-        np.concatenate(list(image.strips())), classifier.image_size, classifier.crop_fraction
-    )
+    return [attempt(functools.partial(_stream_file, classifier, window), file) for file in files]
 
 
 def _stream_file(classifier: Classifier, window: Window | None, file: Path) -> Logits:
-    model = classifier.model
-    image = open_image(file, background=classifier.background, window=window)
-    _check_large_enough(image, model.patch)
-    height, width = (side // model.patch * model.patch for side in (image.height, image.width))
-    top, left = (image.height - height) // 2, (image.width - width) // 2
-    stream = ImageStream(model, width=width, height=height, normalization=(classifier.mean, classifier.std))
-    y = 0
-    for strip in image.strips():
-        rows = strip[max(top - y, 0) : max(top + height - y, 0), left : left + width]
+    (height, width), strips = classifier.strips(file, window)
+    normalization = (classifier.mean, classifier.std)
+    stream = ImageStream(classifier.model, width=width, height=height, normalization=normalization)
+    for rows in strips:
         stream.push(rows)
-        y += len(strip)
     return np.asarray(stream.predict()[0])
-
-
-def _check_large_enough(image: ImageFile, patch: int) -> None:
-    if min(image.height, image.width) < patch:
-        raise CorruptImageError(
-            f"{image.width} x {image.height} pixels: smaller than one patch of the model, {patch} x {patch}"
-        )

@@ -20,6 +20,7 @@ from vir_jax.models.model import StreamModel
 from vir_jax.models.pixel_stem import PixelStem
 from vir_jax.models.pixels import normalize
 from vir_jax.models.pyramid_stream import PyramidStream
+from vir_jax.models.readout import DENSE
 from vir_jax.models.stem import Stem, expected_images, patch_grid
 from vir_jax.models.stream_state import StreamState
 
@@ -49,9 +50,11 @@ def stream(
         Logits, float32.
 
     Raises:
-        ValueError: for a model that cannot be computed so, or images that do not divide into patches.
+        ValueError: for a model that cannot be computed so, or images that do not divide into patches; for one that
+            gives logits to each pixel, whose memory grows with the image.
     """
     model.check_streamable()
+    check_classifies_images(model)
     if isinstance(model.stem, PixelStem):
         stem_of(model)
     colours = colours_of(model.channels, normalization)
@@ -117,6 +120,40 @@ def read_rows(
     Returns:
         The state after these rows.
     """
+    return _read(model, state, pixels, rows, chunk_size, normalization, keep=False)[0]
+
+
+def read_dense_rows(
+    model: StreamModel,
+    state: StreamState,
+    pixels: Num[Array, "b H W colours"],
+    *,
+    rows: int | Int[Array, ""] | None,
+    chunk_size: int = CHUNK_SIZE,
+    normalization: Normalization | None = None,
+) -> tuple[StreamState, Float[Array, "b H W classes"]]:
+    """Read the next rows of patches with a dense model; the arguments are those of `read_rows`.
+
+    Returns:
+        The state after these rows, and the logits of their pixels, float32.
+    """
+    state, tokens = _read(model, state, pixels, rows, chunk_size, normalization, keep=True)
+    assert tokens is not None
+    cols = pixels.shape[2] // stem_of(model).patch
+    return state, model.readout.of_pixels(tokens.reshape(tokens.shape[0], -1, cols, tokens.shape[-1]))
+
+
+def _read(
+    model: StreamModel,
+    state: StreamState,
+    pixels: Num[Array, "b H W colours"],
+    rows: int | Int[Array, ""] | None,
+    chunk_size: int,
+    normalization: Normalization | None,
+    *,
+    keep: bool,
+) -> tuple[StreamState, Float[Array, "b n c"] | None]:
+    """Return the state after these rows and, where they are to be kept, the last block's tokens of them."""
     stem = stem_of(model)
     arriving, cols = pixels.shape[1] // stem.patch, pixels.shape[2] // stem.patch
     n, before = arriving * cols, state.patches
@@ -128,7 +165,7 @@ def read_rows(
     def normalized(pixels: Num[Array, "b H W colours"]) -> Float[Array, "b H W channels"]:
         return pixels if normalization is None else normalize(pixels, *normalization)
 
-    def read_chunk(state: StreamState, start: Array | int, size: int) -> StreamState:
+    def read_chunk(state: StreamState, start: Array | int, size: int) -> tuple[StreamState, Array | None]:
         y, x = Layout(cols=cols, patches=size, class_token=None, start=start).positions
         apart = stem.embedding.reads_patches
         cut = stem.cut(pixels, y, x) if apart else stem.cut_rows(pixels, y[0], size // cols)
@@ -139,14 +176,19 @@ def read_rows(
         total = state.sum
         if model.readout.reads == "average":
             total += jnp.sum(tokens, axis=1)
-        return StreamState(layers, state.patches + size, total, above)
+        return StreamState(layers, state.patches + size, total, above), tokens if keep else None
 
-    def step(state: StreamState, start: Array) -> tuple[StreamState, None]:
-        return read_chunk(state, start, chunk_size), None
+    def step(state: StreamState, start: Array) -> tuple[StreamState, Array | None]:
+        return read_chunk(state, start, chunk_size)
 
     chunks, rest = divmod(n, chunk_size)
-    state, _ = jax.lax.scan(step, state, chunk_size * jnp.arange(chunks, dtype=jnp.int32))
-    return read_chunk(state, n - rest, rest) if rest else state
+    state, kept = jax.lax.scan(step, state, chunk_size * jnp.arange(chunks, dtype=jnp.int32))
+    tokens = None if kept is None else jnp.moveaxis(kept, 0, 1).reshape(kept.shape[1], -1, kept.shape[-1])
+    if rest:
+        state, last = read_chunk(state, n - rest, rest)
+        if tokens is not None and last is not None:
+            tokens = jnp.concatenate([tokens, last], axis=1)
+    return state, tokens
 
 
 @singledispatch
@@ -154,7 +196,11 @@ def read_out(model: StreamModel, state: StreamState, *, cols: int) -> Float[Arra
     """Return logits from what was read so far, of images `cols` patches wide. The state is left as it is.
 
     The class token comes as if the image ended here.
+
+    Raises:
+        ValueError: the model gives logits to each pixel.
     """
+    check_classifies_images(model)
     if model.readout.reads == "average":
         return model.readout.logits(state.sum / state.patches)
     token = stem_of(model).class_tokens(state.sum.shape[0])
@@ -192,6 +238,19 @@ def _(
 @read_out.register
 def _(model: PyramidStream, state: StreamState, *, cols: int) -> Float[Array, "b classes"]:
     return model.read_out(state, cols=cols)
+
+
+def check_classifies_images(model: VisionModel | StreamModel) -> None:
+    """Check that a model says something of an image as a whole.
+
+    Raises:
+        ValueError: it gives logits to each pixel.
+    """
+    if model.readout.reads in DENSE:
+        raise ValueError(
+            f"a model with readout={model.readout.reads!r} gives logits to each pixel and none to an image. "
+            "`ImageStream.push` returns them row by row, `model(images)` those of whole images."
+        )
 
 
 def stem_of(model: VisionModel | StreamModel) -> Stem:

@@ -271,7 +271,7 @@ class ConvBlock(StageBlock):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b n c"], State | None, dict[str, Array]]:
         """Apply the block; see `Block.__call__`. There is no mixer, whose form `mode` could be."""
-        update = self.conv2(nnx.gelu(self.conv1(layout.maps(x)), approximate=False))
+        update = self.conv2(nnx.gelu(self.conv1(layout.patch_map(x)), approximate=False))
         x = x + drop_path(update.reshape(x.shape), drop_path_rate, key)
         return x, None, {"tokens": x}
 

@@ -18,7 +18,7 @@ from vir_jax.models.model import VisionModel
 from vir_jax.models.options import check_channels, check_option, check_positive
 from vir_jax.models.pixel_stem import PixelStem, check_no_pixel_options, check_predicts_pixels
 from vir_jax.models.position import POSITIONS, ROPE
-from vir_jax.models.readout import READOUTS, Readout, Reads
+from vir_jax.models.readout import DENSE, READOUTS, Readout, Reads
 from vir_jax.models.stage import Block, Stage
 from vir_jax.models.stem import Stem, patch_grid
 
@@ -87,10 +87,10 @@ def make_isotropic(
     class_token: ClassTokenPlace | None = "last" if kind.causal else "first"
     if not kind.takes_class_token:
         class_token, readout = None, readout or "average"
-        if readout != "average":
+        if readout not in ("average", *DENSE):
             raise ValueError(
                 f"readout={readout!r} makes no sense with the mixer {mixer!r}, which has no place for a class token; "
-                "expected 'average', or None for it."
+                f"expected 'average', or None for it, or one of {DENSE}."
             )
     if bidirectional and flips:
         raise ValueError(
@@ -175,6 +175,6 @@ def make_isotropic(
             flips=flips,
             rngs=rngs,
         ),
-        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), rngs=rngs),
+        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), patch=patch, rngs=rngs),
         mode=mode,
     )

@@ -79,14 +79,20 @@ class Layout:
             return jnp.append(y, (end + self.cols - 1) // self.cols), jnp.append(x, self.cols - 1)
         return y, x
 
-    def maps(self, x: Float[Array, "b n c"]) -> Float[Array, "b rows cols c"]:
-        """Return the tokens of whole rows of patches, without a class token, as rows and columns."""
-        return x.reshape(x.shape[0], *self.grid, x.shape[-1])
-
     def patch_tokens(self, x: Float[Array, "b n c"]) -> Float[Array, "b p c"]:
         """Return the tokens of the patches, of both passes where there are two, without the class token."""
         first = int(self.class_token == "first")
         return x[:, first : first + self.passes * self.patches]
+
+    def patch_map(self, x: Float[Array, "b n c"]) -> Float[Array, "b rows cols c"]:
+        """Return the patches' tokens at their places in the image, without the class token.
+
+        Of two passes those of the second, which has read the whole image, in image order.
+        """
+        tokens = self.patch_tokens(x)
+        if self.passes == 2:
+            tokens = jnp.flip(tokens[:, self.patches :], axis=1)
+        return tokens.reshape(x.shape[0], *self.grid, x.shape[-1])
 
     def backwards(self, x: Float[Array, "b n *c"]) -> Float[Array, "b n *c"]:
         """Return the tokens of one pass with the patches in reverse order; a class token stays where it is."""

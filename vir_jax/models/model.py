@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer
 from vir_jax.models.pixel_stem import PixelStem
-from vir_jax.models.readout import Readout
+from vir_jax.models.readout import DENSE, Readout
 from vir_jax.models.stage import Block, BlocksApart, Stage
 from vir_jax.models.stem import Stem
 
@@ -45,7 +45,7 @@ class VisionModel(nnx.Module):
     def __call__(
         self, images: Num[Array, "b H W colours"], *, mode: str | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b *n classes"]:
-        """Classify images, or predict each of their pixels from those before.
+        """Classify images or each of their pixels, or predict each pixel from those before.
 
         Args:
             images: normalised pixels; height and width divisible by the patch, of any size, square or not. Of a model
@@ -54,7 +54,8 @@ class VisionModel(nnx.Module):
             key: random key for stochastic depth (training); None: deterministic.
 
         Returns:
-            Logits, float32; of a model of pixels what its `stem.likelihood` makes a distribution of, for each.
+            Logits, float32: of each image; with a dense readout of each of its pixels, [b, H, W, classes]; of a model
+            of pixels what its `stem.likelihood` makes a distribution of, for each.
 
         Raises:
             ValueError: on images of another shape or dtype, or a mode that the mixer does not have.
@@ -71,6 +72,57 @@ class VisionModel(nnx.Module):
         """
         tokens, *_ = self._encode(images, mode=mode, key=key)
         return self.readout.norm(tokens)
+
+    def feature_maps(
+        self,
+        images: Num[Array, "b H W colours"],
+        blocks: Sequence[int] | None = None,
+        *,
+        mode: str | None = None,
+        norm: bool = True,
+    ) -> tuple[Float[Array, "b rows cols c"], ...]:
+        """Compute maps of features, for what is predicted of every place; deterministic.
+
+        A token stands where its patch does; the class token is left out. Of a bidirectional model the maps are the
+        second pass's, whose tokens have seen the whole image. With flips, too, they come in image order.
+
+        Args:
+            images: as for `__call__`, of any size that the patch divides, square or not.
+            blocks: whose outputs, 0 to depth - 1, in any order; None: the last block's.
+            mode: as for `__call__`.
+            norm: whether the model's final layer norm is applied to each map.
+
+        Returns:
+            For each block a map, float32: pixels a place `feature_strides`, channels `feature_dims`.
+
+        Raises:
+            ValueError: no such block, none, or a model of pixels, which has no patches; and as for `__call__`.
+        """
+        if isinstance(self.stem, PixelStem):
+            raise ValueError(
+                "a model with stem='pixels' has no feature maps: its tokens stand for pixels not yet seen. Use one of "
+                "patches."
+            )
+        wanted = (self.depth - 1,) if blocks is None else tuple(blocks)
+        if not wanted or not all(0 <= block < self.depth for block in wanted):
+            raise ValueError(
+                f"blocks={blocks!r}; expected some of 0 to {self.depth - 1}, or None for the last."
+            )
+        # The last block's output is there without keeping those of all.
+        names = frozenset[str]() if set(wanted) == {self.depth - 1} else frozenset({"tokens"})
+        last, layout, _, kept = self._encode(images, mode=mode, names=names)
+        tokens = (kept["tokens"][block] if names else last for block in wanted)
+        return tuple(layout.patch_map(self.readout.norm(x) if norm else x) for x in tokens)
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Pixels from one place to the next in each map that `feature_maps` gives by default."""
+        return (self.patch,)
+
+    @property
+    def feature_dims(self) -> tuple[int, ...]:
+        """Channels of each map that `feature_maps` gives by default."""
+        return (self.dim,)
 
     def intermediates(
         self, images: Num[Array, "b H W colours"], names: Collection[str], *, mode: str | None = None
@@ -145,7 +197,12 @@ class VisionModel(nnx.Module):
     @property
     def num_classes(self) -> int:
         """Width of the head."""
-        return self.readout.head.out_features
+        return self.readout.num_classes
+
+    @property
+    def dense(self) -> bool:
+        """Whether it gives logits to each pixel, in place of each image."""
+        return self.readout.reads in DENSE
 
     @property
     def bidirectional(self) -> bool:
@@ -229,6 +286,12 @@ class VisionModel(nnx.Module):
             raise ValueError(
                 "a bidirectional model cannot be streamed: it reads the patches a second time, backwards from the "
                 "last. Use one made with bidirectional=False, or give this one the whole image with mode='chunkwise'."
+            )
+        if not self.readout.streams:
+            raise ValueError(
+                f"a model with readout={self.readout.reads!r} cannot be streamed: its logits are interpolated "
+                "between a row of patches and the one below. Use one made with readout='dense_patch', or give this one "
+                "the whole image."
             )
 
     def apart(self) -> "StreamModel":

@@ -49,3 +49,11 @@ def cut_patches(images: Shaped[Array, "b H W channels"], patch: int) -> Shaped[A
     rows, cols = height // patch, width // patch
     cut = images.reshape(b, rows, patch, cols, patch, channels).swapaxes(2, 3)
     return cut.reshape(b, rows, cols, channels * patch**2)
+
+
+def join_patches(patches: Shaped[Array, "b rows cols pixels"], patch: int) -> Shaped[Array, "b H W channels"]:
+    """Return the image of patches whose numbers stand side by side: what `cut_patches` cut."""
+    b, rows, cols, pixels = patches.shape
+    channels = pixels // patch**2
+    joined = patches.reshape(b, rows, cols, patch, patch, channels).swapaxes(2, 3)
+    return joined.reshape(b, rows * patch, cols * patch, channels)

@@ -88,7 +88,7 @@ class PyramidStage(nnx.Module):
     def shrink(self, x: Float[Array, "b n c"], layout: Layout) -> tuple[Float[Array, "b m d"], Layout]:
         """Return the next stage's tokens, float32, and their layout."""
         assert self.downsample is not None
-        maps = self.downsample(layout.maps(x)).astype(jnp.float32)
+        maps = self.downsample(layout.patch_map(x)).astype(jnp.float32)
         b, rows, cols, d = maps.shape
         return maps.reshape(b, rows * cols, d), Layout(cols=cols, patches=rows * cols, class_token=None)
 
@@ -104,7 +104,7 @@ class PyramidReadout(Readout):
     """Batch norm of every token, their average, and a linear head: `norm`, `head`."""
 
     def __init__(self, dim: int, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        super().__init__(dim, num_classes, "average", rngs=rngs)
+        super().__init__(dim, num_classes, "average", patch=1, rngs=rngs)
         self.norm = BatchNorm(dim, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"], layout: Layout) -> Float[Array, "b classes"]:
@@ -175,7 +175,7 @@ class Pyramid(VisionModel):
         *maps, last = self._stage_outputs(images, mode=mode)
         x, layout, _ = last
         last = (self.readout.norm(x) if norm else x), layout, []
-        return tuple(layout.maps(x) for x, layout, _ in (*maps, last))
+        return tuple(layout.patch_map(x) for x, layout, _ in (*maps, last))
 
     @property
     def feature_strides(self) -> tuple[int, ...]:
@@ -222,7 +222,7 @@ class Pyramid(VisionModel):
             for j, values in enumerate(blocks):
                 for name, value in values.items():
                     path, is_map = f"stages.{i}.blocks.{j}.", name == "tokens"
-                    found[path + ("map" if is_map else name)] = layout.maps(value) if is_map else value
+                    found[path + ("map" if is_map else name)] = layout.patch_map(value) if is_map else value
         x, layout, _ = outputs[-1]
         if "features" in names:
             found["features"] = self.readout.norm(x)
@@ -383,7 +383,7 @@ class Pyramid(VisionModel):
         """Return of each stage its tokens, their layout, and of each part the named intermediates of its blocks."""
         x, layout, _ = self.stem(images)
         if found is not None:
-            found["stem"] = layout.maps(x)
+            found["stem"] = layout.patch_map(x)
         outputs = []
         for i, stage in enumerate(self.stages):
             if i:

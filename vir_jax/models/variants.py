@@ -146,8 +146,9 @@ def create_model(
         local_context: of a model of pixels: how far a token sees its earlier neighbours, in rows and columns; None: the
             pixel before alone.
         readout: what the head reads: the "class_token", the "average" of the patch tokens (of both passes where
-            bidirectional), or "every_token" but the class token. None: the class token; the average where the mixer has
-            no place for one (`mlp_mixer`), and in pyramids; in models of pixels every token.
+            bidirectional), or "every_token" but the class token. Or it gives logits to each pixel, "dense_linear" or
+            "dense_patch" (`vir_jax.models.readout`). None: the class token; the average where the mixer has no place
+            for one (`mlp_mixer`), and in pyramids; in models of pixels every token.
         position: how tokens know where they stand. Embeddings added to the patches: "learned" for a grid and resampled
             to others, or "sincos": fixed, of rows and columns. Or rotary positions, which turn queries and keys
             in every layer: "rope" by the index in the sequence, "rope_2d" by row and column (`vir_jax.models.rope`). Or

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from vir_jax.data import Source, eval_loader
 from vir_jax.models import VisionModel
 from vir_jax.models.layout import Layout
-from vir_jax.models.readout import READOUTS
+from vir_jax.models.readout import POOLS
 from vir_jax.runs.load import Run
 from vir_jax.runs.model import image_size
 from vir_jax.runs.state import Params
@@ -57,7 +57,8 @@ def extract(
         run: of `load_run`.
         source: the images; their classes need not be those of the run.
         layers: names of `VisionModel.intermediate_names` that are tokens: "features", "blocks.3.tokens", ...
-        pool: "class_token" or "average"; None: what the model's head reads.
+        pool: "class_token" or "average"; None: what the model's head reads, or
+            "average" where it gives logits to each pixel.
         batch_size: None: of the run's evaluation.
 
     Raises:
@@ -66,7 +67,7 @@ def extract(
     """
     config, data = run.config, run.config.data
     size = image_size(config.model)
-    pool = pool or run.model.readout.reads
+    pool = pool or ("average" if run.model.dense else run.model.readout.reads)
     _check(run.model, layers, pool, size)
     batches = eval_loader(
         source,
@@ -107,8 +108,8 @@ def _pooled(x: Float[Array, "b n c"], layer: str, pool: str, layout: Layout) -> 
 
 def _check(model: VisionModel, layers: Sequence[str], pool: str, size: Any) -> None:
     """Check that layers are there, and can be pooled so."""
-    if pool not in READOUTS:
-        raise ValueError(f"pool is {pool!r}; expected one of {', '.join(READOUTS)}")
+    if pool not in POOLS:
+        raise ValueError(f"pool is {pool!r}; expected one of {', '.join(POOLS)}")
     if pool == "class_token" and PATCHES_ALONE in layers:
         raise ValueError(f"{PATCHES_ALONE!r} are before the class token: take pool='average'")
     images = jax.ShapeDtypeStruct((1, *size, model.channels), "float32")

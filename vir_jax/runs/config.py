@@ -64,7 +64,8 @@ def default_config() -> ml_collections.ConfigDict:
     model.local_context = (
         may_be_none()
     )  # In models of pixels, how far a token sees earlier ones; None: the last.
-    model.readout = may_be_none()  # What the head reads; None: the class token.
+    # What the head reads; None: the class token. "dense_patch" and "dense_linear" give logits to each pixel.
+    model.readout = may_be_none()
     model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none"; of pyramids "none".
     # The next five are retention's; None is what the family has: in cvir_* a short_conv of 4.
     model.decays = may_be_none()  # "vir", "retnet", "none", "learned" or "token"; None: "vir".
@@ -89,9 +90,8 @@ def default_config() -> ml_collections.ConfigDict:
         model[option] = may_be_none()  # Of one mixer, which explains it; None: its default.
 
     config.data = data = Config()
-    data.dataset = (
-        "imagenet2012"  # A TFDS name, "folder" (one per class), "table", "hf:user/set" or "digits".
-    )
+    # A TFDS name, "folder" (one per class; of images and of masks), "table", "hf:user/set", "digits", "digits_scenes".
+    data.dataset = "imagenet2012"
     data.data_dir = (
         may_be_none()
     )  # None: TFDS's own default directory. Required by "folder", "table" and "hf".

@@ -246,8 +246,8 @@ def _switches(config: ml_collections.ConfigDict) -> Iterator[tuple[str, bool, st
     yield "optim.warmup_lr", optim.warmup_epochs > 0, "optim.warmup_epochs is 0"
     yield (
         "data.data_dir",
-        config.data.dataset != "digits",
-        "data.dataset is 'digits', which ship with scikit-learn",
+        config.data.dataset not in ("digits", "digits_scenes"),
+        f"data.dataset is {config.data.dataset!r}, and the digits ship with scikit-learn",
     )
     chunks = model.mode in ("auto", "chunkwise")
     yield "model.chunk_size", chunks, f"model.mode is {model.mode!r}, which has no chunks"

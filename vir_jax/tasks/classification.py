@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vir_jax.models.readout import DENSE
 from vir_jax.tasks.mixing import mix, smooth_labels
 from vir_jax.tasks.task import Batch, Task
 
@@ -22,10 +23,16 @@ class Classification(Task):
 
     best = "top1"
     higher_is_better = True
+    of_classes = True
     fields = ("label_smoothing", "bce_loss", "mixing.mixup_alpha", "mixing.cutmix_alpha")
 
     def __init__(self, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
         super().__init__(config, class_names)
+        if config.model.readout in DENSE:
+            raise ValueError(
+                f"config.model.readout is {config.model.readout!r}, which gives logits to each pixel; expected"
+                " one that reads the image, such as 'class_token', for a task of classes of images"
+            )
         self._class_names, self._num_classes = tuple(class_names), len(class_names)
         self._allowed: np.ndarray | None = None  # Of each class, whether it can be chosen; None: all.
         self._label_smoothing = config.label_smoothing

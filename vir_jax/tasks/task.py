@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Key
 from vir_jax.models.pixels import normalize
 
 Batch = dict[str, Array]
-"""What the loaders give: "image" uint8 [b y x 3], "label" int32 [b]; in evaluation "mask" bool [b] besides."""
+"""What the loaders give: "image" uint8 [b y x 3], "label" int32 [b], or of tasks `per_pixel` uint8 [b y x], 255 where a
+pixel has none; in evaluation "mask" bool [b], of examples, besides."""
 
 
 class Task(abc.ABC):
@@ -26,12 +27,16 @@ class Task(abc.ABC):
     Attributes:
       best: the metric that the best checkpoint is chosen by.
       higher_is_better: whether the best checkpoint has the highest; else it has the lowest.
+      per_pixel: whether the data have a class for each pixel, a mask, in place of one for each image.
+      of_classes: whether the model's head has an output for each class of the data, in their order.
       fields: dotted names of the fields of the config that are for tasks alone and that this one uses; 0 must switch
         each off. Those that only other tasks use must be off.
     """
 
     best: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    per_pixel: ClassVar[bool] = False
+    of_classes: ClassVar[bool] = False
     fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:

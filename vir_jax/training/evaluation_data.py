@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import ml_collections
 from jax.sharding import Mesh
 
-from vir_jax.data import EvalLoader, Source, eval_loader, open_source
+from vir_jax.data import EvalLoader, Source, check_labels, eval_loader, open_source
 from vir_jax.data.classes import match_classes, select_classes
 from vir_jax.parallel.mesh import local_rows
 from vir_jax.runs.evaluation_sets import OWN, EvaluationSet
@@ -40,10 +40,14 @@ def open_evaluation(
       source: examples to use instead of those that `given` names.
 
     Raises:
-      ValueError: classes that the data do not have, or that the model does not know.
+      ValueError: data with other labels than the task's; classes that the data do not have, or that the model does
+        not know.
       FileNotFoundError: the data are not there.
     """
-    source = source or open_source(given.dataset, given.split, data_dir=given.data_dir)
+    source = source or open_source(
+        given.dataset, given.split, data_dir=given.data_dir, per_pixel=task.per_pixel
+    )
+    check_labels(source, task.per_pixel, given.called)
     if given.classes is not None:
         chosen = source.class_names if given.classes == OWN else given.classes
         source, task = select_classes(source, chosen, given.called), task.among(chosen)

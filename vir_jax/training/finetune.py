@@ -17,7 +17,6 @@ from vir_jax.runs.checkpoint_reader import NotEvaluatedError
 from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import Params
-from vir_jax.tasks.classification import Classification
 
 # Fields of config.model in which the two runs may differ: the weights mean the same. What has a vector for each patch
 # is resampled to another image size (`vir_jax.models.grids`). Every other field, one that is added later too, must
@@ -44,8 +43,8 @@ def read_pretrained(
 
     The moving average is taken where the run kept one, and the last weights where it was never evaluated, which is
     logged. What has a vector for each patch is resampled to the new grid. Where the task is the same and so are the
-    classes by name, in any order, the head keeps what it knows of each; else it starts afresh. The head of another task
-    than classification knows no classes, and is kept where the task is the same.
+    classes by name, in any order, the head keeps what it knows of each; else it starts afresh. A head that has no
+    output for each class (`Task.of_classes`) is kept where the task is the same.
 
     Args:
       config: of the new run.
@@ -61,11 +60,11 @@ def read_pretrained(
     check_same_model(run, config)
     changed = class_difference(run.class_names, class_names)
     same_task = run.config.task == config.task
-    classifies = isinstance(run.task, Classification)
-    same = same_task and (set(run.class_names) == set(class_names) or not classifies)
+    of_classes = run.task.of_classes
+    same = same_task and (set(run.class_names) == set(class_names) or not of_classes)
     if not same_task:
         logging.warning("the pretrained model's task is %s; the head starts afresh", run.config.task)
-    elif changed and classifies:
+    elif changed and of_classes:
         logging.warning(
             "the pretrained model knows %s; the head %s",
             changed,
@@ -74,7 +73,7 @@ def read_pretrained(
     head: Sequence[int] | None = None
     if same:
         numbers = range(run.task.num_outputs)
-        head = [run.class_names.index(name) for name in class_names] if classifies else numbers
+        head = [run.class_names.index(name) for name in class_names] if of_classes else numbers
     logging.info("starting from the %s weights of step %d in %s", run.weights, run.step, run.workdir)
     return fit_params(run.params, shapes=shapes, head=head)
 

@@ -34,7 +34,7 @@ from vir_jax.runs.storage import RunPath, open_workdir
 from vir_jax.runs.validate import validate
 from vir_jax.runs.workdir import check_config, check_resumable, write_config
 from vir_jax.runs.writers import check_installed, tiled, writer_names
-from vir_jax.tasks import Task, make_task
+from vir_jax.tasks import Task, find_task, make_task
 from vir_jax.training.clock import Clock
 from vir_jax.training.evaluate import Evaluator, check_task
 from vir_jax.training.evaluation_data import evaluation_batches, open_evaluation
@@ -118,7 +118,8 @@ def _train(
     knows_config = check_config(workdir, config)
     data = config.data
     given = train_source, eval_source
-    train_source, eval_source = open_sources(data, train_source, eval_source)
+    per_pixel = find_task(config.task).per_pixel
+    train_source, eval_source = open_sources(data, train_source, eval_source, per_pixel=per_pixel)
     task = make_task(config, train_source.class_names)
     further = [open_evaluation(one, task, train_source.class_names) for one in named_sets(config)]
     opened = [source for source, was in zip((train_source, eval_source), given, strict=True) if was is None]

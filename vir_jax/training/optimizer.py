@@ -77,5 +77,5 @@ def make_optimizer(
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
     if layer_decay != 1:
         optimizer = optax.chain(optimizer, scale_by_layer(layer_decay))
-    patterns = [pattern.strip() for pattern in freeze.split(",") if pattern.strip()]
+    patterns = transfer.frozen_names(freeze)
     return transfer.freeze(optimizer, patterns) if patterns else optimizer

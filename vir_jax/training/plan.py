@@ -18,6 +18,7 @@ from vir_jax.tasks.task import Batch
 from vir_jax.training.gradients import check_reduce_dtype
 from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, optimizer_options
 from vir_jax.training.step import Metrics, StepConfig, make_train_step
+from vir_jax.training.transfer import frozen_names, without_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def check_on_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     task = make_task(config, ("one class", "another"))
     model = model_functions(config.model, task.num_outputs)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    batch = batch_shapes(config.batch_size, image_size(config.model), mesh)
+    batch = batch_shapes(config.batch_size, image_size(config.model), mesh, per_pixel=task.per_pixel)
     with jax.set_mesh(mesh):
         check_reduce_dtype(config.reduce_dtype, apart=not model.has_statistics)
         try:
@@ -92,6 +93,7 @@ def make_plan(
     model = model_functions(config.model, task.num_outputs)
     schedule = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch)
     optimizer = make_optimizer(**optimizer_options(config.optim))
+    train = without_gradients(model.train, frozen_names(config.optim.freeze))
 
     def init(key: Array) -> TrainState:
         return create_train_state(model.init(key), optimizer, ema=config.ema_decay > 0)
@@ -110,10 +112,10 @@ def make_plan(
         model=model,
         image_size=size,
         state=state,
-        batch=batch_shapes(config.batch_size, size, mesh),
+        batch=batch_shapes(config.batch_size, size, mesh, per_pixel=task.per_pixel),
         init=jax.jit(init, out_shardings=shardings),
         step=make_train_step(
-            model.train, task, optimizer, schedule, step_config(config), apart=not model.has_statistics
+            train, task, optimizer, schedule, step_config(config), apart=not model.has_statistics
         ),
     )
 
@@ -128,7 +130,10 @@ def step_config(config: ml_collections.ConfigDict) -> StepConfig:
     )
 
 
-def batch_shapes(batch_size: int, size: tuple[int, int], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shapes of a global training batch."""
+def batch_shapes(
+    batch_size: int, size: tuple[int, int], mesh: Mesh, *, per_pixel: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes of a global training batch, whose labels are masks where they are per pixel."""
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
-    return {"image": shape((batch_size, *size, 3), "uint8"), "label": shape((batch_size,), "int32")}
+    label = shape((batch_size, *size), "uint8") if per_pixel else shape((batch_size,), "int32")
+    return {"image": shape((batch_size, *size, 3), "uint8"), "label": label}

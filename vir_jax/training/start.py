@@ -1,19 +1,24 @@
 """What stands before the first step: the run's data, and that they belong to the run that the workdir holds."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 from absl import logging
 
-from vir_jax.data import Source, open_source
+from vir_jax.data import Source, check_labels, open_source
 from vir_jax.data.classes import check_classes, class_difference, match_classes
 from vir_jax.data.fingerprint import difference, fingerprint
 from vir_jax.runs.storage import RunPath
 
 
 def open_sources(
-    data: ml_collections.ConfigDict, train_source: Source | None, eval_source: Source | None
+    data: ml_collections.ConfigDict,
+    train_source: Source | None,
+    eval_source: Source | None,
+    *,
+    per_pixel: bool = False,
 ) -> tuple[Source, Source]:
     """Return the examples to train and to evaluate on, labelled alike.
 
@@ -23,14 +28,18 @@ def open_sources(
       data: `config.data`.
       train_source: to use instead of `data.train_split`.
       eval_source: to use instead of `data.eval_split`.
+      per_pixel: whether labels are masks; `Task.per_pixel`.
 
     Raises:
-      ValueError: data that do not say what their classes are, a single class, or evaluation data with a class that
-        the training data lack.
+      ValueError: data with other labels, or that do not say what their classes are, a single class, or evaluation data
+        with a class that the training data lack.
       FileNotFoundError: the data are not there.
     """
-    train_source = train_source or open_source(data.dataset, data.train_split, data_dir=data.data_dir)
-    eval_source = eval_source or open_source(data.dataset, data.eval_split, data_dir=data.data_dir)
+    open_split = functools.partial(open_source, data.dataset, data_dir=data.data_dir, per_pixel=per_pixel)
+    train_source = train_source or open_split(data.train_split)
+    eval_source = eval_source or open_split(data.eval_split)
+    check_labels(train_source, per_pixel, "the training data")
+    check_labels(eval_source, per_pixel, "the evaluation data")
     check_classes(train_source, "the training data", at_least=2)
     return train_source, match_classes(eval_source, train_source.class_names, "the evaluation data")
 

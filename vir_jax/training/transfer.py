@@ -2,8 +2,8 @@
 
 import fnmatch
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from vir_jax.parallel.sharding import dotted
 from vir_jax.runs.state import Params
 
 BLOCKS = "blocks."
+
+T = TypeVar("T")
 
 
 def freeze(optimizer: optax.GradientTransformation, patterns: Sequence[str]) -> optax.GradientTransformation:
@@ -50,6 +52,32 @@ def freeze(optimizer: optax.GradientTransformation, patterns: Sequence[str]) -> 
 
     chain = optax.chain(optax.masked(optimizer, is_trained), optax.masked(optax.set_to_zero(), is_frozen))
     return optax.GradientTransformation(init, chain.update)
+
+
+def without_gradients(train: Callable[..., T], patterns: Sequence[str]) -> Callable[..., T]:
+    """Return a function of parameters through which no gradient comes to some of them.
+
+    What lies below all that is trained is then not differentiated at all: a linear probe costs little more than the
+    forward pass.
+
+    Args:
+      train: of (params, ...).
+      patterns: as for `freeze`.
+    """
+
+    def stopped(params: Params, *args: Any, **options: Any) -> T:
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.lax.stop_gradient(leaf) if _matches(dotted(path), patterns) else leaf,
+            params,
+        )
+        return train(params, *args, **options)
+
+    return stopped if patterns else train
+
+
+def frozen_names(freeze: str) -> list[str]:
+    """Return the patterns in `config.optim.freeze`, which are separated by commas."""
+    return [pattern.strip() for pattern in freeze.split(",") if pattern.strip()]
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
