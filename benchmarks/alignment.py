@@ -16,8 +16,8 @@ the ViT.
     python -m benchmarks.alignment --data=cifar10 --seeds 0 --labels 10
     python -m benchmarks.alignment --data=digits --minutes=0.1 --seeds 0
 
-What is finished is not run again, what was interrupted goes on. Writes benchmarks/results/alignment_DATA.{md,json},
-after every run, of all that the folder holds.
+What is finished is not run again, what was interrupted goes on. Writes benchmarks/results/alignment_DATA.{md,json} and,
+of CIFAR-10, the table in docs/results.md, after every run, of all that the folder holds.
 """
 
 import argparse
@@ -36,7 +36,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from benchmarks.timing import markdown_table, write_results
+from benchmarks.timing import markdown_table, replace_between_markers, write_results
 from vir_jax.data import AugmentConfig, Source, TrainLoader, open_source, train_loader
 from vir_jax.data.classes import SelectedSource
 from vir_jax.parallel.mesh import make_mesh, put_batch
@@ -52,6 +52,7 @@ from vir_jax.weights import Card, PretrainedModel, save_run
 from vir_jax.weights.align import align, to_vir
 from vir_jax.weights.exchange import of_run
 
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 RECIPES = {"cifar10": "vir_cifar10", "digits": "vir_digits"}
 SCRATCH, LONGER, TAKEN, ALIGNED, VIT = "scratch", "scratch, longer", "taken over", "aligned", "the ViT"
 ARMS = (SCRATCH, TAKEN, ALIGNED, LONGER)
@@ -327,6 +328,8 @@ def report(given: argparse.Namespace, folder: Path) -> str:
     records = [Record(**json.loads(file.read_text())) for file in files]
     text = markdown(given, records, json.loads((folder / "step_ms.json").read_text()))
     write_results(f"alignment_{given.data}", f"# From ViT to ViR: {given.data}\n\n{text}", records)
+    if given.data == "cifar10":
+        PAGE.write_text(replace_between_markers(PAGE.read_text(), "alignment", text))
     return text
 
 

@@ -15,7 +15,8 @@ the last.
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.pretraining
 
 Runs go side by side, each on cores of its own; a finished one is not run again, an interrupted one goes on. An arm
-takes about five minutes of one CPU core. Writes benchmarks/results/pretraining.{md,json} after every run.
+takes about five minutes of one CPU core. Writes benchmarks/results/pretraining.{md,json} and the table in
+docs/results.md after every run.
 """
 
 import argparse
@@ -31,15 +32,16 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.ablation.grid import Grid, Run, runs_of
+from benchmarks.ablation.grid import ROOT, Grid, Run, runs_of
 from benchmarks.ablation.report import Record, Result, record_of
 from benchmarks.ablation.runs import other_config, outcome_of, run_side_by_side, split_cores
-from benchmarks.timing import markdown_table, write_results
+from benchmarks.timing import markdown_table, replace_between_markers, write_results
 from vir_jax.data import open_source
 from vir_jax.probe import extract, linear_probe
 from vir_jax.runs.load import load_run
 from vir_jax.runs.preemption import EXIT_CODE
 
+PAGE = ROOT / "docs" / "results.md"
 RECIPE, SEEDS, STEPS = "configs/vir_cifar10.py", (0, 1, 2), 800
 BATCH_SIZE, IMAGES, LABELS = 128, 50_000, 5_000
 LABELLED, PROBED = "train[:10%]", "test[:2000]"
@@ -262,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def write() -> str:
         page = report(records, probes, given.steps)
         write_results("pretraining", page, [*records, *probes])
+        PAGE.write_text(replace_between_markers(PAGE.read_text(), "pretraining", page))
         return page
 
     for runs in (first, then):
