@@ -60,8 +60,13 @@ class PretrainedModel:
         """Return what classifies image files with this model (`vir_jax.inference.predict`).
 
         Raises:
-            WeightsError: normalisation or class names are not known.
+            WeightsError: normalisation or class names are not known, or the model has a class for each pixel.
         """
+        if self.model.dense:
+            raise WeightsError(
+                f"the model has readout={self.model.readout.reads!r}, a class for each pixel and none for an image;"
+                " masks are written from a run: predict.py --workdir=... --segment=FOLDER"
+            )
         mean, std = normalisation(self.card)
         names = class_names(self.card)
         config = default_config()

@@ -9,6 +9,7 @@ import numpy as np
 
 from vir_jax.models import model_options
 from vir_jax.models.position import resampling_weights
+from vir_jax.models.readout import DENSE
 from vir_jax.models.stem import patch_grid
 from vir_jax.models.variants import SIZES, Size, parse_name
 from vir_jax.weights.card import Card
@@ -206,6 +207,8 @@ def check_model(card: Card, layout: str, wanted: Mapping[str, Any]) -> None:
         for name, value in card.model.items()
         if name not in _ANY and value not in (expected.get(name), None)
     ]
+    if card.model.get("readout") in DENSE:
+        differs.append(f"readout={card.model['readout']!r} (the layout: one that reads the image)")
     if differs:
         raise WeightsError(
             f"the layout {layout!r} has no such model as {card.model['name']} with {', '.join(differs)}; --layout=vir"
