@@ -43,9 +43,11 @@ from vir_jax.ops import MODES
 
 ROOT = Path(__file__).parents[1]
 SIZES = (224, 512, 1024, 2048, 4096, 8192)
-STREAM, STREAM_2D, ATTENTION, TORCH = "stream", "stream, 2-D", "attention", "torch.compile"
+STREAM, ATTENTION, TORCH = "stream", "attention", "torch.compile"
+STREAM_2D, CHUNKWISE_2D = "stream, 2-D", "chunkwise, 2-D"
+IN_2D = (STREAM_2D, CHUNKWISE_2D)
 SERIES = {
-    "vir_s16": (*MODES, STREAM, STREAM_2D),
+    "vir_s16": (*MODES, STREAM, CHUNKWISE_2D, STREAM_2D),
     "vir_b16": (*MODES, STREAM),
     "vit_s16": (ATTENTION,),
     "vit_b16": (ATTENTION,),
@@ -97,7 +99,7 @@ def _gigabytes(number: int | None) -> str:
 def _forward(mode: str) -> Callable[[VisionModel, jax.Array], jax.Array]:
     if mode in (STREAM, STREAM_2D):
         return lambda model, images: stream(model, images, normalization=(MEAN, STD))
-    form = "parallel" if mode == ATTENTION else mode
+    form = {ATTENTION: "parallel", CHUNKWISE_2D: "chunkwise"}.get(mode, mode)
     return lambda model, images: model(normalize(images, MEAN, STD), mode=form)
 
 
@@ -136,7 +138,7 @@ def _peak_bytes() -> int:
 
 def measure_point(name: str, mode: str, size: int, *, run: bool) -> Point:
     """Compiles, and runs what fits into memory if asked to: once if that takes six seconds, else up to four times."""
-    options: dict[str, Any] = {"retention": "2d"} if mode == STREAM_2D else {}
+    options: dict[str, Any] = {"retention": "2d"} if mode in IN_2D else {}
 
     @jax.jit
     def initialise() -> nnx.State:
@@ -292,6 +294,7 @@ def _draw(points: list[Point], shown: Mapping[str, Sequence[str]], name_of_figur
         "chunkwise": "C0",
         STREAM: "C2",
         STREAM_2D: "C4",
+        CHUNKWISE_2D: "C6",
         ATTENTION: "0.2",
         TORCH: "C5",
     }

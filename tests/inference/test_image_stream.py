@@ -67,6 +67,24 @@ def test_batched_streams_are_independent():
         assert relative_error(alone.predict()[0], together.predict()[i]) < ROUNDING
 
 
+@pytest.mark.parametrize("retention", ["1d", "2d"])
+def test_rows_that_come_together_are_read_together(retention):
+    """As many as make a chunk; those that are left over, and those that come alone, row after row of patches."""
+    model, x = model_of(retention=retention), np.asarray(images(IMAGE))
+    stream, read = ImageStream(model, width=8, height=12, batch=2, chunk_size=8), []
+    stream._chunk, whole = 4, stream._read  # Two rows of patches; in 2-D they would be 8.
+
+    def count(variables, state, pixels, rows):
+        read.append(pixels.shape[1])
+        return whole(variables, state, pixels, rows)
+
+    stream._read = count
+    for rows in cut(x, (1, 10)):
+        stream.push(rows)
+    assert read == [2, 4, 4, 2]
+    assert relative_error(stream.predict(), run(model, x, mode="parallel")) < ROUNDING
+
+
 def test_pushed_rows_may_be_overwritten_afterwards():
     """Line scanners fill one buffer again and again."""
     model, x = model_of(), np.asarray(images(IMAGE))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.ops.cases import assert_close, assert_transforms_agree, in_mode, random_case
 from vir_jax.ops import MODES, decay_mask_2d, retention, retention_2d
-from vir_jax.ops.grid import BAND_TOKENS, PARALLEL_UP_TO
+from vir_jax.ops.grid import PARALLEL_UP_TO
 from vir_jax.ops.reference import naive_retention_2d, naive_retention_2d_gradients
 
 FP32 = 3e-6
@@ -24,7 +24,8 @@ GRIDS = [
     ((1, 7), 1, 4),
     ((7, 1), 0, 2),
     ((4, 3), 3, 3),
-    ((14, 14), 1, 4),
+    ((1, 1), 0, 1),
+    ((11, 17), 1, 8),  # Two bands and three tiles, all but the first of each ragged.
     ((2, 70), 1, 1),  # More columns than are summed at once.
 ]
 
@@ -171,11 +172,37 @@ def test_bf16_of_large_activations(mode):
 
 
 def test_auto_is_parallel_for_small_grids_and_chunkwise_for_large():
-    cols = BAND_TOKENS // 8
+    cols = 64
     for rows, mode in ((PARALLEL_UP_TO // cols, "parallel"), (PARALLEL_UP_TO // cols + 1, "chunkwise")):
         case = random_case(b=1, n=rows * cols, h=1, cols=cols)
         op = partial(retention_2d, *case.tokens, case.log_decay, grid=(rows, cols))
         jax.tree.map(np.testing.assert_array_equal, op(), op(mode=mode))
+
+
+def test_a_state_makes_auto_chunkwise():
+    case = random_case(n=40, cols=20)
+    auto, chunkwise, parallel = (
+        retention_2d(*case.tokens, case.log_decay, grid=(2, 20), mode=mode, initial_state=case.initial_state)
+        for mode in ("auto", "chunkwise", "parallel")
+    )
+    jax.tree.map(np.testing.assert_array_equal, auto, chunkwise)
+    assert (auto[0] != parallel[0]).any()
+
+
+@pytest.mark.parametrize("rows", [1, 8, 12])
+def test_a_state_that_is_given_up_is_updated_in_place(rows):
+    """As a stream does with its states, which are larger than all else that it computes."""
+    cols, h, d = 32, 2, 16
+    tokens = [jax.ShapeDtypeStruct((1, rows * cols, h, d), jnp.float32)] * 3
+    state = jax.ShapeDtypeStruct((1, h, cols, d, d), jnp.float32)
+
+    def update(q, k, v, state):
+        return retention_2d(q, k, v, random_case(h=h).log_decay, grid=(rows, cols), initial_state=state)[1]
+
+    memory = jax.jit(update, donate_argnums=3).lower(*tokens, state).compile().memory_analysis()
+    of_state = 4 * h * cols * d * d
+    assert memory.alias_size_in_bytes == of_state
+    assert memory.temp_size_in_bytes < 0.9 * of_state + 3 * 4 * rows * cols * h * d
 
 
 def test_rows_of_a_chunk_make_auto_chunkwise():

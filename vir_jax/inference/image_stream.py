@@ -24,6 +24,7 @@ from vir_jax.inference.recurrent import (
     read_dense_rows,
     read_out,
     read_rows,
+    rows_at_once,
 )
 from vir_jax.models import VisionModel
 from vir_jax.models.model import StreamModel
@@ -44,9 +45,11 @@ class ImageStream:
         for rows in scanner:
             mask = stream.push(rows).argmax(-1)  # [1, 0 or more, 4096]: whole rows of patches.
 
-    Pixels are collected until a row of patches is whole; the model then reads it, by one function that is compiled
-    once for a width and a batch, whatever the height and however the rows arrive. Memory is the state of
-    `StreamState`, one row of patches of pixels, and the activations of a chunk.
+    Pixels are collected until a row of patches is whole; the model then reads it, and of rows that are pushed together
+    as many at once as make a chunk: by one function for a row and one for a chunk, each compiled once for a width and a
+    batch, whatever the height and however the rows arrive. In 2-D a row alone costs nearly as much memory traffic as a
+    chunk of them, so that a scanner's rows are better pushed some 8 patches high. Memory is the state of `StreamState`,
+    which is updated in place, the pixels of a row of patches or of a chunk, and its activations.
 
     Args:
         model: a ViR, 1-D or 2-D, that reads the image once.
@@ -54,7 +57,7 @@ class ImageStream:
         height: pixels of the whole image, divisible by the patch; a model with sine-cosine position embeddings does
             without, and its images have no end.
         batch: images that arrive together.
-        chunk_size: patches read at a time, at most; a row of patches in 2-D.
+        chunk_size: patches read at a time, as for `stream`; of a row of more patches in 1-D, a part.
         normalization: (mean, std) of the colours in [0, 1]: the pixels are uint8, RGB for a grey model, too. None: they
             are floating point, normalised already.
 
@@ -91,6 +94,7 @@ class ImageStream:
         self._graph, self._variables = nnx.split(apart)
         self._read = partial(_read, self._graph, chunk_size, normalization)
         self._classes = model.num_classes if model.dense else None
+        self._chunk = self._patch * rows_at_once(apart, width // self._patch, chunk_size)
         self._rows = None if height is None else np.int32(height // self._patch)
         dtype = np.float32 if normalization is None else np.uint8
         check_pixels(dtype, normalization)
@@ -125,26 +129,34 @@ class ImageStream:
             ValueError: another shape or dtype, or more rows than the image has. Nothing was taken then.
         """
         rows = self._checked(rows)
-        dense = (
-            []
-            if self._classes is None
-            else [np.zeros((self.batch, 0, self.width, self._classes), np.float32)]
-        )
+        dense = [np.zeros((self.batch, 0, self.width, self._classes or 0), np.float32)]
         while rows.shape[1]:
             filled = self._received % self._patch
-            taken = min(self._patch - filled, rows.shape[1])
-            self._strip[:, filled : filled + taken] = rows[:, :taken]
+            if not filled and rows.shape[1] >= self._chunk:
+                taken = self._chunk
+                dense += self._read_whole(rows[:, :taken].copy())
+            else:
+                taken = min(self._patch - filled, rows.shape[1])
+                self._strip[:, filled : filled + taken] = rows[:, :taken]
+                if filled + taken == self._patch:
+                    strip, self._strip = self._strip, np.zeros_like(self._strip)
+                    dense += self._read_whole(strip)
             rows = rows[:, taken:]
             self._received += taken
-            if filled + taken == self._patch:
-                # Wait for the row before, lest rows pile up in memory that arrive faster than they are read. The
-                # device may read the pixels after the call has returned: they are never written to again.
-                jax.block_until_ready(self._state)
-                strip, self._strip = self._strip, np.zeros_like(self._strip)
-                self._state, logits = self._read(self._variables, self._state, strip, self._rows)
-                if self._classes is not None:
-                    dense.append(np.asarray(logits))
-        return np.concatenate(dense, axis=1) if dense else None
+        return None if self._classes is None else np.concatenate(dense, axis=1)
+
+    def _read_whole(
+        self, pixels: Num[np.ndarray, "b y x colours"]
+    ) -> list[Float[np.ndarray, "b y x classes"]]:
+        """Read whole rows of patches, whose pixels are never written to again: the device may read them later on.
+
+        Returns:
+            Of a dense model their logits, in a list of one; else an empty one.
+        """
+        # Wait for the rows before, lest rows pile up in memory that arrive faster than they are read.
+        jax.block_until_ready(self._state)
+        self._state, logits = self._read(self._variables, self._state, pixels, self._rows)
+        return [] if self._classes is None else [np.asarray(logits)]
 
     def predict(self) -> Float[Array, "b classes"]:
         """Return the logits of what the model has read so far; more rows may follow.

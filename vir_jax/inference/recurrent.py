@@ -43,7 +43,8 @@ def stream(
     Args:
         model: one whose mixer is causal, such as a ViR, 1-D or 2-D, and that reads the image once.
         images: normalised pixels; or uint8, which are normalised chunk by chunk and take a quarter of the memory.
-        chunk_size: patches read at a time. In 2-D, or with a convolutional stem, whole rows of about so many patches.
+        chunk_size: patches read at a time. In 2-D, or with a convolutional stem, whole rows of about so many patches;
+            in 2-D no fewer rows than a tile of `retention_2d` has, for of each column there is a state to be read.
         normalization: (mean, std) of the colours in [0, 1] for uint8 images.
 
     Returns:
@@ -95,6 +96,12 @@ def initial_state(model: StreamModel, batch: int, width: int) -> StreamState:
         sum=jnp.zeros((batch, model.stem.dim), jnp.float32),
         above=stem_of(model).embedding.initial_state(batch, width),
     )
+
+
+@singledispatch
+def rows_at_once(model: StreamModel, cols: int, chunk_size: int) -> int:
+    """Return how many rows of `cols` patches are read together: of about so many patches, in 2-D a tile or more."""
+    return max(chunk_size // cols, model.blocks.reads_rows, 1)
 
 
 @singledispatch
@@ -158,7 +165,7 @@ def _read(
     arriving, cols = pixels.shape[1] // stem.patch, pixels.shape[2] // stem.patch
     n, before = arriving * cols, state.patches
     if model.blocks.reads_rows or not stem.embedding.reads_patches:
-        chunk_size = max(chunk_size // cols, 1) * cols
+        chunk_size = rows_at_once(model, cols, chunk_size) * cols
     chunk_size = min(chunk_size, n)
     position_embedding = stem.position.lookup(before // cols, (arriving, cols), rows)
 
@@ -215,6 +222,11 @@ def read_out(model: StreamModel, state: StreamState, *, cols: int) -> Float[Arra
 @initial_state.register
 def _(model: PyramidStream, batch: int, width: int) -> StreamState:
     return model.initial_state(batch, width)
+
+
+@rows_at_once.register
+def _(model: PyramidStream, cols: int, chunk_size: int) -> int:
+    return 1
 
 
 @read_rows.register

@@ -271,9 +271,9 @@ class BlocksApart(nnx.Module):
         self.blocks = nnx.List(blocks)
 
     @property
-    def reads_rows(self) -> bool:
-        """Whether pieces must be whole rows of patches."""
-        return any(block.mixer.reads_rows for block in self.blocks)
+    def reads_rows(self) -> int:
+        """How many rows of patches pieces best have, where they must be whole rows; else 0."""
+        return max(block.mixer.reads_rows for block in self.blocks)
 
     def initial_state(self, batch: int, layout: Layout) -> tuple[State, ...]:
         """Return the state of every block before the first token."""

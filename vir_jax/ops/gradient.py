@@ -28,7 +28,7 @@ Every form is a function
 of q, k [b, n, h, d], v [b, n, h, e], log_decay [h] (in one dimension also [b, n, h]) fp32 and arriving
 [b, h, ..., d, e] fp32 (None is zero). `arriving` is the state that meets the first token, decayed on its way already;
 `final` (fp32) the state after the last one, or None unless `with_final`; `out` has v's dtype. `reverse` runs time
-backward: the last token is the first.
+backward: the last token is the first. (`grid_parallel` says what states are over a grid.)
 """
 
 from collections.abc import Callable

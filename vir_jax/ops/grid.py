@@ -17,13 +17,12 @@ from vir_jax.ops.checks import (
     check_tokens,
 )
 from vir_jax.ops.gradient import Form, differentiable
-from vir_jax.ops.grid_state import between_columns, empty_grid_state
+from vir_jax.ops.grid_state import empty_grid_state
 from vir_jax.ops.sequence import choose_form, scaled
 
 # Measured by `python -m benchmarks.retention` on two CPU cores with 12 heads of 64 (benchmarks/results/retention.md):
-# one masked einsum is the faster on a 24 x 24 grid, bands of about BAND_TOKENS tokens on 32 x 32 and above.
+# one masked einsum is the faster on a 24 x 24 grid, tiles on 32 x 32 and above.
 PARALLEL_UP_TO = 768
-BAND_TOKENS = 512
 
 
 def retention_2d(
@@ -49,8 +48,9 @@ def retention_2d(
     trailing tokens before it, and no patch sees it. n - rows * cols tokens are trailing.
 
     Modes, all one function: "parallel" (masked einsum), "recurrent" (the recurrence above), "chunkwise" (parallel
-    inside bands of `chunk_rows` rows, recurrent from band to band; by default a band has about BAND_TOKENS tokens);
-    "auto" is parallel up to PARALLEL_UP_TO tokens; chunkwise beyond, and wherever `chunk_rows` is given.
+    inside tiles of at most `chunk_rows` rows and TILE_COLS columns, recurrent from tile to tile); "auto" is parallel up
+    to PARALLEL_UP_TO tokens; chunkwise beyond, wherever `chunk_rows` is given, and with an initial state, which that
+    form updates in place.
 
     Args:
         q: Queries [b, n, h, d]; dtypes are those of `retention`.
@@ -59,7 +59,7 @@ def retention_2d(
         log_decay: log(gamma) per head, [h] fp32, at most 0: of a step to the right and of a step down.
         grid: (rows, cols) of these tokens; (0, cols) where trailing tokens come alone.
         mode: One of MODES, or "auto".
-        chunk_rows: Rows in a band, in the modes "chunkwise" and "auto"; None is the default.
+        chunk_rows: Rows in a tile, at most, in the modes "chunkwise" and "auto". None is TILE_ROWS.
         initial_state: The state after the rows above, as a call with those returned it, trailing rows counted; None is
             zero. So rows may come in any number at a time.
         scale: What multiplies q. None is d^-1/2.
@@ -96,20 +96,12 @@ def _retention_2d(
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     q, k = scaled(q, k, scale)
     if mode == "auto":
-        mode = "parallel" if chunk_rows is None and q.shape[1] <= PARALLEL_UP_TO else "chunkwise"
+        short = q.shape[1] <= PARALLEL_UP_TO and chunk_rows is None and initial_state is None
+        mode = "parallel" if short else "chunkwise"
     if mode != "parallel":
         return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, chunk_rows, grid)
     form = partial(grid_parallel.parallel, grid=grid)
-    arriving = _arriving(initial_state, log_decay)
-    return differentiable(form, q, k, v, log_decay, arriving)
-
-
-def _arriving(
-    state: Float32[Array, "b h x d e"] | None, log_decay: Float32[Array, "h"]
-) -> Float32[Array, "b h x d e"] | None:
-    """Turn the state of the row above into what the forms take: decayed by one row, and each column's own."""
-    gamma = jnp.exp(log_decay)[:, None, None, None]
-    return None if state is None else gamma * between_columns(state, log_decay)
+    return differentiable(form, q, k, v, log_decay, initial_state)
 
 
 def _grid_then_trailing(
@@ -129,8 +121,7 @@ def _grid_then_trailing(
     out = v  # of no tokens, if there are no rows
     if rows:
         form = _grid_form(mode, chunk_rows, grid)
-        arriving = _arriving(state, log_decay)
-        out, state = differentiable(form, q, k, v, log_decay, arriving)
+        out, state = differentiable(form, q, k, v, log_decay, state)
     elif state is None:
         state = empty_grid_state(k, v, cols)
     if not trailing:
@@ -148,5 +139,4 @@ def _grid_then_trailing(
 def _grid_form(mode: str, chunk_rows: int | None, grid: tuple[int, int]) -> Form:
     if mode == "recurrent":
         return partial(grid_recurrent.recurrent, grid=grid)
-    chunk_rows = chunk_rows or max(1, BAND_TOKENS // grid[1])
-    return partial(grid_chunkwise.chunkwise, grid=grid, chunk_rows=chunk_rows)
+    return partial(grid_chunkwise.chunkwise, grid=grid, tile_rows=chunk_rows or grid_chunkwise.TILE_ROWS)

@@ -21,24 +21,11 @@ def parallel(
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
     """Compute the masked einsum over the grid and its trailing tokens. See `gradient` for the signature of every form.
 
-    Over a grid the arriving state is each column's own: it counts into k^T v of the first row's tokens. The final one
-    is summed along the columns. That makes reverse retention the transpose of retention, states included.
+    Over a grid states are, forward in time, those of `retention_2d`: sums over a column and all to the left of it, of
+    the row above and of the last row, so that they decay when they arrive. Backward in time they are each column's own
+    sums, which count as they arrive into k^T v of the first row's tokens, and have decayed when they leave. That makes
+    reverse retention the transpose of retention, states included.
     """
-    out, own = band(q, k, v, log_decay, arriving, grid=grid, reverse=reverse)
-    return out, along_columns(own, log_decay, reverse=reverse) if with_final else None
-
-
-def band(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b n h d"],
-    v: Float[Array, "b n h e"],
-    log_decay: Float32[Array, "h"],
-    arriving: Float32[Array, "b h x d e"] | None,
-    *,
-    grid: tuple[int, int],
-    reverse: bool,
-) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
-    """Compute what `parallel` does, but the final state is left each column's own."""
     (rows, cols), n = grid, q.shape[1]
     trailing = n - rows * cols
     last_row = rows + trailing - 1
@@ -52,14 +39,21 @@ def band(
     out = contract("bhnm,bhme->bhne", scores, v, precision)
 
     # A state meets tokens column by column; there a trailing token is a row empty but for its last column.
-    to_end = k * decay_power(log_decay, last_row - y)[..., None]
-    own = contract("bhyxd,bhyxe->bhxde", _as_rows(to_end, grid), _as_rows(v, grid), precision)
     if arriving is not None:
-        above = along_columns(arriving, log_decay, reverse=reverse)
+        above = along_columns(arriving, log_decay, reverse=True) if reverse else arriving
         met = contract("bhyxd,bhxde->bhyxe", _as_rows(q, grid), above, precision)
-        out += decay_power(log_decay, y)[..., None] * _as_tokens(met, grid, trailing)
-        own += decay_power(log_decay, jnp.int32(last_row))[:, None, None, None] * arriving
-    return jnp.swapaxes(out.astype(v.dtype), 1, 2), own
+        elapsed = y if reverse else y + 1
+        out += decay_power(log_decay, elapsed)[..., None] * _as_tokens(met, grid, trailing)
+    out = jnp.swapaxes(out.astype(v.dtype), 1, 2)
+    if not with_final:
+        return out, None
+    end = last_row + 1 if reverse else last_row
+    to_end = k * decay_power(log_decay, end - y)[..., None]
+    final = contract("bhyxd,bhyxe->bhxde", _as_rows(to_end, grid), _as_rows(v, grid), precision)
+    final = final if reverse else along_columns(final, log_decay)
+    if arriving is not None:
+        final += decay_power(log_decay, jnp.int32(last_row + 1))[:, None, None, None] * arriving
+    return out, final
 
 
 def _as_rows(tokens: Float[Array, "b h n c"], grid: tuple[int, int]) -> Float[Array, "b h y x c"]:

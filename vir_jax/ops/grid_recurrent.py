@@ -5,6 +5,11 @@
 runs here in two steps that need no subtraction. R[y,x] = S[y,x] - gamma S[y-1,x] is the row's own part of the state:
 
     R[y,x] = gamma R[y,x-1] + k^T v,    S[y,x] = gamma S[y-1,x] + R[y,x]
+
+Backward in time, where the states handed on are the columns' own (see `grid_parallel`), the two axes change places:
+with the column's own part of the state, C[y,x] = S[y,x] - gamma S[y,x-1],
+
+    C[y,x] = gamma C[y-1,x] + k^T v,    S[y,x] = gamma S[y,x-1] + C[y,x]
 """
 
 import jax
@@ -12,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.contract import contract, empty_state, matmul_precision
-from vir_jax.ops.grid_state import along_columns, empty_grid_state
+from vir_jax.ops.grid_state import empty_grid_state
 
 
 def recurrent(
@@ -30,25 +35,25 @@ def recurrent(
     (rows, cols), (b, n, h, _), e = grid, q.shape, v.shape[-1]
     precision = matmul_precision(q, k, v)
     gamma = jnp.exp(log_decay)[:, None, None]
-    # What arrives was decayed on its way, so the first row meets it with a decay of one.
-    decay = jnp.ones([rows, 1, 1, 1], jnp.float32) * gamma
-    decay = decay.at[-1 if reverse else 0].set(1.0)
 
     def row(above: Array, tokens: tuple[Array, ...]) -> tuple[Array, Array]:
-        *qkv, decay = tokens
-
-        def column(own: Array, token: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        def column(beside: Array, token: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
             q, k, v, above = token
-            own = gamma * own + k[..., :, None].astype(jnp.float32) * v[..., None, :]
-            state = decay * above + own
-            return own, (state, contract("bhd,bhde->bhe", q, state, precision).astype(v.dtype))
+            new = k[..., :, None].astype(jnp.float32) * v[..., None, :]
+            if reverse:
+                own = above + new
+                state = beside = gamma * beside + own
+                onward = gamma * own
+            else:
+                beside = gamma * beside + new
+                state = onward = gamma * above + beside
+            return beside, (onward, contract("bhd,bhde->bhe", q, state, precision).astype(v.dtype))
 
-        _, (state, out) = jax.lax.scan(column, empty_state(k, v), (*qkv, above), reverse=reverse)
-        return state, out
+        _, (onward, out) = jax.lax.scan(column, empty_state(k, v), (*tokens, above), reverse=reverse)
+        return onward, out
 
     tokens = (jnp.moveaxis(t, 1, 0).reshape(rows, cols, b, h, -1) for t in (q, k, v))
-    own = empty_grid_state(k, v, cols) if arriving is None else arriving
-    above = along_columns(own, log_decay, reverse=reverse)
-    state, out = jax.lax.scan(row, jnp.moveaxis(above, 2, 0), (*tokens, decay), reverse=reverse)
+    above = empty_grid_state(k, v, cols) if arriving is None else arriving
+    final, out = jax.lax.scan(row, jnp.moveaxis(above, 2, 0), tuple(tokens), reverse=reverse)
     out = jnp.moveaxis(out.reshape(n, b, h, e), 0, 1)
-    return out, jnp.moveaxis(state, 0, 2) if with_final else None
+    return out, jnp.moveaxis(final, 0, 2) if with_final else None

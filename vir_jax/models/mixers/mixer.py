@@ -33,7 +33,7 @@ class Mixer(nnx.Module):
         modes: its forms, equal in result; "auto" is one more name, for the form that suits the length.
         takes_class_token: whether a class token may stand among the patches; else the head reads their average.
         reads_any_length: whether a model reads images of other sizes than it was made for.
-        reads_rows: whether the pieces of a stream must be whole rows of patches.
+        reads_rows: how many rows of patches the pieces of a stream best have, where they must be whole rows; else 0.
         intermediate_names: what it returns by name.
         retention: which decays weigh its tokens, "1d" (along the sequence) or "2d" (rows and columns), where its output
             is a sum over tokens so weighted, with the log decays of its heads in `log_decay [h]` (and each token's sum
@@ -44,7 +44,7 @@ class Mixer(nnx.Module):
     modes: tuple[str, ...] = ("parallel",)
     takes_class_token: ClassVar[bool] = True
     reads_any_length: ClassVar[bool] = True
-    reads_rows: bool = False
+    reads_rows: int = 0
     intermediate_names: tuple[str, ...] = ()
     retention: Literal["1d", "2d"] | None = None
 
