@@ -59,8 +59,9 @@ class Record:
         variant: of `VARIANTS`.
         seed: of the run.
         epochs: it was trained for.
+        scenes: of the test split that were predicted.
         parameters: it has.
-        seconds: that training took, compilation and evaluation included; None where it was finished before.
+        seconds: that training took, compilation and evaluation included; None where it was begun before.
         miou: of the test scenes, a fraction.
         pixel_accuracy: of all their pixels.
         canvas_rows: of the digits' pixels in each row of the canvas, the fraction that is right.
@@ -70,6 +71,7 @@ class Record:
     variant: str
     seed: int
     epochs: float
+    scenes: int
     parameters: int
     seconds: float | None
     miou: float
@@ -149,6 +151,7 @@ def measure(
         variant=variant,
         seed=seed,
         epochs=epochs,
+        scenes=len(scenes),
         parameters=count_parameters(run.params),
         seconds=seconds,
         miou=metrics["miou"],
@@ -196,8 +199,9 @@ def markdown(records: Sequence[Record]) -> str:
         [[variant, *rows(of, "canvas_rows", SIDE // 4)] for variant, of in by_variant.items()],
     )
     return (
-        f"`configs/vir_digits_segmentation.py`, {records[0].epochs:g} epochs; the 500 test scenes, after the last step,"
-        f" of the moving average.{closed_gap(by_variant)}\nWritten by `python -m benchmarks.segmentation`.\n\n"
+        f"`configs/vir_digits_segmentation.py`, {records[0].epochs:g} epochs; {records[0].scenes} test scenes, after"
+        f" the last step, of the moving average.{closed_gap(by_variant)}\n"
+        f"Written by `python -m benchmarks.segmentation`.\n\n"
         f"{table}\n{of_digits}\n{of_canvas}"
     )
 
