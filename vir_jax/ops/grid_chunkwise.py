@@ -128,11 +128,14 @@ def _band(
     band_q = jax.lax.dynamic_slice_in_dim(q, first_row, height, axis=1)
     from_above = contract("bhxyd,bhxde->bhxye", jnp.transpose(band_q, (0, 3, 2, 1, 4)), states, precision)
 
+    def corner(tile: Array) -> tuple[Array, ...]:
+        none = jnp.int32(0)
+        return none, first_row, tile * width, none, none
+
     def read_tile(carry: _Carry, tile: Array) -> tuple[_Carry, None]:
         def cut(patches: Patches, tile: Array, *axes: str) -> Array:
             b, _, _, *rest = patches.shape
-            corner = (0, first_row, tile * width, 0, 0)
-            part = jax.lax.dynamic_slice(patches, corner, (b, height, width, *rest))
+            part = jax.lax.dynamic_slice(patches, corner(tile), (b, height, width, *rest))
             return jnp.transpose(part, ["byxhc".index(axis) for axis in axes])
 
         def tokens(part: Float[Array, "b h y x c"]) -> Float[Array, "b h n c"]:
@@ -150,7 +153,7 @@ def _band(
         here += contract("bhyxd,bhyde->bhyxe", rows_q, left, precision) * at_col[:, None, :, None]
         above = jax.lax.dynamic_slice_in_dim(from_above, tile * width, width, axis=2)
         here += jnp.swapaxes(above, 2, 3) * at_row[:, :, None, None]
-        here = jnp.transpose(here, (0, 2, 3, 1, 4)).astype(out.dtype)
+        here = jnp.transpose(here, (0, 2, 3, 1, 4)).astype(v.dtype)
 
         below_k = cut(k, tile, *"bhxcy") * from_row[:, None, None, :]
         below_own = contract("bhxdy,bhxye->bhxde", below_k, cut(v, tile, *"bhxyc"), precision)
@@ -159,8 +162,8 @@ def _band(
         states = jax.lax.dynamic_update_slice_in_dim(
             carry.states, past_band * part + below, tile * width, axis=2
         )
-        out_ = jax.lax.dynamic_update_slice(carry.out, here, (0, first_row, tile * width, 0, 0))
-        return _Carry(left, below[:, :, -1], states, out_), None
+        out = jax.lax.dynamic_update_slice(carry.out, here, corner(tile))
+        return _Carry(left, below[:, :, -1], states, out), None
 
     k_flat, v_flat = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (k, v))
     start = _Carry(empty_grid_state(k_flat, v_flat, height), empty_state(k_flat, v_flat), states, out)
