@@ -187,6 +187,9 @@ def test_a_run_is_trained_and_evaluated_in_every_mode(run):
     assert 0 < metrics["miou"] < 1
     with CheckpointReader(workdir) as checkpoints:
         assert checkpoints.metrics(checkpoints.resolve("best")) == metrics
+    loaded = load_run(workdir, "last")
+    check_segments(loaded.task)
+    assert (loaded.model.dense, loaded.class_names[0]) == (True, "background")
     results = evaluate_workdir(workdir, source=Some("test"), mode="all")
     assert list(results) == ["parallel", "recurrent", "chunkwise"]
     for result in results.values():
@@ -217,11 +220,3 @@ def test_a_classifier_s_backbone_is_taken_and_can_be_frozen():
     reordered = fit_params(fresh, shapes=jax.eval_shape(lambda: fresh), head=order)
     kernel = fresh["readout"]["head"]["kernel"]
     np.testing.assert_array_equal(reordered["readout.head.kernel"], kernel[..., jnp.array(order)])
-
-
-def test_a_run_is_read_back(run):
-    workdir, _ = run
-    loaded = load_run(workdir, "last")
-    check_segments(loaded.task)
-    assert loaded.model.dense
-    assert loaded.class_names[0] == "background"
