@@ -57,8 +57,9 @@ def test_64_random_images_are_learned_by_heart_in_one_trace(mixer, stem, positio
 
 @pytest.mark.parametrize("mixer", ["causal_softmax", "softmax", *LINEAR])
 def test_memory_grows_with_tokens_as_their_square_or_in_proportion(mixer):
-    """The compiled program's temporary memory, of four times as many tokens; on a CPU softmax attention stores no scores,
-    but where tokens see the earlier ones alone.
+    """The compiled program's temporary memory, of four times as many tokens.
+
+    On a CPU softmax attention stores no scores, but where tokens see the earlier ones alone.
     """
 
     def temporary_bytes(side):
