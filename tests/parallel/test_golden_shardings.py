@@ -1,6 +1,6 @@
 """Where every parameter of every recipe lies on 256 devices, as last looked at.
 
-After a change that is meant: `pytest tests/training --update-golden`, and look at the difference.
+After a change that is meant: `pytest tests/parallel --update-golden`, and look at the difference.
 """
 
 from pathlib import Path
