@@ -9,6 +9,7 @@ does not foretell accuracy, and measures no time. Writes benchmarks/results/dyna
 import argparse
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -30,9 +31,11 @@ from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, o
 from vir_jax.training.plan import step_config
 from vir_jax.training.step import make_train_step
 
-# Those of isotropic models that classify: models of pixels have no other size to be run at, pyramids no patch.
+# Those of isotropic models that classify: models of pixels have no other size to be run at, pyramids no patch, and the
+# images here no masks.
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("vi[rt]_*.py"))
-RECIPES = tuple(name for name in CONFIGS if not name.endswith("_pixels") and not name.startswith("vir_h_"))
+OTHERS = re.compile(r"vir_h_.*|.*_pixels|.*_segmentation")
+RECIPES = tuple(name for name in CONFIGS if not OTHERS.fullmatch(name))
 DATA, CLASSES = "digits", 10
 STEPS, BATCH_SIZE = 320, 128
 
