@@ -1,4 +1,7 @@
-"""A model with batch normalisation: its statistics go through step, average, checkpoint, resume and mesh."""
+"""A model with batch normalisation: its statistics go through step, average and mesh.
+
+Through checkpoints and resuming: `test_pyramid.py`.
+"""
 
 import chex
 import jax
@@ -7,13 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import vir_jax.training.loop
 from vir_jax.data import open_source
 from vir_jax.parallel.mesh import make_mesh
-from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.model import ModelFunctions, model_functions
 from vir_jax.tasks import make_task
-from vir_jax.training.loop import train
 from vir_jax.training.plan import make_plan
 
 MOMENTUM = 0.9
@@ -104,27 +104,3 @@ def test_they_are_those_of_the_whole_batch_on_any_mesh(config):
     _, (_, _, one) = stepped(config, (1, 1, 1), slices=2)
     _, (_, _, many) = stepped(config, (2, 1, 2), slices=2)
     chex.assert_trees_all_close(many, one, rtol=2e-4, atol=2e-5)
-
-
-@pytest.mark.usefixtures("two_devices")
-def test_a_run_that_was_stopped_goes_on_with_them(config, tmp_path, monkeypatch):
-    config.checkpoint_every, config.eval_every = 4, 0
-    train(config, tmp_path / "whole")
-    take_metrics = vir_jax.training.loop.take_metrics
-
-    def stop(step, *arguments):
-        take_metrics(step, *arguments)
-        if step == 6:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(vir_jax.training.loop, "take_metrics", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "stopped")
-    train(config, tmp_path / "stopped")
-    states = []
-    for name in ("whole", "stopped"):
-        with CheckpointReader(tmp_path / name) as checkpoints:
-            states.append(checkpoints.restore_params(checkpoints.resolve("last"), weights="ema"))
-    assert np.any(np.asarray(norm_of(states[0])["mean"]) != 0)
-    jax.tree.map(np.testing.assert_array_equal, *states)
