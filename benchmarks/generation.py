@@ -164,9 +164,9 @@ def crossing(records: Sequence[Record]) -> str:
     sizes = [n for n in sorted({r.pixels for r in records}) if all((mixer, n) in of for mixer in MIXERS)]
     gains = [math.log(of["causal_softmax", n] / of["retention", n]) for n in sizes]
     if all(gain > 0 for gain in gains):
-        first, last = (math.exp(gain) for gain in (gains[0], gains[-1]))
+        first, last = (_ratio(math.exp(gain)) for gain in (gains[0], gains[-1]))
         return (
-            f"ViR is faster at all of these sizes: {first:.2g} times as fast at N = {sizes[0]:,}, {last:.2g} times at "
+            f"ViR is faster at all of these sizes: {first} times as fast at N = {sizes[0]:,}, {last} times at "
             f"N = {sizes[-1]:,}"
         )
     if all(gain <= 0 for gain in gains):
@@ -174,7 +174,12 @@ def crossing(records: Sequence[Record]) -> str:
     at = next(i for i in range(1, len(gains)) if (gains[i - 1] > 0) != (gains[i] > 0))
     share = gains[at - 1] / (gains[at - 1] - gains[at])
     n = math.exp((1 - share) * math.log(sizes[at - 1]) + share * math.log(sizes[at]))
-    return f"The lines cross at about N = {n:,.0f}; at N = {sizes[-1]:,} ViR is {math.exp(gains[-1]):.2g} times as fast"
+    last = _ratio(math.exp(gains[-1]))
+    return f"The lines cross at about N = {n:,.0f}; at N = {sizes[-1]:,} ViR is {last} times as fast"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def report(records: Sequence[Record]) -> str:
