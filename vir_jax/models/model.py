@@ -146,11 +146,7 @@ class VisionModel(nnx.Module):
         Raises:
             ValueError: on an unknown name, naming the nearest ones.
         """
-        known = self.intermediate_names
-        for name in names:
-            if name not in known:
-                near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
-                raise ValueError(f"no intermediate is called {name!r}; the nearest are {near}.")
+        self._check_intermediates(names)
         # "blocks.3.mixer.q" asks for "mixer.q" of block 3.
         asked = {name: name.split(".", 2)[1:] for name in sorted(names) if name.startswith("blocks.")}
         wanted = frozenset(name for _, name in asked.values())
@@ -168,6 +164,18 @@ class VisionModel(nnx.Module):
         per_block = self.stage.blocks.intermediate_names
         blocks = (f"blocks.{index}.{name}" for index in range(self.depth) for name in per_block)
         return ("patch_tokens", "tokens", *blocks, "features", "logits")
+
+    def _check_intermediates(self, names: Collection[str]) -> None:
+        """Check that there are intermediates of these names.
+
+        Raises:
+            ValueError: on an unknown one, naming the nearest.
+        """
+        known = self.intermediate_names
+        for name in names:
+            if name not in known:
+                near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
+                raise ValueError(f"no intermediate is called {name!r}; the nearest are {near}.")
 
     @property
     def options(self) -> dict[str, Any]:

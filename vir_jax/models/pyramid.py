@@ -1,6 +1,5 @@
 """A pyramid: convolutional stages at the resolution of the stem, then stages of token mixers at a lower one."""
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -203,11 +202,7 @@ class Pyramid(VisionModel):
         Raises:
             ValueError: on an unknown name, naming the nearest ones.
         """
-        known = self.intermediate_names
-        for name in names:
-            if name not in known:
-                near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
-                raise ValueError(f"no intermediate is called {name!r}; the nearest are {near}.")
+        self._check_intermediates(names)
         # "stages.2.blocks.0.mixer.q" asks for "mixer.q" of block 0, "stages.2.blocks.0.map" for its tokens.
         asked = [name.split(".", 4) for name in names if name.startswith("stages.")]
         wanted = frozenset("tokens" if last == "map" else last for *_, last in asked)

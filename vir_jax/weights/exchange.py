@@ -335,11 +335,12 @@ def _of_colours(values: Sequence[float] | None, colours: int) -> tuple[float, ..
 
 def _fit(params: Flat, fresh: Flat, stored: Card, wanted: Card, layout: WeightLayout) -> Flat:
     """Return the parameters of the model that is wanted."""
+    position = "stem.position.embedding"  # Resampled as its library does, all else as our models do.
     fitted = {
-        name: fit_grid(name, params[name], array.shape) if name in params else array
+        name: fit_grid(name, params[name], array.shape) if name in params.keys() - {position} else array
         for name, array in fresh.items()
     }
-    if (position := "stem.position.embedding") in params:
+    if position in params:
         rows, cols = fresh[position].shape[1:3]
         fitted[position] = fit_positions(params[position], (rows, cols), layout.resampling)
     for kernel in {
