@@ -139,6 +139,9 @@ def test_tables_are_those_of_the_results():
         grid = load_grid(ROOT / "benchmarks" / "grids" / f"{name}.py")
         found = read_records(RESULTS / f"ablation_{grid.name}.json")
         expected["docs/results.md", f"ablation_{grid.name}"] = ablation.markdown(grid, found)
+    for name in ("pretraining", "alignment"):
+        file = {"alignment": "alignment_cifar10"}.get(name, name)
+        expected["docs/results.md", name] = (RESULTS / f"{file}.md").read_text()
     for (page, name), markdown in expected.items():
         assert rows(between_markers(page, name)) == rows(markdown), page
 
@@ -163,6 +166,24 @@ def test_figures_of_the_readme_are_those_of_the_results():
     said = re.findall(r"^\| (?:random resized crop|the full recipe).* \| (\d+) \|$", speed, re.MULTILINE)
     measured = [pipeline[name] for name in ("crop and flip, loader", "full recipe, loader")]
     assert [int(number) for number in said] == pytest.approx(measured, abs=0.5)
+
+
+def test_what_the_readme_says_of_mixers_is_in_the_results():
+    """Forward and backward, from 1,025 tokens on."""
+    stored = json.loads((RESULTS / "mixers.json").read_text())["records"]
+    ms = {
+        (r["mixer"], r["tokens"]): r["ms"] / r["batch"]
+        for r in stored
+        if r.get("ms") is not None and r["which"] == mixers.PASSES[1]
+    }
+    for tokens in (1025, 4097, 16385):
+        retention = ms["retention, chunkwise", tokens]
+        others = {name for name, n in ms if n == tokens and not name.startswith("retention")}
+        assert {name for name in others if ms[name, tokens] < 0.9 * retention} == {"fnet"}
+        assert retention / ms["linformer", tokens] == pytest.approx(1, abs=0.1)
+        assert retention / ms["performer", tokens] == pytest.approx(0.5, abs=0.06)
+    ratio = ms["softmax", 16385] / ms["retention, chunkwise", 16385]
+    assert f"attention takes {ratio:.0f} times as long" in (ROOT / "README.md").read_text()
 
 
 def test_operator_speeds_are_those_of_the_results():
