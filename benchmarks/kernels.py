@@ -3,9 +3,10 @@
     python -m benchmarks.kernels            # an accelerator; --widths, --lengths, --tokens and --passes choose
 
 bfloat16, 768 / d heads of d. Forward, and forward with the gradients by q, k and v, at as many tokens a batch as
-`--tokens` says and at batch 1. A program makes several calls in a row, each on arrays of its own, and runs on
-several sets of them one after the other; the time is divided by the number of calls. So caches do not hold the
-inputs, and the host's work is hidden behind the device's, but for the shortest calls. Programs take turns; medians.
+`--tokens` says and at batch 1. A program makes as many calls in a row as it takes to outlast its launch, each on arrays
+of its own, and runs on several sets of them, many times before the device is waited for; the time is divided by the
+number of calls. So caches do not hold the inputs, and the host's work is hidden behind the device's, but for the
+shortest calls. Programs take turns; medians.
 The floor is what a copy of the bytes that must move would take, at the bandwidth of a copy measured in the same
 run. flash-linear-attention takes part where torch and fla are installed, with the same decays. Writes
 benchmarks/results/kernels.{md,json}.
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 
 from benchmarks.timing import failure, machine, markdown_table, median_ms, write_results
 from vir_jax.ops import retention, vir_log_decay
+from vir_jax.ops.attention import attention
 from vir_jax.ops.kernels import PLATFORMS
 
 MODEL_WIDTH = 768
@@ -35,14 +37,17 @@ PASSES = ("forward", "forward and backward")
 PARALLEL, ATTENTION, FLA = "xla, parallel", "cuDNN attention", "flash-linear-attention"
 PARALLEL_UP_TO = 2048  # tokens; the scores of more do not fit beside everything else
 CACHE_BYTES = 2**28  # at least what all inputs of a measurement come to
-MIN_CALLS = 8  # of a program, lest the host's work is measured
-MAX_CALLS = 32  # of a program, as it is compiled call by call
+PROGRAM_BYTES = (
+    2**26
+)  # about what the inputs of a program come to: less is over before the next one is launched
+MAX_CALLS = 16  # of a program, as it is compiled call by call
+WAIT_MS = 20.0  # The device is waited for about as often: a wait takes some tenths of a millisecond.
 AGREEMENT = 1e-2  # relative RMS in bfloat16
-ROUNDS = 15
+ROUNDS = 9
 
 Operator = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-Run = Callable[[], Any]
-"""Makes all calls, and waits for the last."""
+Run = Callable[[int], Any]
+"""Makes all calls so many times, and waits for the last."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,7 @@ def operators(width: int, length: int) -> dict[str, Operator]:
     if length <= PARALLEL_UP_TO:
         found[PARALLEL] = partial(op, mode="parallel")
     if jax.default_backend() == "gpu":
-        found[ATTENTION] = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        found[ATTENTION] = attention
     return found
 
 
@@ -105,9 +110,10 @@ def jax_run(operator: Operator, which: str, arrays: list[Arrays]) -> Run:
 
     program = jax.jit(lambda arrays: [call(*each) for each in arrays]).lower(arrays[0]).compile()
 
-    def run() -> None:
-        for each in arrays:
-            results = program(each)
+    def run(times: int) -> None:
+        for _ in range(times):
+            for each in arrays:
+                results = program(each)
         jax.block_until_ready(results)
 
     return run
@@ -155,8 +161,9 @@ def fla_run(which: str, arrays: list[Arrays]) -> Run:
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX's threads go on.
         calculate()
 
-    def run() -> None:
-        graph.replay()
+    def run(times: int) -> None:
+        for _ in range(times):
+            graph.replay()
         torch.cuda.synchronize()
 
     return run
@@ -166,7 +173,21 @@ def bandwidth() -> float:
     """Bytes a second of a copy, read and written."""
     x = jnp.zeros(CACHE_BYTES, jnp.bfloat16)
     copy = jax.jit(lambda x: x + 1).lower(x).compile()
-    return 2 * x.nbytes / (1e-3 * median_ms({"copy": lambda: copy(x)}, rounds=ROUNDS)["copy"])
+    return 2 * x.nbytes / (1e-3 * ms_of_each({"copy": lambda times: _repeat(copy, x, times)})["copy"])
+
+
+def _repeat(program: Callable[[jax.Array], jax.Array], x: jax.Array, times: int) -> None:
+    for _ in range(times):
+        result = program(x)
+    jax.block_until_ready(result)
+
+
+def ms_of_each(runs: dict[str, Run]) -> dict[str, float]:
+    """Medians of all calls of a run, once; they take turns."""
+    once = median_ms({name: partial(run, 1) for name, run in runs.items()}, rounds=3)
+    times = {name: max(1, round(WAIT_MS / ms)) for name, ms in once.items()}
+    many = median_ms({name: partial(run, times[name]) for name, run in runs.items()}, rounds=ROUNDS)
+    return {name: ms / times[name] for name, ms in many.items()}
 
 
 def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second: float) -> list[Record]:
@@ -174,7 +195,7 @@ def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second
     array = 2 * batch * length * MODEL_WIDTH  # bytes
     # q, k, v and o; backward q, k, v and do are read, dq, dk and dv written.
     floor = array * (4 if which == PASSES[0] else 11) / bytes_a_second
-    calls = max(MIN_CALLS, min(MAX_CALLS, CACHE_BYTES // (4 * array)))
+    calls = max(1, min(MAX_CALLS, PROGRAM_BYTES // (4 * array)))
     sets = math.ceil(CACHE_BYTES / (calls * 4 * array))
     arrays = random_arrays((batch, length, MODEL_WIDTH // width, width), calls, sets)
     names: dict[str, Callable[[], Run]] = {
@@ -187,11 +208,11 @@ def measure_size(width: int, length: int, batch: int, which: str, bytes_a_second
     for name, prepare in names.items():
         try:
             run = prepare()
-            run()
+            run(1)
             runs[name] = run
         except Exception as error:
             failures[name] = failure(error)
-    ms = median_ms(runs, rounds=ROUNDS)
+    ms = ms_of_each(runs)
     return [
         Record(
             width,

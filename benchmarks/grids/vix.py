@@ -32,11 +32,11 @@ WITH_QUERIES = (
 WITHOUT = ("fnet", "mlp_mixer")
 
 
-def changes(mixer: str, stem: str, position: str) -> dict[str, object]:
+def changes(mixer: str, stem: str, position: str, preset: str = PRESET) -> dict[str, object]:
     """Return the fields in which a recipe differs from that of softmax attention."""
     common, recipe = (
-        flatten(get_config(PRESET)),
-        flatten(get_config(f"mixer={mixer},stem={stem},position={position},{PRESET}")),
+        flatten(get_config(preset)),
+        flatten(get_config(f"mixer={mixer},stem={stem},position={position},{preset}")),
     )
     return {name: value for name, value in recipe.items() if value != common[name]}
 

@@ -78,3 +78,11 @@ def test_memory_is_linear_in_the_tokens():
     # Scores of all would be four times as many; those of a pair of blocks are as many as before.
     assert temporary(8192) < 2.1 * temporary(4096)
     assert temporary(8192) < 8192**2
+
+
+@pytest.mark.skipif("jax.default_backend() != 'gpu'", reason="cuDNN is NVIDIA's")
+@pytest.mark.parametrize("n", [196, 197])
+def test_what_a_gpu_computes_is_the_plain_form(n):
+    q, k, v, d_out = arrays(n, jnp.bfloat16, d=64)
+    found = output_and_gradients(attention.attention, q, k, v, d_out)
+    assert_close(found, output_and_gradients(jax.nn.dot_product_attention, q, k, v, d_out), HALF)

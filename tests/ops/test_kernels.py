@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from tests.ops.cases import assert_close, assert_transforms_agree, random_case, relative_rms
-from vir_jax.ops import kernels, retention
+from vir_jax.ops import kernels, retention, sequence
 from vir_jax.ops.kernels import mosaic_gpu, pallas_tpu
 from vir_jax.ops.kernels.pallas_tpu import CHUNK_SIZE, ONE_CHUNK
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
@@ -200,6 +200,44 @@ def test_a_kernel_wants_its_platform():
         ValueError, match=f"'{name}' is a kernel for {platform}, and this compiles for {here}"
     ):
         retention(*case.tokens, case.log_decay, implementation=name)
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "dtype", "n", "width", "expected"),
+    [
+        ("NVIDIA H200", jnp.bfloat16, 197, 64, "mosaic_gpu"),
+        ("NVIDIA H100 80GB HBM3", jnp.bfloat16, 128, 32, "mosaic_gpu"),
+        ("NVIDIA A100-SXM4-80GB", jnp.bfloat16, 197, 64, None),
+        ("NVIDIA H200", jnp.float32, 197, 64, None),
+        ("NVIDIA H200", jnp.bfloat16, 127, 64, None),
+        ("NVIDIA H200", jnp.bfloat16, 197, 65, None),
+        ("TPU v5 lite", jnp.bfloat16, 197, 64, None),
+        ("cpu", jnp.bfloat16, 197, 64, None),
+    ],
+)
+def test_a_kernel_is_chosen_where_it_was_measured(device_kind, dtype, n, width, expected):
+    assert kernels.chosen_kernel(device_kind, dtype, n, width) == expected
+
+
+def test_what_is_chosen_is_taken(monkeypatch):
+    case = random_case(b=1, n=130, h=1, d=64, e=64)
+    halves = [x.astype(jnp.bfloat16) for x in case.tokens]
+    monkeypatch.setattr(sequence, "_device_kind", lambda: "NVIDIA H200")
+    taken = []
+    monkeypatch.setattr(
+        sequence, "kernel_form", lambda name: taken.append(name) or sequence.choose_form("chunkwise", 130)
+    )
+
+    def kernel_of(*tokens, **options):
+        jax.clear_caches()
+        taken.clear()
+        jax.eval_shape(partial(retention, **options), *tokens, case.log_decay[:1])
+        return list(taken)
+
+    assert kernel_of(*halves) == kernel_of(*halves, mode="chunkwise") == ["mosaic_gpu"]
+    assert not kernel_of(*case.tokens)  # fp32
+    for options in ({"mode": "parallel"}, {"chunk_size": 64}, {"implementation": "xla"}):
+        assert not kernel_of(*halves, **options)
 
 
 def hopper():

@@ -46,13 +46,34 @@ class _Kept(NamedTuple):
 def attention(q: Tokens, k: Tokens, v: Tokens) -> Tokens:
     """Compute softmax(Q K^T / sqrt(d)) V of each head, by the form that is the faster one where this is compiled for.
 
-    On a CPU that is `blockwise_attention` from BLOCKWISE_FROM tokens on, and else `jax.nn.dot_product_attention`, which
-    stores all scores. Both are one function, in values and gradients. Arguments and result are those of
-    `blockwise_attention`.
+    On a CPU that is `blockwise_attention` from BLOCKWISE_FROM tokens on, on an NVIDIA GPU cuDNN's flash attention for
+    what it takes, and else XLA's form, which stores all scores. All are one function, in values and gradients.
+    Arguments and result are those of `blockwise_attention`.
     """
     if platform() == "cpu" and q.shape[1] >= BLOCKWISE_FROM:
         return blockwise_attention(q, k, v)
-    return jax.nn.dot_product_attention(q, k, v)
+    return _cudnn_attention(q, k, v) if _cudnn_takes(v) else jax.nn.dot_product_attention(q, k, v)
+
+
+def _cudnn_takes(v: Tokens) -> bool:
+    """Return whether cuDNN computes attention of such tokens.
+
+    Where a program is compiled for a GPU that is not there, JAX cannot ask it whether it does.
+    """
+    on_gpu = platform() == "gpu" == jax.default_backend()
+    return on_gpu and v.dtype in (jnp.bfloat16, jnp.float16) and v.shape[-1] <= 128 and v.shape[-1] % 8 == 0
+
+
+def _cudnn_attention(q: Tokens, k: Tokens, v: Tokens) -> Tokens:
+    b, n, _, _ = q.shape
+    lengths = None
+    if n % 2:  # The gradient of an odd number of tokens is refused.
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        lengths = jnp.full(b, n, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :n]
 
 
 @jax.custom_vjp

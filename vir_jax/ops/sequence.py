@@ -17,7 +17,7 @@ from vir_jax.ops.checks import (
 )
 from vir_jax.ops.decay import Decays
 from vir_jax.ops.gradient import Form, differentiable
-from vir_jax.ops.kernels import PLATFORMS, kernel_form
+from vir_jax.ops.kernels import PLATFORMS, chosen_kernel, kernel_form
 from vir_jax.ops.sequence_chunkwise import chunkwise
 from vir_jax.ops.sequence_parallel import parallel
 from vir_jax.ops.sequence_recurrent import recurrent
@@ -64,8 +64,9 @@ def retention(
             None is zero. So tokens may come in any number at a time, one by one too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
         implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs, "mosaic_gpu" on NVIDIA
-            Hopper GPUs. None is "xla", as no kernel has been measured yet. Where a mesh of several devices is
-            set, a kernel wants `jax.shard_map` around it; models see to that. Kernels take decays per head alone.
+            Hopper GPUs. None is "xla", but for what `chosen_kernel` has been measured to compute faster, on one
+            device, without a chunk size. Where a mesh of several devices is set, a kernel wants `jax.shard_map`
+            around it; models see to that. Kernels take decays per head alone.
 
     Returns:
         The output [b, n, h, e] in v's dtype, and the state after the last token, [b, h, d, e] fp32, which costs
@@ -94,6 +95,14 @@ def retention(
             f"{kernel!r} takes one decay per head, ({h},), and log_decay has shape {log_decay.shape}, one per token; "
             "use implementation='xla'"
         )
+    elif (
+        implementation is None
+        and log_decay.ndim == 1
+        and mode in ("auto", "chunkwise")
+        and chunk_size is None
+    ):
+        dtype, width = jnp.result_type(q, k, v), max(d, v.shape[-1])
+        kernel = None if _split_axes() else chosen_kernel(_device_kind(), dtype, n, width)
     return _retention(q, k, v, log_decay, initial_state, mode, chunk_size, scale, kernel)
 
 
@@ -132,16 +141,21 @@ def _check_implementation(implementation: str | None, mode: str, chunk_size: int
             f"{implementation!r} is a kernel for {PLATFORMS[implementation]}, and this compiles for {platform()}; use "
             "implementation='xla'"
         )
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    split = {
-        axis: mesh.shape[axis] for axis, kind in kinds if kind != AxisType.Manual and mesh.shape[axis] > 1
-    }
+    split = _split_axes()
     if split:
         raise ValueError(
             f"{implementation!r} is not split over a mesh by itself, and each device of {split} would compute "
             "everything: call it within `jax.shard_map` over batch and heads, as models do, or use implementation='xla'"
         )
+
+
+def _split_axes() -> dict[str, int]:
+    """Return the axes of the mesh in context, and their devices, over which a kernel is not split by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {
+        axis: mesh.shape[axis] for axis, kind in kinds if kind != AxisType.Manual and mesh.shape[axis] > 1
+    }
 
 
 def scaled(
@@ -170,3 +184,8 @@ def platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def _device_kind() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind

@@ -57,7 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.mlp_dim = may_be_none()  # Hidden units of the MLP; None: 4 to a channel, 2 for the size vix.
     model.retention = may_be_none()  # "1d" (raster order) or "2d"; None: "1d". ViR only.
     model.chunk_size = may_be_none()  # Tokens per chunk of 1-D retention; None: what was measured to be best.
-    model.implementation = may_be_none()  # Of 1-D retention: "xla", "mosaic_gpu", "pallas_tpu"; None: "xla".
+    model.implementation = may_be_none()  # Of 1-D retention: "xla", or a kernel's name; None: as measured.
     model.levels = may_be_none()  # Of a channel, in models of pixels.
     model.channels = may_be_none()  # 1 (grey: the average of RGB) or 3; None: 3, in models of pixels 1.
     model.mixtures = may_be_none()  # Logistics that a pixel's distribution is mixed of; None: categorical.

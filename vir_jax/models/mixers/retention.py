@@ -45,9 +45,10 @@ class Retention(HeadsMixer):
         retention: "1d" decays along the sequence, "2d" by rows and columns. None: "1d".
         chunk_size: tokens in a chunk, 1-D alone, in the mode "chunkwise", and in "auto", which is then chunkwise. None:
             the operator's choice.
-        implementation: "xla", or a kernel of `vir_jax.ops.kernels` for the chunkwise mode of 1-D. None: "xla". A kernel
-            runs on each device of the mesh in context (`jax.set_mesh`), batch and heads split as everywhere; a mesh
-            that does not divide them, or has other axes, is an error then.
+        implementation: "xla", or a kernel of `vir_jax.ops.kernels` for the chunkwise mode of 1-D. None: the
+            operator's choice. A kernel that is named runs on each device of the mesh in context (`jax.set_mesh`),
+            batch and heads split as everywhere; a mesh that does not divide them, or has other axes, is an error
+            then.
         decays: "vir", "retnet", "none" (nothing is forgotten); "learned", one per head, ViR's at first; or "token", 1-D
             alone: computed of each token for each head, near ViR's at first. With the last each layer has
             `decay.logit.kernel [c, h]` and `bias [h]`, with "learned" `decay.logit [h]`.

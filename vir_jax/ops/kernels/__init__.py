@@ -1,10 +1,10 @@
 """Retention by kernels written for one kind of accelerator each; `gradient` says what a form is.
 
-Neither kernel has been run on hardware. `pallas_tpu` never ran on a TPU: it was run in interpret mode and compiled for
-v5e and v6e. `mosaic_gpu` never ran on a GPU: it was run in interpret mode and compiled for H100. In interpret mode both
-give the values, states and gradients of the specification; how fast they are is not known. So `retention` takes neither
-unless it is named. A machine that has the accelerator runs them compiled in tests/ops/test_kernels.py, and
-`python -m benchmarks.kernels` measures them there.
+`mosaic_gpu` was run on an H200, where bfloat16 in it takes an eighth to a fifth of the time of XLA's chunkwise form
+(docs/speed.md): there `retention` takes it by itself (`chosen_kernel`). `pallas_tpu` never ran on a TPU: it was run in
+interpret mode, where it gives the values, states and gradients of the specification, and compiled for v5e and v6e; how
+fast it is is not known, so that it is taken where it is named. A machine that has the accelerator runs them compiled in
+tests/ops/test_kernels.py, and `python -m benchmarks.kernels` measures them there.
 
 A kernel computes outputs, states, and the gradients by q, k, v and the state. The gradient by the decay, which is fixed
 in ViR, is computed in XLA's chunkwise form.
@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.gradient import Form, Result
@@ -22,12 +23,31 @@ from vir_jax.ops.sequence_chunkwise import chunkwise
 
 # What a kernel is written for, by its name, which is its module's too.
 PLATFORMS = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
+HOPPER = ("H100", "H200")
+"""What `device_kind` says of the GPUs that `mosaic_gpu` is taken on; it was measured on an H200, compiled for both."""
+KERNEL_FROM = 128
+"""Tokens, from which `mosaic_gpu` is taken: 197 were the fewest that were measured."""
+MEASURED_WIDTH = 64
+"""Channels of a head, up to which it is."""
 
 
 def kernel_form(name: str) -> Form:
     """Return the kernel of that name, to be differentiated forward by the decay, as `gradient` asks of a form."""
     # Here, because importing Pallas takes half a second.
     return partial(_by_kernel, import_module(f"{__name__}.{name}").chunkwise)
+
+
+def chosen_kernel(device_kind: str, dtype: Any, n: int, width: int) -> str | None:
+    """Return the kernel that the chunkwise mode takes by itself, where it was measured to be faster; None: XLA's form.
+
+    Args:
+        device_kind: what is compiled for, as JAX names it.
+        dtype: of q, k and v together.
+        n: tokens.
+        width: the greater of those of keys and values.
+    """
+    measured = dtype == jnp.bfloat16 and n >= KERNEL_FROM and width <= MEASURED_WIDTH
+    return "mosaic_gpu" if measured and any(name in device_kind for name in HOPPER) else None
 
 
 def _by_kernel(kernel: Form, *arguments: Array | None, reverse: bool, with_final: bool) -> Result:

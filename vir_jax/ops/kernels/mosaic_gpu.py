@@ -3,7 +3,7 @@
 The chunkwise form (docs/method.md, section 1). A block of one warpgroup takes 64 columns of one head's state through
 the sequence; q, k and v are read once and o is written once, which is all the traffic there need be (section 6). Where
 batch and heads do not fill the GPU, the sequence is cut into segments: a first pass finds what each adds to the state,
-a second one starts every segment from the state that arrives there. Never run on a GPU: see the folder's docstring.
+a second one starts every segment from the state that arrives there.
 
 Every matrix here is of 64 x 64: a chunk is 64 tokens, and widths are cut into blocks of 64, filled up with zeros.
 Tensor cores multiply 16-bit numbers. What has more digits is a sum of bfloat16 parts, each the rounded rest of those
@@ -11,7 +11,7 @@ before: two hold 16 bits, three all of fp32. States and scores, which stay fp32,
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,12 +29,16 @@ FULL = 264  # blocks: two on each of a Hopper's 132 multiprocessors
 MAX_WIDTH = 128  # more blocks of keys do not fit into shared memory
 MIN_CHUNKS = 8  # of a segment, lest the states outweigh the tokens
 PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
-STATE_PARTS = PARTS["float32"]
+STATE_PARTS = PARTS["float32"]  # of what goes into a state
+OUT_PARTS = 2  # at least, of what goes into outputs: twice their digits, if they have 16 bits
 SWIZZLE_BYTES = 128
+WGMMA_DEPTH = 16  # products in a sum of one instruction
 
 Matrix = Float32[Array, "64 64"]
 Parts = Sequence[Sequence[Any]]
 """One matrix, or several beside each other: references by block and part."""
+Factors = tuple[Parts | Callable[[], Parts], Parts]
+"""Of a product. A first factor that is a function is called while the products before are computed."""
 
 
 def chunkwise(
@@ -68,7 +72,7 @@ def chunkwise(
         arriving = jnp.pad(arriving, ((0, 0), (0, 0), (0, rows - d), (0, columns - e)))
 
     chunks = pl.cdiv(n, BLOCK)
-    wanted = pl.cdiv(FULL, b * h * columns // BLOCK)
+    wanted = FULL // (b * h * columns // BLOCK)
     per_segment = pl.cdiv(chunks, max(1, min(wanted, chunks // MIN_CHUNKS)))
     segments = pl.cdiv(chunks, per_segment)
     run = partial(
@@ -97,12 +101,20 @@ def chunkwise(
 
 
 def _split(x: Float[Array, "*x"], count: int) -> list[BFloat16[Array, "*x"]]:
-    """Return `count` arrays whose sum is x, to eight bits each."""
-    parts = [x.astype(jnp.bfloat16)]
-    while len(parts) < count:
-        x = x.astype(jnp.float32) - parts[-1].astype(jnp.float32)
-        parts.append(x.astype(jnp.bfloat16))
-    return parts
+    """Return `count` arrays whose sum is x, to eight bits each.
+
+    By its bits: that costs a GPU less than a conversion there and back, and XLA, which may leave out such a pair of
+    conversions, keeps it. Of two the first is cut off, which saves an addition; of three all are rounded.
+    """
+    half = jnp.uint32(0x8000 if count > 2 else 0)
+    x = x.astype(jnp.float32)
+    parts = []
+    for _ in range(count - 1):
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        first = jax.lax.bitcast_convert_type((bits + half) & jnp.uint32(0xFFFF0000), jnp.float32)
+        parts.append(first.astype(jnp.bfloat16))
+        x = x - first
+    return [*parts, x.astype(jnp.bfloat16)]
 
 
 def _last_times(n: int, per_segment: int, segments: int, reverse: bool) -> Int[Array, "s"]:
@@ -207,6 +219,7 @@ def _kernel(
     final_ref: Any = rest.pop(0) if with_final else None
     blocks = sources["k"][0].shape[-1] // BLOCK
     parts = counts["k"]
+    out_parts = max(parts, OUT_PARTS)
     stages = 2 if parts == 1 else 1
     row, segment, head, column = map(jax.lax.axis_index, ("row", "segment", "head", "column"))
     columns = pl.ds(column * BLOCK, BLOCK)
@@ -214,8 +227,7 @@ def _kernel(
     first_chunk = segment * per_segment
     steps = jnp.minimum(per_segment, chunks - first_chunk)
     log_decay = log_decay_ref[head]
-    product, transposed = (_emulated_product, _emulated_transpose) if interpret else (_product, _transpose)
-    load = _emulated_load if interpret else _load
+    products, transposed, load = _EMULATED if interpret else _COMPILED
 
     def start_of(step: Array) -> Array:
         chunk = first_chunk + step
@@ -241,6 +253,15 @@ def _kernel(
         for stage in range(stages):
             pl.when(stage < steps)(partial(fetch, jnp.int32(stage)))
 
+        i, j = (jax.lax.broadcasted_iota(jnp.int32, (BLOCK, BLOCK), axis) for axis in (0, 1))
+        elapsed = (j - i if reverse else i - j).astype(jnp.float32)
+        mask = jnp.where(elapsed >= 0, jnp.exp(log_decay * jnp.maximum(elapsed, 0.0)), 0.0)
+
+        def rows_decayed(elapsed: Array) -> Matrix:
+            """Return the decay of rows; those beyond the last token are zero, and of no account."""
+            power = jnp.exp(log_decay * jnp.maximum(elapsed, 0.0))
+            return jax.lax.broadcast_in_dim(power, (BLOCK, BLOCK), (0,))
+
         def chunk(step: Array, state: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
             slot = jax.lax.rem(step, jnp.int32(stages))
             q, k, v = (
@@ -249,40 +270,42 @@ def _kernel(
             )
             start = start_of(step)
             size = jnp.minimum(BLOCK, n - start)
-            last = (size - 1).astype(jnp.float32)
-            plgpu.barrier_wait(arrived.at[slot])
-
             token = jax.lax.broadcasted_iota(jnp.int32, (BLOCK,), 0)
             time = (size - 1 - token if reverse else token).astype(jnp.float32)
+            # To the first token of the next chunk; in the last one to its last token.
+            end = (size - jnp.where(step == steps - 1, 1, 0)).astype(jnp.float32)
 
-            def decay(elapsed: Array) -> Array:
-                """Return the decay of rows; those beyond the last token are zero, and of no account."""
-                power = jnp.exp(log_decay * jnp.maximum(elapsed, 0.0))
-                return jax.lax.broadcast_in_dim(power, (BLOCK, BLOCK), (0,))
+            def decayed_keys() -> list[list[Array]]:
+                left = rows_decayed(end - time)
+                return [_split(left * _sum(by_part), STATE_PARTS) for by_part in k]
 
             if with_out:
-                i, j = (jax.lax.broadcasted_iota(jnp.int32, (BLOCK, BLOCK), axis) for axis in (0, 1))
-                elapsed = (j - i if reverse else i - j).astype(jnp.float32)
-                mask = jnp.where(elapsed >= 0, jnp.exp(log_decay * jnp.maximum(elapsed, 0.0)), 0.0)
-                scores = mask * product(q, [[transposed(x) for x in by_part] for by_part in k])
                 for state_ref, x in zip(state_refs, state, strict=True):
                     _write(state_ref, x)
+                plgpu.commit_smem()
+            plgpu.barrier_wait(arrived.at[slot])
+            if with_out:
+                keys = [[transposed(x) for x in by_part] for by_part in k]
+                (scores, before), decayed = products([(q, keys), (q, state_refs)], meanwhile=decayed_keys)
+            else:
+                decayed = decayed_keys()
             # The scores are done with k, so that its place is free.
-            decayed = [[*x, *more] for x, more in zip(k, decayed_rest, strict=True)]
-            for decayed_ref, by_part in zip(decayed, k, strict=True):
-                _write(decayed_ref, decay(last - time) * _sum(by_part))
+            places = [[*x, *more] for x, more in zip(k, decayed_rest, strict=True)]
+            for place, parts in zip(places, decayed, strict=True):
+                for ref, part in zip(place, parts, strict=True):
+                    ref[...] = part
             plgpu.commit_smem()
 
+            factors: list[Factors] = [([[transposed(part) for part in by_part]], v) for by_part in places]
             if with_out:
-                out = decay(time) * product(q, state_refs)
-                out += product([_split(scores, STATE_PARTS)], v)
+                # The scores are scaled and split while what goes into the state is multiplied.
+                factors.append((lambda: [_split(mask * scores, out_parts)], v))
+            sums, _ = products(factors)
+            if with_out:
+                out = rows_decayed(time) * before + sums.pop()
                 plgpu.wait_smem_to_gmem(1, wait_read_only=True)
                 for place, piece in zip(results, _cut(out, len(results)), strict=True):
                     place.at[jax.lax.rem(step, jnp.int32(2))][...] = piece.astype(out_ref.dtype)
-            final = tuple(
-                product([[transposed(part) for part in by_part]], v) + jnp.exp(log_decay * last) * x
-                for by_part, x in zip(decayed, state, strict=True)
-            )
 
             # Every thread is done with this slot, and the output is there to be copied.
             plgpu.commit_smem()
@@ -294,22 +317,19 @@ def _kernel(
                     plgpu.copy_smem_to_gmem(place.at[jax.lax.rem(step, jnp.int32(2))], to, commit_group=False)
                 plgpu.commit_smem_to_gmem_group()
             pl.when(step + stages < steps)(partial(fetch, step + stages))
-            if with_final:
-
-                @pl.when(step == steps - 1)
-                def store() -> None:
-                    for i, x in enumerate(final):
-                        final_ref[row, segment, head, of_block(i), columns] = x
-
-            return tuple(jnp.exp(log_decay) * x for x in final)
+            throughout = jnp.exp(log_decay * end)
+            return tuple(throughout * x + more for x, more in zip(state, sums, strict=True))
 
         state = (jnp.zeros((BLOCK, BLOCK), jnp.float32),) * blocks
         if with_arriving:
             state = tuple(
-                x + load(arriving_ref.at[row, segment, head, of_block(i), columns])
-                for i, x in enumerate(state)
+                x + load(arriving_ref.at[row, segment, head, of_block(block), columns])
+                for block, x in enumerate(state)
             )
-        jax.lax.fori_loop(0, steps, chunk, state)
+        final = jax.lax.fori_loop(0, steps, chunk, state)
+        if with_final:
+            for block, x in enumerate(final):
+                final_ref[row, segment, head, of_block(block), columns] = x
         plgpu.wait_smem_to_gmem(0)
 
     buffer = partial(_buffer, interpret=interpret)
@@ -321,7 +341,7 @@ def _kernel(
             for name, count in counts.items()
         },
         [[matrix] * (STATE_PARTS - parts)] * blocks,
-        [[matrix] * STATE_PARTS] * blocks if with_out else [],
+        [[matrix] * out_parts] * blocks if with_out else [],
         _outgoing(out_ref.dtype, buffer) if with_out else [],
         plgpu.Barrier(num_arrivals=blocks * counts["q"] + blocks * parts + parts, num_barriers=stages),
     )
@@ -374,21 +394,39 @@ def _cut(x: Matrix, pieces: int) -> list[Array]:
 
 
 def _terms(x: Parts, y: Parts) -> Iterator[tuple[Any, Any]]:
-    """Yield, of the product of sums of parts, block by block, the terms that are not smaller than the last part."""
-    for xs, ys in zip(x, y, strict=True):
-        for i, a in enumerate(xs):
-            for j, b in enumerate(ys):
-                if i + j < max(len(xs), len(ys)):
-                    yield a, b
+    """Yield, of the product of sums of parts, the terms that are not smaller than the last part, smallest first."""
+    pairs = [
+        (i + j, a, b)
+        for xs, ys in zip(x, y, strict=True)
+        for i, a in enumerate(xs)
+        for j, b in enumerate(ys)
+        if i + j < max(len(xs), len(ys))
+    ]
+    for _, a, b in sorted(pairs, key=lambda pair: -pair[0]):
+        yield a, b
 
 
-def _product(x: Parts, y: Parts) -> Matrix:
-    def multiply(accumulator: Any) -> Matrix:
-        for a, b in _terms(x, y):
-            plgpu.wgmma(accumulator, a, b)
-        return accumulator[...]
+def _nothing() -> None:
+    pass
 
-    return pl.run_scoped(multiply, plgpu.ACC((BLOCK, BLOCK), jnp.float32))
+
+def _products(
+    factors: Sequence[Factors], meanwhile: Callable[[], Any] = _nothing
+) -> tuple[list[Matrix], Any]:
+    """Return products, and what is computed while tensor cores are at them.
+
+    Each begins with zero, not with what it is added to: tensor cores cut off what does not fit into the digits of a
+    running sum.
+    """
+
+    def multiply(*accumulators: Any) -> tuple[list[Matrix], Any]:
+        for accumulator, (x, y) in zip(accumulators, factors, strict=True):
+            for a, b in _terms(x() if callable(x) else x, y):
+                plgpu.wgmma(accumulator, a, b)
+        other = meanwhile()
+        return [accumulator[...] for accumulator in accumulators], other
+
+    return pl.run_scoped(multiply, *[plgpu.ACC((BLOCK, BLOCK), jnp.float32) for _ in factors])
 
 
 def _transpose(ref: Any) -> Any:
@@ -406,9 +444,29 @@ def _load(ref: Any) -> Matrix:
 # The interpreter knows products of two references alone, none of them transposed.
 
 
+def _emulated_products(
+    factors: Sequence[Factors], meanwhile: Callable[[], Any] = _nothing
+) -> tuple[list[Matrix], Any]:
+    return [_emulated_product(x() if callable(x) else x, y) for x, y in factors], meanwhile()
+
+
 def _emulated_product(x: Parts, y: Parts) -> Matrix:
-    terms = (jnp.dot(a[...].astype(jnp.float32), b[...].astype(jnp.float32)) for a, b in _terms(x, y))
-    return sum(terms, start=jnp.zeros((BLOCK, BLOCK), jnp.float32))
+    left, right = zip(*_terms(x, y), strict=True)
+    a = jnp.stack([ref[...].astype(jnp.float32) for ref in left])
+    b = jnp.stack([ref[...].astype(jnp.float32) for ref in right])
+    a = a.reshape(len(left), BLOCK, -1, WGMMA_DEPTH)
+    b = b.reshape(len(left), -1, WGMMA_DEPTH, BLOCK)
+    sums = jnp.einsum("tiks,tksj->tkij", a, b).reshape(-1, BLOCK, BLOCK)
+    start = jnp.zeros((BLOCK, BLOCK), jnp.float32)
+    return jax.lax.scan(lambda total, more: (_cut_off_sum(total, more), None), start, sums)[0]
+
+
+def _cut_off_sum(x: Matrix, y: Matrix) -> Matrix:
+    """Return x + y, towards zero: what a tensor core was seen to do (an H200's errors are those of this rule)."""
+    total = x + y
+    of_y = total - x
+    rest = (x - (total - of_y)) + (y - of_y)
+    return jnp.where(total * rest < 0, jnp.nextafter(total, jnp.float32(0)), total)
 
 
 def _emulated_transpose(ref: Any) -> BFloat16[Array, "64 64"]:
@@ -417,6 +475,10 @@ def _emulated_transpose(ref: Any) -> BFloat16[Array, "64 64"]:
 
 def _emulated_load(ref: Any) -> Matrix:
     return ref[...]
+
+
+_COMPILED = _products, _transpose, _load
+_EMULATED = _emulated_products, _emulated_transpose, _emulated_load
 
 
 def _interpreter() -> Any:
