@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.forked import run_forked
 from vir_jax import command_line
 from vir_jax.data import decode_image, open_source
 from vir_jax.runs.validate import validate
@@ -74,28 +75,48 @@ def test_train_resume_evaluate_and_predict(tmp_path):
 TRAIN = ["train.py", "--config=configs/vir_digits.py"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([*TRAIN, "--config.optim.lrr=1"], 'no field "lrr". Did you mean "lr"?'),
-        ([*TRAIN, "--config.optim.lr=-1"], "config.optim.lr is -1.0; expected a positive number"),
-        (
-            [*TRAIN, "--config.data.background=(0,0)"],
-            "config.data.background is (0, 0); expected 3 values, each an integer in [0, 255]",
-        ),
-        (
-            [*TRAIN, "--config.data.max_corrupt_fraction=2."],
-            "config.data.max_corrupt_fraction is 2.0; expected",
-        ),
-        ([*TRAIN, "--config.data.train_split=validation"], "digits has no split 'validation'"),
-        (["train.py", "--config=configs/absent.py"], "No such file or directory: 'configs/absent.py'"),
-        (["train.py", "--config=configs/vir_cifar10.py:modle=1"], "unknown config argument 'modle'"),
-        (["eval.py"], "no checkpoints in"),
-        (["predict.py", "a.png"], "no checkpoints in"),
-    ],
-)
-def test_mistakes_are_told_in_a_sentence(tmp_path, arguments, message):
-    result = run(*arguments, f"--workdir={tmp_path}")
+MISTAKES = [
+    ([*TRAIN, "--config.optim.lrr=1"], 'no field "lrr". Did you mean "lr"?'),
+    ([*TRAIN, "--config.optim.lr=-1"], "config.optim.lr is -1.0; expected a positive number"),
+    (
+        [*TRAIN, "--config.data.background=(0,0)"],
+        "config.data.background is (0, 0); expected 3 values, each an integer in [0, 255]",
+    ),
+    (
+        [*TRAIN, "--config.data.max_corrupt_fraction=2."],
+        "config.data.max_corrupt_fraction is 2.0; expected",
+    ),
+    ([*TRAIN, "--config.data.train_split=validation"], "digits has no split 'validation'"),
+    (["train.py", "--config=configs/absent.py"], "No such file or directory: 'configs/absent.py'"),
+    (["train.py", "--config=configs/vir_cifar10.py:modle=1"], "unknown config argument 'modle'"),
+    (["eval.py"], "no checkpoints in"),
+    (["predict.py", "a.png"], "no checkpoints in"),
+]
+SIZES = ["0", "8,0", "-8", "abc", "8,8,8", ""]
+TRACED, SURPLUS = ["eval.py", "--traceback"], [*TRAIN, "digits"]
+NO_WORKDIR = ["eval.py", "--mode=all"]
+
+
+def sized(size):
+    return ["eval.py", f"--image_size={size}"]
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """What became of the commands that are refused, by their arguments."""
+    folder = tmp_path_factory.mktemp("refused")
+    commands = [arguments for arguments, _ in MISTAKES] + [*map(sized, SIZES), TRACED, SURPLUS, NO_WORKDIR]
+    given = [
+        arguments if arguments == NO_WORKDIR else [*arguments, f"--workdir={folder / str(index)}"]
+        for index, arguments in enumerate(commands)
+    ]
+    ended = run_forked(given, folder)
+    return {tuple(arguments): done for arguments, done in zip(commands, ended, strict=True)}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_are_told_in_a_sentence(refused, arguments, message):
+    result = refused[*arguments]
     assert result.returncode == 1
     assert result.stdout == ""
     (told,) = [line for line in result.stderr.splitlines() if line.startswith(f"{arguments[0]}: ")]
@@ -103,24 +124,24 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, arguments, message):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("size", ["0", "8,0", "-8", "abc", "8,8,8", ""])
-def test_sizes_to_evaluate_at(tmp_path, size):
-    result = run("eval.py", f"--workdir={tmp_path}", f"--image_size={size}")
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_to_evaluate_at(refused, size):
+    result = refused[*sized(size)]
     assert result.returncode != 0
     assert (
         f"--image_size={size}: expected a positive number, or height,width" in result.stderr + result.stdout
     )
 
 
-def test_where_a_mistake_arose_is_told_if_asked(tmp_path):
-    result = run("eval.py", "--traceback", f"--workdir={tmp_path}")
+def test_where_a_mistake_arose_is_told_if_asked(refused):
+    result = refused[*TRACED]
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "FileNotFoundError: no checkpoints in" in result.stderr
 
 
-def test_surplus_arguments_are_refused(tmp_path):
-    result = run(*TRAIN, f"--workdir={tmp_path}", "digits")
+def test_surplus_arguments_are_refused(refused):
+    result = refused[*SURPLUS]
     assert result.returncode == 1
     assert result.stderr == "train.py: unexpected arguments ['digits']; every option begins with --\n"
 
@@ -162,8 +183,8 @@ command_line.run(lambda _: command_line.write_line("a\\udcff \\u4e00 \\u00e9"))
         assert result.stdout in (expected, b"a\xff \\u4e00 \\xe9\n")
 
 
-def test_what_is_required_is_asked_for():
+def test_what_is_required_is_asked_for(refused):
     """In one line, not with all of the help; no library says that there is no TPU."""
-    result = run("eval.py", "--mode=all")
+    result = refused[*NO_WORKDIR]
     assert result.returncode == 1
     assert result.stderr == "eval.py: --workdir must be given; --help shows all flags\n"

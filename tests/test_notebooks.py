@@ -10,6 +10,9 @@ import nbformat
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
+TRAINING = (
+    "config.epochs, config.optim.warmup_epochs, config.batch_size, config.optim.lr = 6.0, 1.0, 32, 2e-3"
+)
 FIGURES = {"decay_masks.ipynb": 6, "inside_a_trained_vir.ipynb": 7}
 
 
@@ -50,13 +53,19 @@ def test_installs_the_package_where_it_is_not(name):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_runs_from_top_to_bottom(name, tmp_path):
-    command = [sys.executable, "-m", "jupyter", "execute", f"--output={tmp_path / name}", str(FOLDER / name)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "WORKDIR")}
+    """But for the epochs that one of them trains: one is enough to look into a model."""
+    text = (FOLDER / name).read_text()
+    shorter = text.replace(TRAINING, TRAINING.replace("6.0, 1.0", "1.0, 0.5"))
+    assert (shorter != text) == (name == "inside_a_trained_vir.ipynb")
+    source, output = tmp_path / f"source_{name}", tmp_path / name
+    source.write_text(shorter)
+    command = [sys.executable, "-m", "jupyter", "execute", f"--output={output}", str(source)]
+    environment = {k: v for k, v in os.environ.items() if k != "WORKDIR"}
     environment["JAX_PLATFORMS"] = "cpu"  # As on a laptop: they are quick there.
     environment["PYTHONPATH"] = str(FOLDER.parent)  # As where the package is installed.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    notebook = nbformat.read(tmp_path / name, as_version=4)
+    notebook = nbformat.read(output, as_version=4)
     assert figures(notebook) == FIGURES[name]
     assert not errors(notebook)

@@ -1,4 +1,4 @@
-"""The twin of pixels: causal attention in blocks is the attention that it is in one, whole or read in pieces."""
+"""The twin of pixels: of an image that is read whole no scores are stored, and none computed in hidden blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,11 @@ import pytest
 from flax import nnx
 
 from vir_jax.models.layout import Layout
-from vir_jax.models.mixers.causal_softmax import MAX_BLOCKS, MIN_BLOCK, CausalSoftmaxAttention
+from vir_jax.models.mixers.causal_softmax import CausalSoftmaxAttention
+from vir_jax.ops.attention import BLOCK, BLOCKWISE_FROM
 
 DIM, HEADS = 8, 2
-LENGTHS = (1, MIN_BLOCK, MIN_BLOCK + 1, 3 * MIN_BLOCK - 5, MAX_BLOCKS * MIN_BLOCK + 7)
+LENGTHS = (1, BLOCKWISE_FROM - 1, BLOCKWISE_FROM, 2 * BLOCK + 1)
 
 
 def heads_of(length):
@@ -48,9 +49,9 @@ def test_blocks_are_the_whole(length):
 
 def test_what_comes_later_changes_nothing():
     """To the last bit, on both sides of a block's end."""
-    length = 2 * MIN_BLOCK + 3
+    length = 2 * BLOCK  # Two blocks.
     made, heads = mixer(), heads_of(length)
-    for changed in (1, MIN_BLOCK, length - 1):
+    for changed in (1, BLOCK, length - 1):
         before, after = (
             np.asarray(made.mix(*x, layout_of(length), mode="auto", state=None)[0])
             for x in (heads, heads.at[:, :, changed].add(1.0))
@@ -61,9 +62,7 @@ def test_what_comes_later_changes_nothing():
 
 def test_what_is_hidden_is_not_counted():
     """Of n tokens in many blocks about half of n^2 scores are computed."""
-    made, length = mixer(), MAX_BLOCKS * MIN_BLOCK
+    made, length = mixer(), 16 * BLOCK
     whole = 2 * length**2 * DIM
-    assert made.mixing_multiply_adds(layout_of(length), "auto") == whole * (MAX_BLOCKS + 1) // (
-        2 * MAX_BLOCKS
-    )
-    assert made.mixing_multiply_adds(layout_of(MIN_BLOCK), "auto") == 2 * MIN_BLOCK**2 * DIM
+    assert made.mixing_multiply_adds(layout_of(length), "auto") == whole * 17 // 32
+    assert made.mixing_multiply_adds(layout_of(BLOCK), "auto") == 2 * BLOCK**2 * DIM

@@ -56,11 +56,8 @@ def test_64_random_images_are_learned_by_heart_in_one_trace(mixer, stem, positio
 
 
 @pytest.mark.parametrize("mixer", ["causal_softmax", "softmax", *LINEAR])
-def test_memory_grows_with_tokens_as_their_square_or_in_proportion(mixer):
-    """The compiled program's temporary memory, of four times as many tokens.
-
-    On a CPU softmax attention stores no scores, but where tokens see the earlier ones alone.
-    """
+def test_memory_grows_with_tokens_in_proportion(mixer):
+    """The compiled program's temporary memory, of four times as many tokens: no mixer's is as their square on a CPU."""
 
     def temporary_bytes(side):
         layout = Layout(cols=side, patches=side * side, class_token="first")
@@ -73,5 +70,4 @@ def test_memory_grows_with_tokens_as_their_square_or_in_proportion(mixer):
         x = jax.ShapeDtypeStruct((1, layout.length, 16), jnp.float32)
         return jax.jit(mixed).lower(x).compile().memory_analysis().temp_size_in_bytes
 
-    ratio = temporary_bytes(64) / temporary_bytes(32)
-    assert ratio > 10 if mixer == "causal_softmax" else ratio < 6
+    assert temporary_bytes(64) / temporary_bytes(32) < 6

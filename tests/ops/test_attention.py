@@ -1,4 +1,4 @@
-"""Attention block by block against the plain form, which stores all scores."""
+"""Attention block by block against the plain form, which stores all scores; each of all tokens, and causal."""
 
 from functools import partial
 
@@ -9,9 +9,10 @@ import pytest
 
 from tests.ops.cases import assert_close
 from vir_jax.ops import attention
-from vir_jax.ops.attention import blockwise_attention
+from vir_jax.ops.attention import blockwise_attention, scores_computed
 
 FP32, HALF = 1e-6, 1e-2
+both = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 
 
 def arrays(n, dtype=jnp.float32, *, b=2, h=3, d=8, size=1.0):
@@ -25,54 +26,89 @@ def output_and_gradients(op, q, k, v, d_out):
     return out, pull_back(d_out)
 
 
+def blockwise(causal):
+    """A function of its own each time: what was compiled for blocks of another size is not called again."""
+    return lambda q, k, v: blockwise_attention(q, k, v, causal)
+
+
+def plain(causal):
+    return partial(jax.nn.dot_product_attention, is_causal=causal)
+
+
 # One block, whole blocks, ragged ones, and two that leave one token over.
+@both
 @pytest.mark.parametrize("n", [3, 8, 9, 13])
-def test_values_and_gradients_are_those_of_the_plain_form(monkeypatch, n):
+def test_values_and_gradients_are_those_of_the_plain_form(monkeypatch, n, causal):
     monkeypatch.setattr(attention, "BLOCK", 4)
     q, k, v, d_out = arrays(n)
-    # A function of its own each time: what was compiled for blocks of another size is not called again.
-    op = lambda q, k, v: blockwise_attention(q, k, v)  # noqa: E731
-    found = output_and_gradients(op, q, k, v, d_out)
-    assert_close(found, output_and_gradients(jax.nn.dot_product_attention, q, k, v, d_out), FP32)
+    found = output_and_gradients(blockwise(causal), q, k, v, d_out)
+    assert_close(found, output_and_gradients(plain(causal), q, k, v, d_out), FP32)
 
 
-def test_blocks_of_the_default_size():
+@both
+def test_blocks_of_the_default_size(causal):
     q, k, v, d_out = arrays(2 * attention.BLOCK + 1, b=1, h=1)
-    found = output_and_gradients(blockwise_attention, q, k, v, d_out)
-    assert_close(found, output_and_gradients(jax.nn.dot_product_attention, q, k, v, d_out), FP32)
+    found = output_and_gradients(blockwise(causal), q, k, v, d_out)
+    assert_close(found, output_and_gradients(plain(causal), q, k, v, d_out), FP32)
 
 
-def test_scores_of_any_size_do_not_overflow(monkeypatch):
+@both
+def test_scores_of_any_size_do_not_overflow(monkeypatch, causal):
     monkeypatch.setattr(attention, "BLOCK", 4)
     q, k, v, d_out = arrays(10, size=100.0)
-    op = lambda q, k, v: blockwise_attention(q, k, v)  # noqa: E731
-    found = output_and_gradients(op, q, k, v, d_out)
+    found = output_and_gradients(blockwise(causal), q, k, v, d_out)
     # Scores of 1e4 are rounded to 1e-3 in both forms.
-    assert_close(found[0], jax.nn.dot_product_attention(q, k, v), 1e-3)
+    assert_close(found[0], plain(causal)(q, k, v), 1e-3)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
-def test_bfloat16(monkeypatch):
+@both
+def test_bfloat16(monkeypatch, causal):
     monkeypatch.setattr(attention, "BLOCK", 4)
     half = arrays(10, jnp.bfloat16)
-    op = lambda q, k, v: blockwise_attention(q, k, v)  # noqa: E731
-    found = output_and_gradients(op, *half)
+    found = output_and_gradients(blockwise(causal), *half)
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
     full = [x.astype(jnp.float32) for x in half]
-    assert_close(found, output_and_gradients(jax.nn.dot_product_attention, *full), HALF)
+    assert_close(found, output_and_gradients(plain(causal), *full), HALF)
 
 
-def test_which_form_is_taken():
+def test_what_is_hidden_is_not_computed(monkeypatch):
+    """Blocks of keys that are later than all of a block's queries: what is not finite in them reaches nothing."""
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    q, k, v, d_out = arrays(12)
+    last = slice(8, None)
+    poisoned = [x.at[:, last].set(jnp.nan) for x in (q, k, v)]
+    out, pull_back = jax.vjp(blockwise(True), *poisoned)
+    gradients = pull_back(d_out.at[:, last].set(0.0))
+    wanted = output_and_gradients(blockwise(True), *(x[:, :8] for x in (q, k, v, d_out)))
+    assert_close(out[:, :8], wanted[0], FP32)
+    assert_close(gradients[0][:, :8], wanted[1][0], FP32)
+    # A mask would give exact zeros times what is not finite.
+    assert np.isnan(plain(True)(*poisoned)[:, :8]).any()
+
+
+@pytest.mark.parametrize(
+    ("n", "causal", "scores"),
+    [(1000, False, 1000**2), (100, True, 100**2), (128, True, 128**2), (1000, True, 10 * 250**2)],
+)
+def test_scores_are_counted_as_they_are_computed(n, causal, scores):
+    """Four blocks of 250 tokens make ten pairs."""
+    assert scores_computed(n, causal=causal) == scores
+
+
+@both
+def test_which_form_is_taken(causal):
     """On a CPU, where the tests run, scores are not stored from a length on."""
     for n, stored in ((attention.BLOCKWISE_FROM - 1, True), (attention.BLOCKWISE_FROM, False)):
-        program = str(jax.make_jaxpr(attention.attention)(*arrays(n)[:3]))
+        program = str(jax.make_jaxpr(partial(attention.attention, causal=causal))(*arrays(n)[:3]))
         assert ("custom_vjp" in program) != stored
 
 
-def test_memory_is_linear_in_the_tokens():
+@both
+def test_memory_is_linear_in_the_tokens(causal):
     def temporary(n):
         shape = jax.ShapeDtypeStruct((1, n, 1, 8), jnp.float32)
-        compiled = output_and_gradients.lower(blockwise_attention, *[shape] * 4).compile()
+        compiled = output_and_gradients.lower(blockwise(causal), *[shape] * 4).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     # Scores of all would be four times as many; those of a pair of blocks are as many as before.

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sklearn.metrics import confusion_matrix
 
 from vir_jax.evaluation.predictions import Predictions
 
@@ -23,7 +22,8 @@ def confusion(
     labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
     """Count the images of each class (row) that were taken for each (column)."""
-    return confusion_matrix(labels, predicted, labels=np.arange(classes))
+    pairs = classes * np.asarray(labels, np.int64) + predicted
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def class_accuracy(counts: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, " classes"]:

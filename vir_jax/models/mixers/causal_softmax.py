@@ -7,12 +7,8 @@ from jaxtyping import Array, Float
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers.heads import Heads, HeadsMixer
 from vir_jax.models.mixers.mixer import State, register
+from vir_jax.ops.attention import attention, scores_computed
 from vir_jax.ops.contract import contract, matmul_precision
-
-# A whole image's queries are taken in so many blocks, of no fewer tokens, each with the keys up to its end: what is
-# hidden from all of a block is not computed, which on a CPU is three quarters of the time at 1,024 tokens, and no
-# block's scores leave its caches. More blocks would be more to compile.
-MAX_BLOCKS, MIN_BLOCK = 16, 128
 
 Queries = Float[Array, "b h n d"]
 Keys = Float[Array, "b h m d"]
@@ -25,6 +21,9 @@ class CausalSoftmaxAttention(HeadsMixer):
     The state is a cache of the keys and one of the values of all N tokens of the image, `[b, h, N, d]` each, float32:
     as long from the start as they will be, so that every token is read by the same program, whose work is that of the
     last one. Heads come first because products read the cache as it lies then, and nothing of it is copied.
+
+    Where an image is read whole, on a CPU scores are computed block by block and never stored, from 128 tokens on, and
+    blocks of them that are hidden are not computed (`vir_jax.ops.attention`).
     """
 
     causal = True
@@ -33,21 +32,16 @@ class CausalSoftmaxAttention(HeadsMixer):
         self, q: Heads, k: Heads, v: Heads, layout: Layout, *, mode: str, state: State | None
     ) -> tuple[Heads, State | None]:
         """softmax(mask(Q K^T / sqrt(d))) V."""
-        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-        new = tuple(x.astype(jnp.float32) for x in (k, v))
+        new = tuple(jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (k, v))
         if state is None:
-            blocks = _blocks(layout.length)
-            outputs = [
-                _attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], start) for start, end in blocks
-            ]
-            return jnp.swapaxes(jnp.concatenate(outputs, axis=2), 1, 2), new
+            return attention(q, k, v, causal=True), new
         first, tokens = layout.start, 2
         cached = tuple(
             jax.lax.dynamic_update_slice_in_dim(old, x, first, tokens)
             for old, x in zip(state, new, strict=True)
         )
         keys, values = (x.astype(v.dtype) for x in cached)
-        return jnp.swapaxes(_attend(q, keys, values, first), 1, 2), cached
+        return jnp.swapaxes(_attend(jnp.swapaxes(q, 1, 2), keys, values, first), 1, 2), cached
 
     def initial_state(self, batch: int, layout: Layout) -> State:
         """Return empty caches for all tokens of the layout.
@@ -66,7 +60,7 @@ class CausalSoftmaxAttention(HeadsMixer):
     def mixing_multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count scores and their product with the values, those too that the mask hides within a block."""
         self.check_call(mode, None, False)
-        return sum(2 * (end - start) * end * self.dim for start, end in _blocks(layout.length))
+        return 2 * scores_computed(layout.length, causal=True) * self.dim
 
 
 def _attend(q: Queries, k: Keys, v: Keys, first: int | Array) -> Queries:
@@ -77,9 +71,3 @@ def _attend(q: Queries, k: Keys, v: Keys, first: int | Array) -> Queries:
     seen = jnp.arange(k.shape[2], dtype=jnp.int32) <= number[:, None]
     masses = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(v.dtype)
     return contract("bhnm,bhmd->bhnd", masses, v, precision).astype(v.dtype)
-
-
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """Return where blocks of tokens begin and end."""
-    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
