@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vir_jax.models.batch_norm import Affine, BatchNorm
 from vir_jax.models.interpolation import enlarge
@@ -120,4 +120,47 @@ class Readout(nnx.Module):
         logits = self.head(self.norm(tokens))
         if self.reads == "dense_patch":
             return join_patches(logits.reshape(*tokens.shape[:3], -1), self.patch)
+        return self._interpolated(logits)
+
+    @property
+    def waits_below(self) -> bool:
+        """Whether pixels are interpolated between a row of patches and the one below."""
+        return self.reads == "dense_linear"
+
+    @property
+    def waiting(self) -> int:
+        """Rows of pixels of a row of patches whose logits depend on the row below: those below its centres."""
+        return self.patch // 2 if self.waits_below else 0
+
+    def of_next_pixels(
+        self,
+        tokens: Float[Array, "b rows cols c"],
+        above: Float[Array, "b 1 cols classes"] | None,
+        first: Bool[Array, ""],
+    ) -> tuple[Float[Array, "b H W classes"], Float[Array, "b 1 cols classes"] | None]:
+        """Return the logits of the next pixels of an image that is read row by row, in a dense model.
+
+        Args:
+            tokens: of the next rows of patches.
+            above: where pixels wait for a row below, the logits of the row of patches above.
+            first: whether there is none: `above` is not read then.
+
+        Returns:
+            As many rows of logits as the patches have pixels: from those that waited, in the row above, to those of the
+            last row of patches that do not; and the logits of this, the next call's `above`. In front of the first row
+            of patches those that would have waited are above the image.
+        """
+        if not self.waits_below:
+            return self.of_pixels(tokens), None
+        assert above is not None
+        logits = self.logits(tokens)
+        rows = jnp.concatenate([jnp.where(first, logits[:, :1], above), logits], axis=1)
+        return self._interpolated(rows)[:, self.patch - self.waiting : -self.waiting or None], rows[:, -1:]
+
+    def of_last_pixels(self, last: Float[Array, "b 1 cols classes"]) -> Float[Array, "b H W classes"]:
+        """Return the logits of the pixels that wait for a row below, where there is none."""
+        return self._interpolated(last)[:, self.patch - self.waiting :]
+
+    def _interpolated(self, logits: Float[Array, "b rows cols classes"]) -> Float[Array, "b H W classes"]:
+        """Return the logits of pixels between those of patches."""
         return enlarge(logits, [self.patch * side for side in logits.shape[1:3]], self.patch)
