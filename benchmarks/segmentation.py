@@ -241,7 +241,7 @@ def draw(
         **{name: palette()[predicted] for name, predicted in masks.items()},
     }
     height, curves = 1.1 * len(lines), 2.6
-    figure = new_figure(1.1 * SHOWN + 1.2, height + curves + 0.5, "Scenes of digits, a class for each pixel")
+    figure = new_figure(1.1 * SHOWN + 1.6, height + curves + 0.5, "Scenes of digits, a class for each pixel")
     above, below = figure.subfigures(2, 1, height_ratios=[height, curves])
     _draw_rows(below, records)
     for axes, (name, images) in zip(above.subplots(len(lines), 1), lines.items(), strict=True):
@@ -249,7 +249,7 @@ def draw(
         axes.imshow(
             np.concatenate(list(np.concatenate([images, gap], axis=2)), axis=1), interpolation="nearest"
         )
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="E")  # The names stand to the left.
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axes.spines[:].set_visible(False)
     return figure
