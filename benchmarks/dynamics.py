@@ -3,12 +3,14 @@
 A dry run of each recipe in configs/: its loss, mixing, drop path, optimiser and schedule, with the model's size, image
 and batch cut down to what a CPU does in seconds, real images (scikit-learn's digits, not augmented), and all epochs
 squeezed into a few hundred steps. It shows whether every kind of parameter moves, and by which share of its size; it
-does not foretell accuracy, and measures no time. Writes benchmarks/results/dynamics.{md,json}.
+does not foretell accuracy, and measures no time. Writes benchmarks/results/dynamics.{md,json}; --recipes chooses some,
+beside which those written before stay.
 """
 
 import argparse
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,9 +22,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from benchmarks.timing import markdown_table, write_results
+from benchmarks.timing import RESULTS, markdown_table, write_results
 from vir_jax.data import open_source
 from vir_jax.inspection.movement import kind_of, movement, norms_by_block
+from vir_jax.models.pyramid_variants import PYRAMID_SIZES
 from vir_jax.runs.model import model_functions
 from vir_jax.runs.state import create_train_state
 from vir_jax.tasks import make_task
@@ -31,10 +34,9 @@ from vir_jax.training.optimizer import learning_rate_schedule, make_optimizer, o
 from vir_jax.training.plan import step_config
 from vir_jax.training.step import make_train_step
 
-# Those of isotropic models that classify: models of pixels have no other size to be run at, pyramids no patch, and the
-# images here no masks.
+# Those that classify: models of pixels have no other size to be run at, and the images here no masks.
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("vi[rt]_*.py"))
-OTHERS = re.compile(r"vir_h_.*|.*_pixels|.*_segmentation")
+OTHERS = re.compile(r".*_pixels|.*_segmentation")
 RECIPES = tuple(name for name in CONFIGS if not OTHERS.fullmatch(name))
 DATA, CLASSES = "digits", 10
 STEPS, BATCH_SIZE = 320, 128
@@ -73,7 +75,10 @@ class Record:
 def load(recipe: str) -> ml_collections.ConfigDict:
     """The recipe at the size of a dry run, but for its name the same."""
     config = import_module(f"configs.{recipe}").get_config()
-    config.model.name = config.model.name.partition("_")[0] + "_pico2"
+    if config.model.name in PYRAMID_SIZES:
+        config.model.name, config.model.stem_stride = "vir_h_nano", 1
+    else:
+        config.model.name = config.model.name.partition("_")[0] + "_pico2"
     config.model.image_size = (8, 8)
     config.batch_size = BATCH_SIZE
     return config
@@ -185,6 +190,18 @@ def markdown(records: list[Record]) -> str:
     )
 
 
+def _written() -> dict[str, Record]:
+    """What was written before, by recipe."""
+    path = RESULTS / "dynamics.json"
+    found = json.loads(path.read_text())["records"] if path.exists() else []
+    return {
+        record["recipe"]: Record(
+            **record | {"steps": {int(number): Step(**step) for number, step in record["steps"].items()}}
+        )
+        for record in found
+    }
+
+
 def main() -> None:
     """Runs, prints and writes."""
     parser = argparse.ArgumentParser(
@@ -193,11 +210,12 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
-    records = []
+    records = _written()
     for recipe in arguments.recipes:
-        records.append(measure(recipe, steps=arguments.steps))
-        print(table(records[-1]), flush=True)
-    write_results("dynamics", markdown(records), records)
+        records[recipe] = measure(recipe, steps=arguments.steps)
+        print(table(records[recipe]), flush=True)
+    known = [records[recipe] for recipe in RECIPES if recipe in records]
+    write_results("dynamics", markdown(known), known)
 
 
 if __name__ == "__main__":

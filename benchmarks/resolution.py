@@ -1,4 +1,4 @@
-"""ViR in each mode and as a stream, and ViTs beside it, from 224 to 8192 pixels: `python -m benchmarks.resolution`.
+"""ViR in each mode and as a stream, a pyramid and ViTs beside it, from 224 to 8192 pixels.
 
 One image a call, uint8, normalised by the program, through models with fresh parameters in float32. Every point is a
 process of its own, whose peak resident memory is read when it is done. A point is out of memory if its compiled program
@@ -9,6 +9,7 @@ timm's ViT is the one that most people would take: torch.compile, attention that
 where torch and timm are installed.
 
     python -m benchmarks.resolution                     # all; --models, --modes and --sizes choose
+    python -m benchmarks.resolution --models vir_s16 vir_h_ti --modes chunkwise stream --sizes 224 512 1024 2048
     python -m benchmarks.resolution --report            # tables and figure from what was measured
 
 Writes benchmarks/results/resolution.{md,json}, docs/figures/{resolution,large_images}.png and the table in
@@ -39,6 +40,7 @@ from benchmarks.timing import RESULTS, machine, markdown_table, replace_between_
 from vir_jax.inference import stream
 from vir_jax.models import VisionModel, create_model
 from vir_jax.models.pixels import normalize
+from vir_jax.models.pyramid_variants import PYRAMID_SIZES
 from vir_jax.ops import MODES
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +51,7 @@ IN_2D = (STREAM_2D, CHUNKWISE_2D)
 SERIES = {
     "vir_s16": (*MODES, STREAM, CHUNKWISE_2D, STREAM_2D),
     "vir_b16": (*MODES, STREAM),
+    "vir_h_ti": ("chunkwise", STREAM),
     "vit_s16": (ATTENTION,),
     "vit_b16": (ATTENTION,),
     "timm_vit_s16": (TORCH,),
@@ -218,10 +221,12 @@ def _table(points: list[Point]) -> str:
                 rows.append([f"{_title(name)}, {mode}", *(cell.cell() if cell else "" for cell in cells)])
     header = [f"{size} px" for size in SIZES]
     tokens = [f"{(size // 16) ** 2 + 1:,} tokens" for size in SIZES]
-    return markdown_table(["seconds per image (GB)", *header], [["", *tokens], *rows])
+    return markdown_table(["seconds per image (GB)", *header], [["of /16", *tokens], *rows])
 
 
 def _title(name: str) -> str:
+    if name in PYRAMID_SIZES:
+        return "ViR-H-" + name.removeprefix("vir_h_").capitalize()
     library, family, size = ("", *name.split("_"))[-3:]
     title = {"vir": "ViR", "vit": "ViT"}[family] + f"-{size[0].upper()}/16"
     return f"{library}'s {title}" if library else title
@@ -260,7 +265,9 @@ def markdown(points: list[Point]) -> str:
         ((f"vir_{s}16", STREAM), other)
         for s in "sb"
         for other in ((f"vir_{s}16", "parallel"), (f"vit_{s}16", ATTENTION))
-    ] + [(("vir_s16", mode), ("timm_vit_s16", TORCH)) for mode in ("chunkwise", STREAM)]
+    ]
+    pairs += [(("vir_s16", mode), ("timm_vit_s16", TORCH)) for mode in ("chunkwise", STREAM)]
+    pairs += [(("vir_h_ti", mode), ("vir_s16", mode)) for mode in SERIES["vir_h_ti"]]
     lines = [f"- {crossing}" for pair in pairs if (crossing := crossings(points, *pair))]
     return (
         "Seconds per image and, in parentheses, the peak resident memory of the process in GB, compilation and image\n"
@@ -300,8 +307,10 @@ def _draw(points: list[Point], shown: Mapping[str, Sequence[str]], name_of_figur
     }
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     for name, modes in shown.items():
-        small = name.endswith("s16")
-        style = {"linestyle": "-" if small else "--", "marker": "o" if small else "s", "markersize": 4}
+        line, marker = (
+            (":", "^") if name in PYRAMID_SIZES else ("-", "o") if name.endswith("s16") else ("--", "s")
+        )
+        style = {"linestyle": line, "marker": marker, "markersize": 4}
         for mode in modes:
             series = sorted((p for p in points if (p.model, p.mode) == (name, mode)), key=lambda p: p.size)
             run = [p for p in series if p.status == OK]

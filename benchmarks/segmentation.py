@@ -2,14 +2,14 @@
 
 Models of one size are trained by configs/vir_digits_segmentation.py, on scenes of digits, and differ in which patches a
 patch sees: those before it ("causal", which streams), those before or after it from block to block ("flips"), all of
-them in a second pass ("bidirectional"), or all of them by attention ("vit"). Besides mIoU, how many of the digits'
-pixels are right in each row of the canvas, and in each row of a digit: at its top a causal model has not seen what it
-is.
+them in a second pass ("bidirectional"), or all of them by attention ("vit"). "pyramid" is a convolutional one with
+UPerNet, of about as many parameters. Besides mIoU, how many of the digits' pixels are right in each row of the canvas,
+and in each row of a digit: at its top a causal model has not seen what it is.
 
     python -m benchmarks.segmentation --folder=runs/segmentation
 
 Runs that are finished there are not trained again. Writes benchmarks/results/segmentation.{md,json} and
-docs/figures/masks.png; with --quick a few steps of each, and nothing.
+docs/figures/segmentation.png; with --quick, after a few steps of each, the figure alone, to FOLDER/segmentation.png.
 """
 
 import argparse
@@ -26,27 +26,36 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from benchmarks.timing import markdown_table, write_results
 from vir_jax.data import Source
 from vir_jax.data.digits_scenes import DIGIT, SIDE, DigitsScenesSource
-from vir_jax.inspection.figures.style import new_figure
+from vir_jax.inspection.figures.style import line, new_figure
 from vir_jax.label_maps import palette
 from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.recipes import load_recipe
 from vir_jax.training.loop import train
 from vir_jax.training.summary import count_parameters
 
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "masks.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "segmentation.png"
 EPOCHS, SEEDS, SHOWN, BATCH = 25.0, 1, 6, 50
 QUICK_EPOCHS, QUICK_SCENES = 1.0, 100
+BAND = 4  # Rows of the canvas that are told together.
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "causal": {},
     "flips": {"flips": True},
     "bidirectional": {"bidirectional": True},
     "vit": {"name": "vit_pico4", "stem": "conv"},
+    "pyramid": {
+        "name": "vir_h_nano",
+        "stem_stride": 1,
+        "position": "none",
+        "layer_scale": None,
+        "readout": "dense_upernet",
+        "readout_dim": 16,
+    },
 }
 """By name, what of config.model differs from the recipe's."""
 
@@ -195,8 +204,8 @@ def markdown(records: Sequence[Record]) -> str:
         [[variant, *rows(of, "digit_rows", DIGIT)] for variant, of in by_variant.items()],
     )
     of_canvas = markdown_table(
-        ["by rows of the canvas", *(f"{4 * i} to {4 * i + 3}" for i in range(SIDE // 4))],
-        [[variant, *rows(of, "canvas_rows", SIDE // 4)] for variant, of in by_variant.items()],
+        ["by rows of the canvas", *(f"{top} to {top + BAND - 1}" for top in range(0, SIDE, BAND))],
+        [[variant, *rows(of, "canvas_rows", SIDE // BAND)] for variant, of in by_variant.items()],
     )
     return (
         f"`configs/vir_digits_segmentation.py`, {records[0].epochs:g} epochs; {records[0].scenes} test scenes, after"
@@ -219,24 +228,51 @@ def closed_gap(by_variant: Mapping[str, Sequence[Record]]) -> str:
     return f" Of the gap in mIoU between causal and vit is closed: {', '.join(shares)}." if shares else ""
 
 
-def draw(scenes: DigitsScenesSource, masks: Mapping[str, UInt8[np.ndarray, "n y x"]]) -> Figure:
-    """Scenes in columns; below each its mask and those predicted."""
+def draw(
+    scenes: DigitsScenesSource,
+    masks: Mapping[str, UInt8[np.ndarray, "n y x"]],
+    records: Sequence[Record],
+) -> Figure:
+    """Scenes in columns, below each its mask and those predicted; under them how much is right in which rows."""
     shown = [scenes.scene(index) for index in range(SHOWN)]
     lines = {
         "scene": np.stack([scene.image for scene in shown]),
         "mask": palette()[np.stack([scene.mask for scene in shown])],
         **{name: palette()[predicted] for name, predicted in masks.items()},
     }
-    figure = new_figure(1.1 * SHOWN + 1.2, 1.1 * len(lines) + 0.5, "Scenes of digits, a class for each pixel")
-    for axes, (name, images) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
+    height, curves = 1.1 * len(lines), 2.6
+    figure = new_figure(1.1 * SHOWN + 1.6, height + curves + 0.5, "Scenes of digits, a class for each pixel")
+    above, below = figure.subfigures(2, 1, height_ratios=[height, curves])
+    _draw_rows(below, records)
+    for axes, (name, images) in zip(above.subplots(len(lines), 1), lines.items(), strict=True):
         gap = np.full((len(images), SIDE, 2, 3), 255, np.uint8)
         axes.imshow(
             np.concatenate(list(np.concatenate([images, gap], axis=2)), axis=1), interpolation="nearest"
         )
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="E")  # The names stand to the left.
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axes.spines[:].set_visible(False)
     return figure
+
+
+def _draw_rows(figure: SubFigure, records: Sequence[Record]) -> None:
+    """The fractions by row of a digit and of the canvas, means over seeds; the canvas' in bands of four rows."""
+    by_digit, by_canvas = figure.subplots(1, 2, sharey=True)
+    for index, variant in enumerate(dict.fromkeys(record.variant for record in records)):
+        of = [record for record in records if record.variant == variant]
+        digit, canvas = (
+            100 * np.mean([getattr(record, name) for record in of], axis=0)
+            for name in ("digit_rows", "canvas_rows")
+        )
+        by_digit.plot(np.arange(DIGIT), digit, label=variant, **line(index))
+        bands = canvas.reshape(-1, BAND).mean(axis=1)
+        by_canvas.plot(BAND * np.arange(len(bands)) + (BAND - 1) / 2, bands, **line(index))
+    by_digit.set_ylabel("digits' pixels right, %", fontsize=9)
+    for axes, what in ((by_digit, "digit"), (by_canvas, "canvas")):
+        axes.set_xlabel(f"row of the {what}, from its top", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -250,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="of each run")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of each variant")
-    parser.add_argument("--quick", action="store_true", help="a few steps, and nothing is written")
+    parser.add_argument("--quick", action="store_true", help="a few steps, and only the figure, to FOLDER")
     given = parser.parse_args(arguments)
     if given.seeds < 1:
         parser.error(f"--seeds is {given.seeds}; expected at least 1")
@@ -263,12 +299,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 record, predicted = measure(folder, variant, seed, epochs, count)
                 records.append(record)
                 masks.setdefault(variant, predicted)
-    page = markdown(records)
-    print(page)
-    figure = draw(DigitsScenesSource("test"), masks)
+        page = markdown(records)
+        print(page)
+        figure = draw(DigitsScenesSource("test"), masks, records)
+        figure.savefig(folder / FIGURE.name if given.quick else FIGURE, dpi=130)
     if not given.quick:
         write_results("segmentation", page, records)
-        figure.savefig(FIGURE, dpi=130)
 
 
 if __name__ == "__main__":

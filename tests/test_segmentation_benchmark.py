@@ -66,5 +66,10 @@ def test_the_page_says_how_much_of_the_gap_is_closed():
 def test_the_figure_shows_scenes_and_masks():
     scenes = DigitsScenesSource("test")
     predicted = np.zeros((segmentation.SHOWN, 32, 32), np.uint8)
-    figure = segmentation.draw(scenes, {"causal": predicted, "vit": predicted})
-    assert [axes.get_ylabel() for axes in figure.axes] == ["scene", "mask", "causal", "vit"]
+    records = [RECORD, dataclasses.replace(RECORD, seed=1, digit_rows=[0.3] * 8)]
+    figure = segmentation.draw(scenes, {"causal": predicted, "vit": predicted}, records)
+    by_digit, by_canvas, *shown = figure.axes
+    assert [axes.get_ylabel() for axes in shown] == ["scene", "mask", "causal", "vit"]
+    (line,) = by_digit.lines
+    np.testing.assert_allclose(line.get_ydata(), [20, *[45] * 7])
+    np.testing.assert_allclose(by_canvas.lines[0].get_xydata(), [(4 * i + 1.5, 50) for i in range(8)])

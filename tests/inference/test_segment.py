@@ -25,21 +25,28 @@ from vir_jax.runs.state import TrainState
 NAMES = [f"class {i}" for i in range(4)]
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def make_workdir(folder, readout):
     """A checkpoint of random weights that all matter."""
-    folder = tmp_path_factory.mktemp("run")
     config = default_config()
     config.task = "segmentation"
-    config.model.name, config.model.image_size, config.model.readout = "vir_pico4", (8, 8), "dense_patch"
+    config.model.name, config.model.image_size, config.model.readout = "vir_pico4", (8, 8), readout
     config.model.position = "sincos"
     shapes = jax.eval_shape(model_functions(config.model, 4).init, jax.random.key(0))
     draw = np.random.default_rng(0).standard_normal
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * draw(leaf.shape), leaf.dtype), shapes)
+    if readout == "dense_linear":  # Of whose few tokens all would be of one class.
+        params["stem"]["embedding"]["conv"]["kernel"] *= 30
+        params["readout"]["norm"]["bias"] *= 0
+        params["readout"]["head"]["bias"] *= 0
     state = TrainState(step=jnp.int32(1), params=params, opt_state=optax.sgd(1.0).init(params), ema=None)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, progress={}, config=config, metadata={"class_names": NAMES})
     return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("run"), "dense_patch")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,19 @@ def test_masks_are_those_of_the_model(workdir, files, tmp_path, streamed):
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == [
         "photo.overlay.png", "photo.png", "rows.overlay.png", "rows.png",
     ]  # fmt: skip
+
+
+def test_streamed_masks_may_be_interpolated(files, tmp_path):
+    """The rows that wait for a row of patches below are written with it, and at the end."""
+    (folder, pixels), workdir = files, make_workdir(tmp_path / "run", "dense_linear")
+    (result,) = segment_files(workdir, folder / "rows.npy", tmp_path / "masks", streamed=True)
+    assert result.error is None
+    found, expected = (
+        decode_mask((tmp_path / "masks" / "rows.png").read_bytes()),
+        labels_of(workdir, pixels[1:13, :8]),
+    )
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_no_mask_is_overwritten_by_another(workdir, files, tmp_path):

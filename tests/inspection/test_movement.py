@@ -12,6 +12,7 @@ from vir_jax.inspection.movement import kind_of, movement, norms_by_block
         ("stages.1.blocks.norm1.scale", "norm"),
         ("final_norm.scale", "norm"),
         ("final_norm.bias", "bias"),
+        ("stem.conv1.norm.var", "statistics"),
         ("head.bias", "bias"),
         ("head.kernel", "head"),
         ("blocks.mixer.qkv.kernel", "kernel"),

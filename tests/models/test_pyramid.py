@@ -12,7 +12,7 @@ from flax import nnx
 from tests.models.helpers import images, parameters, relative_error, run
 from vir_jax.models import create_model, flops
 from vir_jax.models.batch_norm import MOMENTUM, BatchNorm
-from vir_jax.models.conv_stage import Conv3x3
+from vir_jax.models.conv_stage import Conv
 from vir_jax.models.pyramid import fold_batch_norm
 from vir_jax.models.pyramid_variants import PYRAMID_SIZES
 from vir_jax.models.variables import batch_statistics
@@ -124,7 +124,7 @@ def test_drop_path_rises_over_all_blocks():
 @pytest.mark.parametrize("sides", [(5, 4), (1, 2)])
 def test_padding_by_hand(stride, sides):
     """Of each output the nine products below it, zeros beyond the border; the window's centre on 0, stride, ..."""
-    conv = Conv3x3(2, 3, stride=stride, use_bias=True, axes=(None, None), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    conv = Conv(2, 3, stride=stride, use_bias=True, axes=(None, None), dtype=jnp.float32, rngs=nnx.Rngs(0))
     conv.bias[...] = jnp.arange(3.0)
     x = np.asarray(images((1, *sides, 2)), np.float64)
     kernel = np.asarray(conv.kernel[...], np.float64)

@@ -177,8 +177,15 @@ def test_nearest_name():
         (
             "vir_h_nano",
             {"readout": "class_token"},
-            "readout='class_token' makes .* expected None or 'average'",
+            "readout='class_token' makes .* expected None or 'average' or 'dense_upernet'",
         ),
+        (
+            "vir_pico2",
+            {"readout": "dense_upernet"},
+            "readout='dense_upernet' makes no sense for vir_pico2: .* 2 pixels",
+        ),
+        ("vir_h_nano", {"readout_dim": 8}, "readout_dim=8; expected None, but with readout='dense_upernet'"),
+        ("vir_pico4", {"readout": "dense_upernet", "readout_dim": 0}, "readout_dim=0; expected an integer"),
         ("vir_h_nano", {"position": "learned"}, "position='learned' makes .* expected None or 'none'"),
         ("vir_h_nano", {"bidirectional": True}, "bidirectional=True makes .* expected False"),
         ("vir_h_nano", {"stem_stride": 3}, r"stem_stride=3; expected one of \(1, 2, 4\), or None"),

@@ -93,7 +93,7 @@ _FLOATS += ["optim.lr", "optim.eps", "optim.weight_decay", "optim.clip_norm"]
 _FLOATS += ["optim.warmup_epochs", "optim.cooldown_epochs"]
 _OPTIONAL = ["data.data_dir", "model.mixer", "model.retention", "model.chunk_size", "model.implementation"]
 _OPTIONAL += ["model.readout", "model.layer_scale", "model.mlp_dim", "model.levels", "model.channels"]
-_OPTIONAL += ["model.mixtures", "model.local_context", "model.stem", "model.stem_stride"]
+_OPTIONAL += ["model.mixtures", "model.local_context", "model.stem", "model.stem_stride", "model.readout_dim"]
 FINE = [
     *((name, None) for name in _OPTIONAL),
     ("model.bidirectional", True),

@@ -39,11 +39,13 @@ class ImageStream:
             stream.push(rows)
             print(stream.predict())
 
-    Of a model that gives logits to each pixel (`readout="dense_patch"`) `push` returns those of the rows that it could
-    read:
+    Of a model that gives logits to each pixel `push` returns those of the rows that are known by then:
 
         for rows in scanner:
-            mask = stream.push(rows).argmax(-1)  # [1, 0 or more, 4096]: whole rows of patches.
+            mask = stream.push(rows).argmax(-1)  # [1, 0 or more, 4096]
+
+    With `readout="dense_patch"` they are whole rows of patches; with "dense_linear", whose logits are interpolated
+    between a row of patches and the one below, half a patch fewer, until the image ends.
 
     Pixels are collected until a row of patches is whole; the model then reads it, and of rows that are pushed together
     as many at once as make a chunk: by one function for a row and one for a chunk, each compiled once for a width and a
@@ -94,6 +96,7 @@ class ImageStream:
         self._graph, self._variables = nnx.split(apart)
         self._read = partial(_read, self._graph, chunk_size, normalization)
         self._classes = model.num_classes if model.dense else None
+        self._waiting = model.readout.waiting
         self._chunk = self._patch * rows_at_once(apart, width // self._patch, chunk_size)
         self._rows = None if height is None else np.int32(height // self._patch)
         dtype = np.float32 if normalization is None else np.uint8
@@ -122,8 +125,9 @@ class ImageStream:
             rows: [batch, n, width, 3], or [n, width, 3] where the batch is 1; they are copied.
 
         Returns:
-            Of a dense model the logits of those pixels that it has read by this call and not before, float32: of whole
-            rows of patches, from none to as many as `rows` complete. Of others None.
+            Of a dense model the logits of those pixels that are known by this call and not before, float32: none, or
+            the rows of patches that `rows` complete. Those that wait for a row below come with it, or with the last row
+            of an image of known height; see `pending`. Of models that are not dense None.
 
         Raises:
             ValueError: another shape or dtype, or more rows than the image has. Nothing was taken then.
@@ -143,11 +147,13 @@ class ImageStream:
                     dense += self._read_whole(strip)
             rows = rows[:, taken:]
             self._received += taken
+            if self._received == self.height:
+                dense.append(self._pending())
         return None if self._classes is None else np.concatenate(dense, axis=1)
 
     def _read_whole(
         self, pixels: Num[np.ndarray, "b y x colours"]
-    ) -> list[Float[np.ndarray, "b y x classes"]]:
+    ) -> list[Float[np.ndarray, "b _y x classes"]]:
         """Read whole rows of patches, whose pixels are never written to again: the device may read them later on.
 
         Returns:
@@ -155,8 +161,31 @@ class ImageStream:
         """
         # Wait for the rows before, lest rows pile up in memory that arrive faster than they are read.
         jax.block_until_ready(self._state)
+        above = 0 if self.read else self._waiting
         self._state, logits = self._read(self._variables, self._state, pixels, self._rows)
-        return [] if self._classes is None else [np.asarray(logits)]
+        return [] if self._classes is None else [np.asarray(logits)[:, above:]]
+
+    def pending(self) -> Float[np.ndarray, "b _n width classes"]:
+        """Return the logits of the pixels that wait for a row of patches below, as if the image ended here.
+
+        More rows may follow. None wait with `readout="dense_patch"`, nor once an image of known height is read.
+
+        Raises:
+            ValueError: the model is not dense.
+        """
+        if self._classes is None:
+            raise ValueError(
+                "the model gives logits to the image, and none to its pixels; use `predict`, or a model made with "
+                "readout='dense_patch' or 'dense_linear'"
+            )
+        if not self.read or self._received == self.height:
+            return np.zeros((self.batch, 0, self.width, self._classes), np.float32)
+        return self._pending()
+
+    def _pending(self) -> Float[np.ndarray, "b _n width classes"]:
+        if self._state.logits is None:
+            return np.zeros((self.batch, 0, self.width, self._classes or 0), np.float32)
+        return np.asarray(_last_pixels(self._graph, self._variables, self._state.logits))
 
     def predict(self) -> Float[Array, "b classes"]:
         """Return the logits of what the model has read so far; more rows may follow.
@@ -256,6 +285,13 @@ def _read(
     if model.readout.reads in DENSE:
         return read_dense_rows(model, state, strip, **options)
     return read_rows(model, state, strip, **options), None
+
+
+@partial(jax.jit, static_argnums=0)
+def _last_pixels(
+    graph: nnx.GraphDef[StreamModel], variables: Any, last: Float[Array, "b 1 cols classes"]
+) -> Float[Array, "b y x classes"]:
+    return nnx.merge(graph, variables).readout.of_last_pixels(last)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -95,6 +95,11 @@ def initial_state(model: StreamModel, batch: int, width: int) -> StreamState:
         patches=jnp.zeros((), jnp.int32),
         sum=jnp.zeros((batch, model.stem.dim), jnp.float32),
         above=stem_of(model).embedding.initial_state(batch, width),
+        logits=(
+            jnp.zeros((batch, 1, layout.cols, model.readout.num_classes), jnp.float32)
+            if model.readout.waits_below
+            else None
+        ),
     )
 
 
@@ -142,12 +147,16 @@ def read_dense_rows(
     """Read the next rows of patches with a dense model; the arguments are those of `read_rows`.
 
     Returns:
-        The state after these rows, and the logits of their pixels, float32.
+        The state after these rows, and the logits of as many rows of pixels, float32. Where pixels wait for the row
+        below, they begin `Readout.waiting` rows higher, which in front of the first row is above the image.
     """
+    first = state.patches == 0
     state, tokens = _read(model, state, pixels, rows, chunk_size, normalization, keep=True)
     assert tokens is not None
     cols = pixels.shape[2] // stem_of(model).patch
-    return state, model.readout.of_pixels(tokens.reshape(tokens.shape[0], -1, cols, tokens.shape[-1]))
+    rows_of_tokens = tokens.reshape(tokens.shape[0], -1, cols, tokens.shape[-1])
+    logits, last = model.readout.of_next_pixels(rows_of_tokens, state.logits, first)
+    return state._replace(logits=last), logits
 
 
 def _read(
@@ -183,7 +192,8 @@ def _read(
         total = state.sum
         if model.readout.reads == "average":
             total += jnp.sum(tokens, axis=1)
-        return StreamState(layers, state.patches + size, total, above), tokens if keep else None
+        state = state._replace(layers=layers, patches=state.patches + size, sum=total, above=above)
+        return state, tokens if keep else None
 
     def step(state: StreamState, start: Array) -> tuple[StreamState, Array | None]:
         return read_chunk(state, start, chunk_size)

@@ -16,6 +16,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("class token", r"class_token$"),
     ("position embedding", r"(position\.embedding|position_embedding)$"),
     ("norm", r"norm\d*\.scale$"),
+    ("statistics", r"norm\d*\.(mean|var)$"),  # Of batches: no gradient moves them.
     ("bias", r"bias$"),
     ("head", r"(^|\.)head\.kernel$"),
     ("kernel", r"kernel$"),

@@ -1,7 +1,7 @@
 """The convolutional parts of a pyramid: stem, blocks and what halves a map between stages.
 
-All convolutions are 3 x 3 with one row and column of zeros around the map, on all sides, whatever the stride. So one of
-stride 2 makes ceil(n / 2) rows of n, the centre of its window on rows 0, 2, 4, ...; maps of any size can be read.
+Their convolutions are 3 x 3 with one row and column of zeros around the map, on all sides, whatever the stride. So one
+of stride 2 makes ceil(n / 2) rows of n, the centre of its window on rows 0, 2, 4, ...; maps of any size can be read.
 """
 
 import math
@@ -23,7 +23,6 @@ from vir_jax.models.stage import StageBlock
 from vir_jax.models.stem import check_images
 
 WINDOW = 3
-PADDING = ((1, 1), (1, 1))
 STEM_EPSILON = 1e-4
 """What the batch norms of the stem add to the variance."""
 
@@ -34,14 +33,15 @@ Maps = Float[Array, "b rows cols c"]
 Axes = tuple[str | None, str | None]
 
 
-class Conv3x3(nnx.Module):
-    """A 3 x 3 convolution with zeros around the map.
+class Conv(nnx.Module):
+    """A convolution with zeros around the map, 3 x 3 where nothing else is said.
 
-    Parameters: `kernel [3, 3, c, d]`, and `bias [d]` where it has one.
+    Parameters: `kernel [window, window, c, d]`, and `bias [d]` where it has one.
 
     Args:
         inputs: channels c.
         outputs: channels d.
+        window: places along a side of the kernel, odd.
         stride: in rows and columns.
         use_bias: whether there is a bias.
         axes: names of c and d (`vir_jax.models.sharding`).
@@ -54,6 +54,7 @@ class Conv3x3(nnx.Module):
         inputs: int,
         outputs: int,
         *,
+        window: int = WINDOW,
         stride: int = 1,
         use_bias: bool,
         axes: Axes,
@@ -61,29 +62,30 @@ class Conv3x3(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.stride, self.dtype, self.axes = stride, dtype, axes
-        shape = (WINDOW, WINDOW, inputs, outputs)
+        self.padding = ((window // 2, window // 2),) * 2
+        shape = (window, window, inputs, outputs)
         self.kernel = nnx.Param(conv_init(rngs.params(), shape, jnp.float32), axes=(None, None, *axes))
         bias = nnx.Param(jnp.zeros(outputs, jnp.float32), axes=(_activation(axes[1]),)) if use_bias else None
         self.bias: nnx.Param[Array] | None = nnx.data(bias)
 
     def __call__(
-        self, maps: Maps, *, padding: Sequence[tuple[int, int]] = PADDING
+        self, maps: Maps, *, padding: Sequence[tuple[int, int]] | None = None
     ) -> Float[Array, "b y x d"]:
         """Convolve maps, in the dtype of the computation.
 
         Args:
             maps: of any size.
-            padding: zeros before and after, in rows and columns.
+            padding: zeros before and after, in rows and columns; None: half a window on all sides.
         """
         kernel, stride = self.kernel[...].astype(self.dtype), (self.stride, self.stride)
-        out = convolve(maps.astype(self.dtype), kernel, stride, padding)
+        out = convolve(maps.astype(self.dtype), kernel, stride, self.padding if padding is None else padding)
         return out if self.bias is None else out + self.bias[...].astype(self.dtype)
 
     def multiply_adds(self, places: int) -> int:
         """Count those of so many places of its output."""
         return places * math.prod(self.kernel.shape[-4:])  # Of stacked layers, those of one.
 
-    def scaled(self, norm: BatchNorm) -> "Conv3x3":
+    def scaled(self, norm: BatchNorm) -> "Conv":
         """Return the convolution that does what this one and a batch norm of its outputs do in evaluation."""
         factor, summand = norm.affine()
         conv = nnx.clone(self)
@@ -94,15 +96,16 @@ class Conv3x3(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """A 3 x 3 convolution and the batch norm of its outputs: `conv`, `norm`. The result is float32.
+    """A convolution and the batch norm of its outputs: `conv`, `norm`. The result is float32.
 
     Args:
         inputs: channels.
         outputs: channels.
+        window: see `Conv`.
         stride: of the convolution.
         use_bias: of the convolution, which the norm takes away again; the published pyramids' blocks have it.
         epsilon: of the norm.
-        axes: see `Conv3x3`.
+        axes: see `Conv`.
         name: of the convolution's outputs, for `vir_jax.models.stage.REMAT`; None: they are not kept.
         dtype: of the convolution.
         rngs: of the parameters.
@@ -113,6 +116,7 @@ class ConvNorm(nnx.Module):
         inputs: int,
         outputs: int,
         *,
+        window: int = WINDOW,
         stride: int = 1,
         use_bias: bool,
         epsilon: float,
@@ -122,15 +126,22 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.name, self.axes = name, axes
-        self.conv = Conv3x3(
-            inputs, outputs, stride=stride, use_bias=use_bias, axes=axes, dtype=dtype, rngs=rngs
+        self.conv = Conv(
+            inputs,
+            outputs,
+            window=window,
+            stride=stride,
+            use_bias=use_bias,
+            axes=axes,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm: BatchNorm | None = nnx.data(BatchNorm(outputs, epsilon=epsilon, rngs=rngs))
 
     def __call__(
-        self, maps: Maps, *, padding: Sequence[tuple[int, int]] = PADDING
+        self, maps: Maps, *, padding: Sequence[tuple[int, int]] | None = None
     ) -> Float[Array, "b y x d"]:
-        """Convolve and normalise; see `Conv3x3`."""
+        """Convolve and normalise; see `Conv`."""
         x = constrain(self.conv(maps, padding=padding), "batch", None, None, _activation(self.axes[1]))
         x = x if self.name is None else checkpoint_name(x, self.name)
         return x.astype(jnp.float32) if self.norm is None else self.norm(x)

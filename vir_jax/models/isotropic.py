@@ -21,6 +21,7 @@ from vir_jax.models.position import POSITIONS, ROPE
 from vir_jax.models.readout import DENSE, READOUTS, Readout, Reads
 from vir_jax.models.stage import Block, Stage
 from vir_jax.models.stem import Stem, patch_grid
+from vir_jax.models.upernet import FINEST, WIDTH, UperNetReadout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ def make_isotropic(
     mixtures: int | None,
     local_context: int | None,
     readout: str | None,
+    readout_dim: int | None,
     position: str | None,
     bidirectional: bool,
     flips: bool,
@@ -110,6 +112,11 @@ def make_isotropic(
     else:
         check_no_pixel_options({**of_pixels, "local_context": local_context})
         check_channels(channels)
+    if readout == "dense_upernet" and patch < FINEST:
+        raise ValueError(
+            f"readout='dense_upernet' makes no sense for {name}: its finest map has {FINEST} places to a patch's side, "
+            f"which here has {patch} pixels. Use a model with larger patches, or readout='dense_patch'."
+        )
     rows, cols = patch_grid(image_size, patch)
     layout = Layout(cols=cols, patches=rows * cols, class_token=class_token, passes=1 + bidirectional)
 
@@ -150,6 +157,13 @@ def make_isotropic(
             dtype=dtype,
             rngs=rngs,
         )
+    head: Readout
+    if readout == "dense_upernet":
+        width = readout_dim or WIDTH
+        head = UperNetReadout(size.dim, num_classes, patch=patch, width=width, dtype=dtype, rngs=rngs)
+    else:
+        reads = cast(Reads, readout or "class_token")
+        head = Readout(size.dim, num_classes, reads, patch=patch, rngs=rngs)
     return VisionModel(
         options={
             "name": name,
@@ -163,6 +177,7 @@ def make_isotropic(
             **({"channels": channels} if stem != "pixels" and channels not in (None, 3) else {}),
             **({"mlp_dim": mlp_dim} if mlp_dim is not None else {}),
             **({"flips": True} if flips else {}),
+            **({} if readout_dim in (None, WIDTH) else {"readout_dim": readout_dim}),
             **({} if norm_epsilon == LAYER_NORM_EPSILON else {"norm_epsilon": norm_epsilon}),
             **(of_pixels if stem == "pixels" else {}),
             **mixer_options,
@@ -175,6 +190,6 @@ def make_isotropic(
             flips=flips,
             rngs=rngs,
         ),
-        readout=Readout(size.dim, num_classes, cast(Reads, readout or "class_token"), patch=patch, rngs=rngs),
+        readout=head,
         mode=mode,
     )

@@ -295,12 +295,7 @@ class VisionModel(nnx.Module):
                 "a bidirectional model cannot be streamed: it reads the patches a second time, backwards from the "
                 "last. Use one made with bidirectional=False, or give this one the whole image with mode='chunkwise'."
             )
-        if not self.readout.streams:
-            raise ValueError(
-                f"a model with readout={self.readout.reads!r} cannot be streamed: its logits are interpolated "
-                "between a row of patches and the one below. Use one made with readout='dense_patch', or give this one "
-                "the whole image."
-            )
+        self.readout.check_streamable()
 
     def apart(self) -> "StreamModel":
         """Return the same model with every block's arrays of its own, to read an image in pieces.

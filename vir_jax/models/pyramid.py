@@ -1,7 +1,7 @@
 """A pyramid: convolutional stages at the resolution of the stem, then stages of token mixers at a lower one."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
-from vir_jax.models.batch_norm import Affine, BatchNorm
-from vir_jax.models.conv_stage import Conv3x3, ConvBlock, ConvNorm, PyramidStem
+from vir_jax.models.batch_norm import BatchNorm
+from vir_jax.models.conv_stage import Conv, ConvBlock, ConvNorm, PyramidStem
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer
 from vir_jax.models.model import VisionModel
+from vir_jax.models.pyramid_readout import PyramidReadout
 from vir_jax.models.pyramid_stream import PyramidStream
-from vir_jax.models.readout import Readout
 from vir_jax.models.stage import Block, BlocksApart, Stage, StageBlock
 
+M = TypeVar("M", bound=nnx.Module)
 MakeBlock = Callable[[nnx.Rngs], StageBlock]
 
 
@@ -58,7 +59,7 @@ class PyramidStage(nnx.Module):
         self.downsample = nnx.data(
             None
             if last
-            else Conv3x3(dim, 2 * dim, stride=2, use_bias=False, axes=(None, "embed"), dtype=dtype, rngs=rngs)
+            else Conv(dim, 2 * dim, stride=2, use_bias=False, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         )
 
     @property
@@ -99,23 +100,6 @@ class PyramidStage(nnx.Module):
         )
 
 
-class PyramidReadout(Readout):
-    """Batch norm of every token, their average, and a linear head: `norm`, `head`."""
-
-    def __init__(self, dim: int, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        super().__init__(dim, num_classes, "average", patch=1, rngs=rngs)
-        self.norm = BatchNorm(dim, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b n c"], layout: Layout) -> Float[Array, "b classes"]:
-        """Return the logits, float32. The statistics are those of tokens, not of their average."""
-        return self.head(jnp.mean(self.norm(x), axis=1))
-
-    def fold(self) -> None:
-        """Make the norm a factor and a summand of each channel."""
-        if isinstance(self.norm, BatchNorm):
-            self.norm = Affine(self.norm)
-
-
 class Pyramid(VisionModel):
     """Images -> stem -> stages, each at half the resolution and twice the width of the one before -> logits.
 
@@ -146,6 +130,13 @@ class Pyramid(VisionModel):
     ) -> None:
         self._options, self.mode = tuple(options.items()), mode
         self.stem, self.stages, self.readout = stem, nnx.List(stages), readout
+
+    def __call__(
+        self, images: Num[Array, "b H W colours"], *, mode: str | None = None, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "b *n classes"]:
+        """Classify images or each of their pixels; see `VisionModel`. Images are of any size."""
+        outputs = self._stage_outputs(images, mode=mode, key=key)
+        return self._logits(outputs, images.shape[1:3])
 
     def feature_maps(
         self,
@@ -218,11 +209,10 @@ class Pyramid(VisionModel):
                 for name, value in values.items():
                     path, is_map = f"stages.{i}.blocks.{j}.", name == "tokens"
                     found[path + ("map" if is_map else name)] = layout.patch_map(value) if is_map else value
-        x, layout, _ = outputs[-1]
         if "features" in names:
-            found["features"] = self.readout.norm(x)
+            found["features"] = self.readout.norm(outputs[-1][0])
         if "logits" in names:
-            found["logits"] = self.readout(x, layout)
+            found["logits"] = self._logits(outputs, images.shape[1:3])
         return {name: found[name] for name in names}
 
     @property
@@ -282,7 +272,8 @@ class Pyramid(VisionModel):
     def multiply_adds(self, image_size: Sequence[int], mode: str) -> int:
         """Count the multiply-adds of one image of (height, width) pixels; see `vir_jax.models.cost`."""
         layouts = self._layouts(image_size)
-        total = self.stem.multiply_adds(image_size) + self.readout.multiply_adds(layouts[-1])
+        head = self.readout.multiply_adds_of_stages([layout.grid for layout in layouts])
+        total = self.stem.multiply_adds(image_size) + head
         total += sum(
             stage.multiply_adds(layout, mode) for stage, layout in zip(self.stages, layouts, strict=True)
         )
@@ -319,6 +310,7 @@ class Pyramid(VisionModel):
                 "a pyramid made with flips=True cannot be streamed: every second block reads the tokens backwards from "
                 "the last. Use one made without flips, or give this one the whole image."
             )
+        self.readout.check_streamable()
 
     def apart(self) -> PyramidStream:
         """Return the same pyramid to read an image in strips, with every block's arrays of its own.
@@ -388,6 +380,12 @@ class Pyramid(VisionModel):
             outputs.append((x, layout, kept))
         return outputs
 
+    def _logits(
+        self, outputs: Sequence[tuple[Float[Array, "b _ _"], Layout, Any]], image_size: Sequence[int]
+    ) -> Float[Array, "b *n classes"]:
+        """Return the logits of what `_stage_outputs` gives."""
+        return self.readout.of_stages([layout.patch_map(x) for x, layout, _ in outputs], image_size)
+
     def _encode(
         self,
         images: Num[Array, "b H W colours"],
@@ -401,7 +399,7 @@ class Pyramid(VisionModel):
         return x, layout, {}, {}
 
 
-def fold_batch_norm(model: Pyramid) -> Pyramid:
+def fold_batch_norm(model: M) -> M:
     """Return a model for inference: every batch norm is folded into the convolution before it.
 
     What follows no convolution, the norm before the head, becomes a factor and a summand for each channel. The copy
@@ -413,7 +411,10 @@ def fold_batch_norm(model: Pyramid) -> Pyramid:
     folded = nnx.clone(model)
     found = [part for _, part in nnx.iter_modules(folded)]
     if not any(isinstance(part, BatchNorm) for part in found):
-        raise ValueError("the model has no batch norm to fold; expected a pyramid that was not folded yet")
+        raise ValueError(
+            "the model has no batch norm to fold; expected a pyramid that was not folded yet, or a model "
+            "with readout='dense_upernet'"
+        )
     for part in found:
         if isinstance(part, ConvNorm | PyramidReadout):
             part.fold()

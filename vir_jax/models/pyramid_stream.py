@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
-from vir_jax.models.conv_stage import WINDOW, Conv3x3, ConvBlock, ConvNorm, PyramidStem
+from vir_jax.models.conv_stage import WINDOW, Conv, ConvBlock, ConvNorm, PyramidStem
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import State
 from vir_jax.models.model import StreamModel
@@ -58,7 +58,7 @@ class Passage:
         self.left.append(x[:, -rows:])
         return x
 
-    def convolve(self, conv: ConvNorm | Conv3x3, x: Rows) -> Rows:
+    def convolve(self, conv: ConvNorm | Conv, x: Rows) -> Rows:
         """Return the rows of a convolution that can be computed by now, as many as it has of a strip, float32."""
         return self._convolve(conv, self.below(x, WINDOW - conv.stride))
 
@@ -83,7 +83,7 @@ class Passage:
         inside = (row >= 0) & (row < self.strips * self.height)
         return jnp.where(inside[:, None, None], x, 0.0)
 
-    def _convolve(self, conv: ConvNorm | Conv3x3, x: Rows) -> Rows:
+    def _convolve(self, conv: ConvNorm | Conv, x: Rows) -> Rows:
         if conv.stride == 1:
             self.lag += 1
         else:
@@ -110,9 +110,9 @@ class PyramidStream(StreamModel):
         self,
         *,
         stem: PyramidStem,
-        convolutions: Sequence[tuple[Sequence[ConvBlock], Conv3x3]],
+        convolutions: Sequence[tuple[Sequence[ConvBlock], Conv]],
         stages: Sequence[BlocksApart],
-        between: Sequence[Conv3x3],
+        between: Sequence[Conv],
         readout: Readout,
         patch: int,
     ) -> None:

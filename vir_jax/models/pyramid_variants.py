@@ -15,8 +15,10 @@ from vir_jax.models.layers import LAYER_NORM_EPSILON
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import mixer_type
 from vir_jax.models.options import check_channels, check_option, is_integer
-from vir_jax.models.pyramid import MakeBlock, Pyramid, PyramidReadout, PyramidStage
+from vir_jax.models.pyramid import MakeBlock, Pyramid, PyramidStage
+from vir_jax.models.pyramid_readout import PyramidReadout
 from vir_jax.models.stage import Block
+from vir_jax.models.upernet import WIDTH, PyramidUperNetReadout
 
 MIXER_STAGES = (2, 3)
 """The stages whose blocks mix tokens; those before them are convolutional."""
@@ -71,7 +73,11 @@ def check_pyramid_options(name: str, mixer: str, **options: Any) -> None:
     Raises:
         ValueError: one of them says something; it is named.
     """
-    expected = {"readout": (None, "average"), "position": (None, "none"), "bidirectional": (False,)}
+    expected = {
+        "readout": (None, "average", "dense_upernet"),
+        "position": (None, "none"),
+        "bidirectional": (False,),
+    }
     for option, value in options.items():
         known = expected.get(option, (None,))
         if value not in known:
@@ -105,6 +111,8 @@ def make_pyramid(
     mixer_options: Mapping[str, Any],
     stem_stride: int | None,
     late_attention: bool,
+    readout: str | None,
+    readout_dim: int | None,
     flips: bool,
     layer_scale: float | None,
     norm_epsilon: float,
@@ -168,11 +176,19 @@ def make_pyramid(
             )
         )
         side = -(-side[0] // 2), -(-side[1] // 2)
+    dims = [size.dim << i for i in range(len(size.depths))]
+    head: PyramidReadout
+    if readout == "dense_upernet":
+        head = PyramidUperNetReadout(
+            dims, num_classes, stride=stem.patch, width=readout_dim or WIDTH, dtype=dtype, rngs=rngs
+        )
+    else:
+        head = PyramidReadout(dims[-1], num_classes, rngs=rngs)
     return Pyramid(
         options={
             "name": name,
             "mixer": mixer,
-            "readout": "average",
+            "readout": readout or "average",
             "position": "none",
             "bidirectional": False,
             "dtype": jnp.dtype(dtype).name,
@@ -180,13 +196,14 @@ def make_pyramid(
             **({"stem_stride": stem_stride} if stem_stride not in (None, STRIDE) else {}),
             **({"channels": channels} if channels not in (None, 3) else {}),
             **({"flips": True} if flips else {}),
+            **({} if readout_dim in (None, WIDTH) else {"readout_dim": readout_dim}),
             **({} if norm_epsilon == LAYER_NORM_EPSILON else {"norm_epsilon": norm_epsilon}),
             **({"late_attention": True} if late_attention else {}),
             **mixer_options,
         },
         stem=stem,
         stages=stages,
-        readout=PyramidReadout(size.dim << (len(size.depths) - 1), num_classes, rngs=rngs),
+        readout=head,
         mode=mode,
     )
 

@@ -1,5 +1,8 @@
 """A pyramid of feature maps from a single one, for detectors: ViTDet's (Li et al. 2022, arXiv 2203.16527)."""
 
+import math
+from collections.abc import Sequence
+
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -9,6 +12,9 @@ from vir_jax.models.layers import LAYER_NORM_EPSILON
 
 ENLARGED = (4, 2, 1, 0.5)
 """Places along a side of each map to one of the map that is read."""
+
+KERNEL_AXES = (None, None, None, "embed")
+"""Names of a kernel's dimensions (`vir_jax.models.sharding`)."""
 
 
 class SimplePyramid(nnx.Module):
@@ -51,11 +57,26 @@ class SimplePyramid(nnx.Module):
 
         def deconvolution(channels: int) -> nnx.ConvTranspose:
             return nnx.ConvTranspose(
-                channels, channels // 2, (2, 2), (2, 2), padding="VALID", dtype=dtype, rngs=rngs
+                channels,
+                channels // 2,
+                (2, 2),
+                (2, 2),
+                padding="VALID",
+                dtype=dtype,
+                kernel_metadata={"axes": KERNEL_AXES},
+                rngs=rngs,
             )
 
         def convolution(channels: int, side: int) -> nnx.Conv:
-            return nnx.Conv(channels, out_dim, (side, side), use_bias=False, dtype=dtype, rngs=rngs)
+            return nnx.Conv(
+                channels,
+                out_dim,
+                (side, side),
+                use_bias=False,
+                dtype=dtype,
+                kernel_metadata={"axes": KERNEL_AXES},
+                rngs=rngs,
+            )
 
         self.by_four = nnx.List([deconvolution(dim), norm(dim // 2), deconvolution(dim // 2)])
         self.by_two = deconvolution(dim)
@@ -73,6 +94,22 @@ class SimplePyramid(nnx.Module):
     def dims(self) -> tuple[int, ...]:
         """Channels of each map."""
         return (self.out_dim,) * len(self.strides)
+
+    def grids(self, grid: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Return (rows, columns) of each map, made of one of `grid`."""
+        four = tuple(tuple(math.ceil(factor * side) for side in grid) for factor in ENLARGED)
+        coarsest = tuple(-(-side // 2) for side in four[-1])
+        return (*four, *((coarsest,) * self.coarsest))
+
+    def multiply_adds(self, grid: Sequence[int]) -> int:
+        """Count those of one map of (rows, columns)."""
+        # Each of three deconvolutions has 2 c^2 for a place of the map that is read: two of them 4 c c / 2, that of an
+        # enlarged map four times 4 (c / 2) (c / 4).
+        deconvolutions = 6 * self.by_two.in_features**2 * math.prod(grid)
+        return deconvolutions + sum(
+            math.prod(own) * (math.prod(one.kernel.shape) + math.prod(three.kernel.shape))
+            for own, one, three in zip(self.grids(grid), self.project, self.smooth, strict=False)
+        )
 
     def __call__(self, x: Float[Array, "b rows cols c"]) -> tuple[Float[Array, "b _rows _cols d"], ...]:
         """Return the maps, the finest first.

@@ -19,3 +19,5 @@ class StreamState(NamedTuple):
     """Of the last block's tokens, where the head reads their average; else zero."""
     above: Above
     """Of convolutions, what they remember of the rows above."""
+    logits: Float32[Array, "b 1 cols classes"] | None = None
+    """Of the last row of patches, where pixels are interpolated between it and the one below."""

@@ -111,6 +111,7 @@ def create_model(
     mixtures: int | None = None,
     local_context: int | None = None,
     readout: str | None = None,
+    readout_dim: int | None = None,
     position: str | None = None,
     bidirectional: bool = False,
     flips: bool = False,
@@ -146,9 +147,11 @@ def create_model(
         local_context: of a model of pixels: how far a token sees its earlier neighbours, in rows and columns; None: the
             pixel before alone.
         readout: what the head reads: the "class_token", the "average" of the patch tokens (of both passes where
-            bidirectional), or "every_token" but the class token. Or it gives logits to each pixel, "dense_linear" or
-            "dense_patch" (`vir_jax.models.readout`). None: the class token; the average where the mixer has no place
+            bidirectional), or "every_token" but the class token. Or it gives logits to each pixel, "dense_linear",
+            "dense_patch" (`vir_jax.models.readout`) or "dense_upernet" (`vir_jax.models.upernet`), which alone pyramids
+            have. None: the class token; the average where the mixer has no place
             for one (`mlp_mixer`), and in pyramids; in models of pixels every token.
+        readout_dim: channels of the head "dense_upernet"; None: 512.
         position: how tokens know where they stand. Embeddings added to the patches: "learned" for a grid and resampled
             to others, or "sincos": fixed, of rows and columns. Or rotary positions, which turn queries and keys
             in every layer: "rope" by the index in the sequence, "rope_2d" by row and column (`vir_jax.models.rope`). Or
@@ -210,12 +213,19 @@ def create_model(
                 f"{option}=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
                 "one pass. Leave it out, or use a causal mixer, as vir_* models have."
             )
+    if readout_dim is not None:
+        check_positive("readout_dim", readout_dim)
+        check_option(
+            "readout_dim", readout_dim, readout == "dense_upernet", "None, but with readout='dense_upernet'"
+        )
     common: dict[str, Any] = {
         "image_size": (height, width),
         "num_classes": num_classes,
         "channels": channels,
         "mixer": mixer,
         "mixer_options": given,
+        "readout": readout,
+        "readout_dim": readout_dim,
         "flips": bool(flips),
         "layer_scale": None if layer_scale is None else float(layer_scale),
         "norm_epsilon": float(norm_epsilon),
@@ -231,14 +241,13 @@ def create_model(
         "levels": levels,
         "mixtures": mixtures,
         "local_context": local_context,
-        "readout": readout,
         "position": position,
         "bidirectional": bool(bidirectional),
     }
     of_pyramids: dict[str, Any] = {"stem_stride": stem_stride, "late_attention": late_attention}
     model: VisionModel
     if pyramid:
-        check_pyramid_options(name, mixer, **of_isotropic)
+        check_pyramid_options(name, mixer, readout=readout, **of_isotropic)
         model = make_pyramid(name, **of_pyramids, **common)
     else:
         check_no_pyramid_options(name, **of_pyramids)

@@ -64,8 +64,9 @@ def default_config() -> ml_collections.ConfigDict:
     model.local_context = (
         may_be_none()
     )  # In models of pixels, how far a token sees earlier ones; None: the last.
-    # What the head reads; None: the class token. "dense_patch" and "dense_linear" give logits to each pixel.
+    # What the head reads; None: the class token. To each pixel logits: "dense_patch", "dense_linear", "dense_upernet".
     model.readout = may_be_none()
+    model.readout_dim = may_be_none()  # Channels of the head "dense_upernet"; None: 512.
     model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none"; of pyramids "none".
     # The next five are retention's; None is what the family has: in cvir_* a short_conv of 4.
     model.decays = may_be_none()  # "vir", "retnet", "none", "learned" or "token"; None: "vir".

@@ -62,6 +62,7 @@ FIELDS = {
     "model.mixtures": optional(integer()),
     "model.local_context": optional(integer()),
     "model.readout": optional(text()),
+    "model.readout_dim": optional(integer()),
     "model.position": text(),
     "model.bidirectional": truth(),
     "model.flips": truth(),

@@ -32,6 +32,9 @@ MAY_DIFFER = (
     "chunk_size",
 )
 
+BETWEEN = ("readout.decoder.", "readout.pyramid.", "readout.norms.")
+"""Where the parameters of "dense_upernet" lie, but for its norm and its head."""
+
 Pretrained = dict[str, np.ndarray]
 """Weights by dotted parameter name, on the host; what is not there starts afresh."""
 
@@ -99,7 +102,7 @@ def check_same_model(run: Run, config: ml_collections.ConfigDict) -> None:
     """
     old, new = _meaning(run.model), _meaning(model_functions(config.model, 1).abstract)
     # The head of another task starts afresh, whatever it reads.
-    free = () if run.config.task == config.task else ("readout",)
+    free = () if run.config.task == config.task else ("readout", "readout_dim")
     different = [name for name in sorted(old | new) if old.get(name) != new.get(name) and name not in free]
     if different:
         lines = "\n".join(
@@ -129,14 +132,17 @@ def fit_params(params: Params, *, shapes: Params, head: Sequence[int] | None) ->
     """
     loaded = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     wanted = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
-    if loaded.keys() != wanted.keys():
-        difference = sorted(loaded.keys() ^ wanted.keys())
+    # What is between norm and head is of this readout alone, and starts afresh where the other model has none.
+    difference = sorted(name for name in loaded.keys() ^ wanted.keys() if not name.startswith(BETWEEN))
+    if difference:
         raise ValueError(
             f"the pretrained model has other parameters than this one; only one of them has {difference[:5]}"
             f" ({len(difference)} in all). config.model must name the same family, size and options."
         )
     fitted: Pretrained = {}
     for name, new in wanted.items():
+        if name not in loaded:
+            continue
         old = loaded[name]
         if name.startswith("readout.head."):
             if head is None:
