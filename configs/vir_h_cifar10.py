@@ -5,14 +5,15 @@
     python train.py --config=configs/vir_h_cifar10.py:model=vir_h_pico --workdir=runs/vir_h_pico
 
 Arguments: `model`, a name of vir_jax.models.pyramid_variants, by default vir_h_nano, which has no more parameters than
-vir_pico4; `epochs`, by default 10; `stem_stride`, 1, 2 or 4, by default 1.
+vir_pico4; `epochs`, by default 12, which take as long as 8 of vir_pico4; `stem_stride`, 1, 2 or 4, by default 2.
 
-At a `stem_stride` of 1 the stem halves nothing, so that the stages have 32 x 32, 16 x 16, 8 x 8 and 4 x 4 tokens; at 4
-the last one would have a single token. Schedule, optimiser and augmentation are those of `vir_cifar10.py`, beside this
-file, so that the models can be compared. Batch normalisation sees the 16 images of a slice at a time.
+At a `stem_stride` of 2 the stages have 16 x 16, 8 x 8, 4 x 4 and 2 x 2 tokens; at 4 the last one would have a single
+token. Schedule, optimiser and augmentation are those of `vir_cifar10.py`, beside this file, so that the models can be
+compared. Batch normalisation sees the 16 images of a slice at a time.
 
-Cost: 196,054 parameters, 16.6 M multiply-adds per image, 10 epochs: not measured; a step takes about 2.4 times as long
-as that of vir_pico4 on a CPU core. Result: not run.
+Cost: 196,054 parameters, 4.0 M multiply-adds per image, 12 epochs: a quarter of an hour of one CPU core. Result: 72.9 %
+top-1, three seeds (73.3, 72.6, 72.7); vir_pico4 in as many seconds 60.9 % (one seed), vit_pico4, of 8 epochs, 61.8 %
+(docs/results.md).
 """
 
 import ml_collections
@@ -23,7 +24,7 @@ vir_cifar10 = load_beside(__file__, "vir_cifar10")
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
-    arguments = parse_arguments(argument, model="vir_h_nano", epochs=10.0, stem_stride=1)
+    arguments = parse_arguments(argument, model="vir_h_nano", epochs=12.0, stem_stride=2)
     config = vir_cifar10.get_config(f"epochs={arguments.epochs}")
     config.model.name = arguments.model
     config.model.stem_stride = arguments.stem_stride

@@ -10,7 +10,7 @@ TOLERANCES = {"float32": 3e-6, "bfloat16": 5e-3}
 MEASURE = """
 import dataclasses, json, sys
 from benchmarks.equivalence import measure
-records = measure(sequences=(1, 197), grids=((9, 14),), dtypes=sys.argv[1:])
+records = measure(sequences=(197,), grids=((9, 14),), dtypes=sys.argv[1:])
 print(json.dumps([dataclasses.asdict(record) for record in records]))
 """
 
@@ -28,7 +28,7 @@ def test_optimised_programs_give_the_specification():
     )
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout.splitlines()[-1])
-    assert len(records) == 3 * 2 * 3  # sizes, dtypes, modes
+    assert len(records) == 2 * 2 * 3  # sizes, dtypes, modes
     for record in records:
         errors = {name: value for name, value in record.items() if name.endswith("_error")}
         assert len(errors) == 3
