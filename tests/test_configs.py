@@ -192,7 +192,8 @@ def test_families_are_compared_by_one_recipe():
         assert vit["model.layer_scale"] is None
     vir, pyramid = flatten(load("vir_cifar10")[0]), flatten(load("vir_h_cifar10")[0])
     assert {field for field in vir if vir[field] != pyramid[field]} == {
-        *("model.name", "model.stem_stride", "model.position", "model.layer_scale")
+        "epochs",
+        *("model.name", "model.stem_stride", "model.position", "model.layer_scale"),
     }
     vir, vit = (
         flatten(load("vir_cifar10_pixels", argument)[0]) for argument in (None, "mixer=causal_softmax")

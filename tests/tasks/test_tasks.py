@@ -184,8 +184,8 @@ def test_from_the_command_line(tmp_path):
     small = ["--config.model.name=vir_pico4", average]
     short = ["--config.optim.warmup_epochs=1", "--config.eval_every=30", "--config.optim.lr=3e-3", *small]
     run(*command, *short, "--config.epochs=2")
-    longer = run(*command, *short, "--config.epochs=8")
-    assert "going on from step 23 of 90" in longer.stderr
+    longer = run(*command, *short, "--config.epochs=13")
+    assert "going on from step 23 of 146" in longer.stderr
     error = float(re.fullmatch(r"error (\S+)\n", longer.stdout).group(1))
     digits = open_source("digits", "test")
     # The error of the best guess without looking.
