@@ -2,9 +2,9 @@
 
 Models of one size are trained by configs/vir_digits_segmentation.py, on scenes of digits, and differ in which patches a
 patch sees: those before it ("causal", which streams), those before or after it from block to block ("flips"), all of
-them in a second pass ("bidirectional"), or all of them by attention ("vit"). "pyramid" is a convolutional one with
-UPerNet, of about as many parameters. Besides mIoU, how many of the digits' pixels are right in each row of the canvas,
-and in each row of a digit: at its top a causal model has not seen what it is.
+them in a second pass ("bidirectional"), or all of them by attention ("vit"). Besides mIoU, how many of the digits'
+pixels are right in each row of the canvas, and in each row of a digit: at its top a causal model has not seen what it
+is.
 
     python -m benchmarks.segmentation --folder=runs/segmentation
 
@@ -48,14 +48,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flips": {"flips": True},
     "bidirectional": {"bidirectional": True},
     "vit": {"name": "vit_pico4", "stem": "conv"},
-    "pyramid": {
-        "name": "vir_h_nano",
-        "stem_stride": 1,
-        "position": "none",
-        "layer_scale": None,
-        "readout": "dense_upernet",
-        "readout_dim": 16,
-    },
 }
 """By name, what of config.model differs from the recipe's."""
 

@@ -12,8 +12,7 @@ token. Schedule, optimiser and augmentation are those of `vir_cifar10.py`, besid
 compared. Batch normalisation sees the 16 images of a slice at a time.
 
 Cost: 196,054 parameters, 4.0 M multiply-adds per image, 12 epochs: a quarter of an hour of one CPU core. Result: 72.9 %
-top-1, three seeds (73.3, 72.6, 72.7); vir_pico4 in as many seconds 60.9 % (one seed), vit_pico4, of 8 epochs, 61.8 %
-(docs/results.md).
+top-1, the mean of three seeds; vir_pico4, in as many seconds, 60.3 %; vit_pico4, in more, 61.5 % (docs/results.md).
 """
 
 import ml_collections
