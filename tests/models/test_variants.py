@@ -36,6 +36,16 @@ def count(model):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model)))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [("vir_pico2", {}, 10.274416), ("vir_h_nano", {"stem_stride": 1}, 13.188404)],
+)
+def test_a_seed_goes_on_giving_the_parameters_that_it_gave(name, options, expected):
+    """The head's are drawn last: parts that are made in another order would have others."""
+    model = create_model(name, num_classes=10, image_size=(8, 8), rngs=nnx.Rngs(0), **options)
+    assert float(jnp.sum(jnp.abs(model.readout.head.kernel[...]))) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(("name", "expected"), PARAMETERS.items())
 def test_parameter_counts(name, expected):
     assert count(published(name)) == expected

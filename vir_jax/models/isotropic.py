@@ -157,6 +157,14 @@ def make_isotropic(
             dtype=dtype,
             rngs=rngs,
         )
+    # The order in which parts draw their parameters belongs to the seed: stem, blocks, readout.
+    stage = Stage(
+        make_block,
+        drop_path_rates=np.linspace(0.0, drop_path_rate, size.depth).tolist(),
+        remat=remat,
+        flips=flips,
+        rngs=rngs,
+    )
     head: Readout
     if readout == "dense_upernet":
         width = readout_dim or WIDTH
@@ -183,13 +191,7 @@ def make_isotropic(
             **mixer_options,
         },
         stem=made_stem,
-        stage=Stage(
-            make_block,
-            drop_path_rates=np.linspace(0.0, drop_path_rate, size.depth).tolist(),
-            remat=remat,
-            flips=flips,
-            rngs=rngs,
-        ),
+        stage=stage,
         readout=head,
         mode=mode,
     )
