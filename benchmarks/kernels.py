@@ -37,9 +37,8 @@ PASSES = ("forward", "forward and backward")
 PARALLEL, ATTENTION, FLA = "xla, parallel", "cuDNN attention", "flash-linear-attention"
 PARALLEL_UP_TO = 2048  # tokens; the scores of more do not fit beside everything else
 CACHE_BYTES = 2**28  # at least what all inputs of a measurement come to
-PROGRAM_BYTES = (
-    2**26
-)  # about what the inputs of a program come to: less is over before the next one is launched
+# About what the inputs of a program come to: with less it is over before the next one is launched.
+PROGRAM_BYTES = 2**26
 MAX_CALLS = 16  # of a program, as it is compiled call by call
 WAIT_MS = 20.0  # The device is waited for about as often: a wait takes some tenths of a millisecond.
 AGREEMENT = 1e-2  # relative RMS in bfloat16

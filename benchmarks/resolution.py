@@ -221,7 +221,9 @@ def _table(points: list[Point]) -> str:
                 rows.append([f"{_title(name)}, {mode}", *(cell.cell() if cell else "" for cell in cells)])
     header = [f"{size} px" for size in SIZES]
     tokens = [f"{(size // 16) ** 2 + 1:,} tokens" for size in SIZES]
-    return markdown_table(["seconds per image (GB)", *header], [["of /16", *tokens], *rows])
+    return markdown_table(
+        ["seconds per image (GB)", *header], [["tokens, of a patch of 16 x 16 each", *tokens], *rows]
+    )
 
 
 def _title(name: str) -> str:

@@ -39,9 +39,7 @@ def report(grid: Grid, records: Sequence[Record]) -> None:
     records = sorted(records, key=lambda record: (rows.index(record.row), record.seed))
     text = markdown(grid, records)
     write_results(f"ablation_{grid.name}", f"# Ablation: {grid.name}\n\n{text}", records)
-    figures = DOCS / "figures"
-    figures.mkdir(parents=True, exist_ok=True)  # A copy of the code alone has no documentation.
-    draw(grid, records).savefig(figures / f"ablation_{grid.name}.png", dpi=130)
+    draw(grid, records).savefig(DOCS / "figures" / f"ablation_{grid.name}.png", dpi=130)
     page = (DOCS / PAGE).read_text()
     if f"<!-- ablation_{grid.name}:begin -->" in page:
         (DOCS / PAGE).write_text(replace_between_markers(page, f"ablation_{grid.name}", text))

@@ -4,7 +4,7 @@
     python -m benchmarks.ablation benchmarks/grids/vix_1025.py --seeds 0
 
 The authors' size: 1,025 tokens, linear stem, learned positions; four epochs in place of their 40. A row's fields are
-those in which its recipe differs from that of softmax attention.
+those in which its recipe differs from that of softmax attention. Not run.
 """
 
 from benchmarks.grids import vix

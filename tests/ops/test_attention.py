@@ -116,6 +116,25 @@ def test_memory_is_linear_in_the_tokens(causal):
     assert temporary(8192) < 8192**2
 
 
+@pytest.mark.parametrize("n", [8, 9])
+def test_a_token_more_for_cudnn_changes_nothing(monkeypatch, n):
+    """By XLA's form of the same function, which takes the same arguments."""
+    asked = []
+
+    def by_xla(*tokens, implementation, **options):
+        asked.append(implementation)
+        assert tokens[0].shape[1] % 2 == 0
+        return plain_attention(*tokens, implementation="xla", **options)
+
+    plain_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    q, k, v, d_out = arrays(n)
+    found = output_and_gradients(lambda *x: attention._cudnn_attention(*x), q, k, v, d_out)
+    monkeypatch.undo()
+    assert asked == ["cudnn"]
+    assert_close(found, output_and_gradients(jax.nn.dot_product_attention, q, k, v, d_out), FP32)
+
+
 @pytest.mark.skipif("jax.default_backend() != 'gpu'", reason="cuDNN is NVIDIA's")
 @pytest.mark.parametrize("n", [196, 197])
 def test_what_a_gpu_computes_is_the_plain_form(n):

@@ -19,8 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.ops.cases import assert_close, assert_transforms_agree, random_case, relative_rms
 from vir_jax.ops import kernels, retention, sequence
-from vir_jax.ops.kernels import mosaic_gpu, pallas_tpu
-from vir_jax.ops.kernels.mosaic_gpu import BLOCK
+from vir_jax.ops.kernels import mosaic_gpu, pallas_tpu, tensor_cores
 from vir_jax.ops.kernels.pallas_tpu import CHUNK_SIZE, ONE_CHUNK
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
 from vir_jax.parallel.mesh import make_mesh
@@ -81,8 +80,8 @@ SHAPES = {
         (1, 3, 8, 5),
         (63, 2, 64, 64),
         (197, 1, 64, 32),
-        (4 * BLOCK + 1, 1, 128, 64),
-        (4 * BLOCK, 1, 64, 128),
+        (4 * tensor_cores.BLOCK + 1, 1, 128, 64),
+        (4 * tensor_cores.BLOCK, 1, 64, 128),
         (1100, 1, 64, 64),  # two segments, the second one shorter
     ],
 }
@@ -214,6 +213,33 @@ def test_a_kernel_wants_its_platform():
         retention(*case.tokens, case.log_decay, implementation=name)
 
 
+def test_the_interpreter_cuts_off_what_tensor_cores_do():
+    """No sum is larger than the exact one, and none is off by a whole digit."""
+    rng = np.random.default_rng(0)
+    x, y = (
+        (rng.normal(size=(64, 64)) * 10.0 ** rng.integers(-6, 6, (64, 64))).astype(np.float32)
+        for _ in range(2)
+    )
+    exact = x.astype(np.float64) + y
+    found = np.asarray(tensor_cores._cut_off_sum(jnp.asarray(x), jnp.asarray(y)), np.float64)
+    assert (np.abs(found) <= np.abs(exact)).all()
+    assert (np.abs(exact - found) < np.spacing(np.abs(exact).astype(np.float32))).all()
+    assert (np.abs(exact - found) > 0.6 * np.spacing(np.abs(exact).astype(np.float32))).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_parts_add_up_to_the_digits_that_they_have(dtype):
+    """Eight a part: one of bfloat16 is exact, two of fp16; of fp32 two keep 15 bits, three all."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=1000), dtype)
+    exact = np.asarray(x, np.float64)
+    for count, bits in ((1, 8), (2, 15), (3, 24)):
+        parts = [np.asarray(part, np.float64) for part in tensor_cores.split(x, count)]
+        errors = np.abs(sum(parts) - exact)
+        assert (errors <= 2.0**-bits * np.abs(exact)).all()
+        if count >= tensor_cores.PARTS[jnp.dtype(dtype).name]:
+            assert errors.max() == 0
+
+
 @pytest.mark.parametrize(
     ("device_kind", "dtype", "n", "width", "expected"),
     [
@@ -234,7 +260,7 @@ def test_a_kernel_is_chosen_where_it_was_measured(device_kind, dtype, n, width, 
 def test_what_is_chosen_is_taken(monkeypatch):
     case = random_case(b=1, n=130, h=1, d=64, e=64)
     halves = [x.astype(jnp.bfloat16) for x in case.tokens]
-    monkeypatch.setattr(sequence, "_device_kind", lambda: "NVIDIA H200")
+    monkeypatch.setattr(kernels, "HOPPER", (jax.devices()[0].device_kind,))
     taken = []
     monkeypatch.setattr(
         sequence, "kernel_form", lambda name: taken.append(name) or sequence.choose_form("chunkwise", 130)

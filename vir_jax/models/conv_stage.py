@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vir_jax.models.batch_norm import BatchNorm
+from vir_jax.models.batch_norm import EPSILON, BatchNorm
 from vir_jax.models.convolution import convolve
 from vir_jax.models.layers import conv_init, drop_path
 from vir_jax.models.layout import Layout
@@ -99,50 +99,21 @@ class ConvNorm(nnx.Module):
     """A convolution and the batch norm of its outputs: `conv`, `norm`. The result is float32.
 
     Args:
-        inputs: channels.
-        outputs: channels.
-        window: see `Conv`.
-        stride: of the convolution.
-        use_bias: of the convolution, which the norm takes away again; the published pyramids' blocks have it.
+        conv: the convolution. A bias of it is taken away again by the norm; the published pyramids' blocks have one.
         epsilon: of the norm.
-        axes: see `Conv`.
         name: of the convolution's outputs, for `vir_jax.models.stage.REMAT`; None: they are not kept.
-        dtype: of the convolution.
-        rngs: of the parameters.
+        rngs: of the norm's parameters.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        window: int = WINDOW,
-        stride: int = 1,
-        use_bias: bool,
-        epsilon: float,
-        axes: Axes,
-        name: str | None = None,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.name, self.axes = name, axes
-        self.conv = Conv(
-            inputs,
-            outputs,
-            window=window,
-            stride=stride,
-            use_bias=use_bias,
-            axes=axes,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.norm: BatchNorm | None = nnx.data(BatchNorm(outputs, epsilon=epsilon, rngs=rngs))
+    def __init__(self, conv: Conv, *, epsilon: float, name: str | None = None, rngs: nnx.Rngs) -> None:
+        self.conv, self.name = conv, name
+        self.norm: BatchNorm | None = nnx.data(BatchNorm(conv.kernel.shape[-1], epsilon=epsilon, rngs=rngs))
 
     def __call__(
         self, maps: Maps, *, padding: Sequence[tuple[int, int]] | None = None
     ) -> Float[Array, "b y x d"]:
         """Convolve and normalise; see `Conv`."""
-        x = constrain(self.conv(maps, padding=padding), "batch", None, None, _activation(self.axes[1]))
+        x = constrain(self.conv(maps, padding=padding), "batch", None, None, _activation(self.conv.axes[1]))
         x = x if self.name is None else checkpoint_name(x, self.name)
         return x.astype(jnp.float32) if self.norm is None else self.norm(x)
 
@@ -181,26 +152,20 @@ class PyramidStem(nnx.Module):
     ) -> None:
         self.channels, self.dim, self.patch = channels, dim, stride
         first, second = STEM_STRIDES[stride]
-        self.conv1 = ConvNorm(
-            channels,
-            hidden,
-            stride=first,
-            use_bias=False,
-            epsilon=STEM_EPSILON,
-            axes=(None, "embed"),
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.conv2 = ConvNorm(
-            hidden,
-            dim,
-            stride=second,
-            use_bias=False,
-            epsilon=STEM_EPSILON,
-            axes=(None, "embed"),
-            dtype=dtype,
-            rngs=rngs,
-        )
+
+        def convolution(inputs: int, outputs: int, stride: int) -> ConvNorm:
+            conv = Conv(
+                inputs,
+                outputs,
+                stride=stride,
+                use_bias=False,
+                axes=(None, "embed"),
+                dtype=dtype,
+                rngs=rngs,
+            )
+            return ConvNorm(conv, epsilon=STEM_EPSILON, rngs=rngs)
+
+        self.conv1, self.conv2 = convolution(channels, hidden, first), convolution(hidden, dim, second)
 
     def layout(self, image_size: Sequence[int]) -> Layout:
         """Return where the tokens of an image of (height, width) pixels stand.
@@ -246,26 +211,12 @@ class ConvBlock(StageBlock):
     """
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.conv1 = ConvNorm(
-            dim,
-            dim,
-            use_bias=True,
-            epsilon=1e-5,
-            axes=("embed", "hidden"),
-            name="hidden",
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.conv2 = ConvNorm(
-            dim,
-            dim,
-            use_bias=True,
-            epsilon=1e-5,
-            axes=("hidden", "embed"),
-            name="mlp",
-            dtype=dtype,
-            rngs=rngs,
-        )
+        def convolution(axes: Axes, name: str) -> ConvNorm:
+            conv = Conv(dim, dim, use_bias=True, axes=axes, dtype=dtype, rngs=rngs)
+            return ConvNorm(conv, epsilon=EPSILON, name=name, rngs=rngs)
+
+        self.conv1 = convolution(("embed", "hidden"), "hidden")
+        self.conv2 = convolution(("hidden", "embed"), "mlp")
 
     @property
     def intermediate_names(self) -> tuple[str, ...]:

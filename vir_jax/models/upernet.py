@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vir_jax.models.batch_norm import EPSILON
-from vir_jax.models.conv_stage import ConvNorm
+from vir_jax.models.conv_stage import Conv, ConvNorm
 from vir_jax.models.interpolation import average_pool, enlarge
 from vir_jax.models.layers import LAYER_NORM_EPSILON
 from vir_jax.models.layout import Layout
@@ -53,16 +53,9 @@ class UperNet(nnx.Module):
 
     def __init__(self, dims: Sequence[int], width: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         def convolution(inputs: int, window: int) -> ConvNorm:
-            return ConvNorm(
-                inputs,
-                width,
-                window=window,
-                use_bias=False,
-                epsilon=EPSILON,
-                axes=(None, "embed"),
-                dtype=dtype,
-                rngs=rngs,
-            )
+            axes = (None, "embed")
+            conv = Conv(inputs, width, window=window, use_bias=False, axes=axes, dtype=dtype, rngs=rngs)
+            return ConvNorm(conv, epsilon=EPSILON, rngs=rngs)
 
         *finer, coarsest = dims
         self.pooled = nnx.List(convolution(coarsest, 1) for _ in SIDES)

@@ -1,6 +1,7 @@
 """Retention over a sequence: one function for every mode."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,20 +90,19 @@ def retention(
     b, n, h, d = q.shape
     check_log_decay(log_decay, h, (b, n))
     check_state(initial_state, (b, h, d, v.shape[-1]))
-    kernel = None if implementation == "xla" else implementation
-    if kernel and log_decay.ndim == 3:
+    if implementation in PLATFORMS and log_decay.ndim == 3:
         raise ValueError(
-            f"{kernel!r} takes one decay per head, ({h},), and log_decay has shape {log_decay.shape}, one per token; "
-            "use implementation='xla'"
+            f"{implementation!r} takes one decay per head, ({h},), and log_decay has shape {log_decay.shape}, one per "
+            "token; use implementation='xla'"
         )
-    elif (
+    if (
         implementation is None
         and log_decay.ndim == 1
         and mode in ("auto", "chunkwise")
         and chunk_size is None
     ):
-        dtype, width = jnp.result_type(q, k, v), max(d, v.shape[-1])
-        kernel = None if _split_axes() else chosen_kernel(_device_kind(), dtype, n, width)
+        implementation = _fastest(jnp.result_type(q, k, v), n, max(d, v.shape[-1]))
+    kernel = implementation if implementation in PLATFORMS else None
     return _retention(q, k, v, log_decay, initial_state, mode, chunk_size, scale, kernel)
 
 
@@ -186,6 +186,8 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def _device_kind() -> str:
+def _fastest(dtype: Any, n: int, width: int) -> str | None:
+    """Return what `chosen_kernel` says; None where a kernel is not split over the mesh in context by itself."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.devices()[0].device_kind if device is None else device.device_kind
+    device_kind = jax.devices()[0].device_kind if device is None else device.device_kind
+    return None if _split_axes() else chosen_kernel(device_kind, dtype, n, width)

@@ -32,9 +32,6 @@ MAY_DIFFER = (
     "chunk_size",
 )
 
-BETWEEN = ("readout.decoder.", "readout.pyramid.", "readout.norms.")
-"""Where the parameters of "dense_upernet" lie, but for its norm and its head."""
-
 Pretrained = dict[str, np.ndarray]
 """Weights by dotted parameter name, on the host; what is not there starts afresh."""
 
@@ -132,8 +129,8 @@ def fit_params(params: Params, *, shapes: Params, head: Sequence[int] | None) ->
     """
     loaded = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     wanted = {dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
-    # What is between norm and head is of this readout alone, and starts afresh where the other model has none.
-    difference = sorted(name for name in loaded.keys() ^ wanted.keys() if not name.startswith(BETWEEN))
+    # What one readout has and another has not starts afresh; whether they may differ is checked by their options.
+    difference = sorted(name for name in loaded.keys() ^ wanted.keys() if not name.startswith("readout."))
     if difference:
         raise ValueError(
             f"the pretrained model has other parameters than this one; only one of them has {difference[:5]}"

@@ -1,6 +1,6 @@
 """Retention by kernels written for one kind of accelerator each; `gradient` says what a form is.
 
-`mosaic_gpu` was run on an H200, where bfloat16 in it takes an eighth to a fifth of the time of XLA's chunkwise form
+`mosaic_gpu` was run on an H200, where bfloat16 in it takes a ninth to a fifth of the time of XLA's chunkwise form
 (docs/speed.md): there `retention` takes it by itself (`chosen_kernel`). `pallas_tpu` never ran on a TPU: it was run in
 interpret mode, where it gives the values, states and gradients of the specification, and compiled for v5e and v6e; how
 fast it is is not known, so that it is taken where it is named. A machine that has the accelerator runs them compiled in
@@ -24,11 +24,12 @@ from vir_jax.ops.sequence_chunkwise import chunkwise
 # What a kernel is written for, by its name, which is its module's too.
 PLATFORMS = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
 HOPPER = ("H100", "H200")
-"""What `device_kind` says of the GPUs that `mosaic_gpu` is taken on; it was measured on an H200, compiled for both."""
+"""What `device_kind` says of the GPUs that `mosaic_gpu` is taken on: an H200, where it was measured, and an H100, which
+is the same processor with slower memory."""
 KERNEL_FROM = 128
-"""Tokens, from which `mosaic_gpu` is taken: 197 were the fewest that were measured."""
+"""Tokens, from which `mosaic_gpu` is taken: two of its chunks. 197 were the fewest that were measured."""
 MEASURED_WIDTH = 64
-"""Channels of a head, up to which it is."""
+"""Channels of a head, up to which it is: of fewer it computes as many, filled up with zeros."""
 
 
 def kernel_form(name: str) -> Form:
@@ -38,7 +39,7 @@ def kernel_form(name: str) -> Form:
 
 
 def chosen_kernel(device_kind: str, dtype: Any, n: int, width: int) -> str | None:
-    """Return the kernel that the chunkwise mode takes by itself, where it was measured to be faster; None: XLA's form.
+    """Return the kernel that the chunkwise mode takes by itself (see the constants above); None: XLA's form.
 
     Args:
         device_kind: what is compiled for, as JAX names it.

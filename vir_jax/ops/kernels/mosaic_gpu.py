@@ -6,12 +6,11 @@ batch and heads do not fill the GPU, the sequence is cut into segments: a first 
 a second one starts every segment from the state that arrives there.
 
 Every matrix here is of 64 x 64: a chunk is 64 tokens, and widths are cut into blocks of 64, filled up with zeros.
-Tensor cores multiply 16-bit numbers. What has more digits is a sum of bfloat16 parts, each the rounded rest of those
-before: two hold 16 bits, three all of fp32. States and scores, which stay fp32, are multiplied as three.
+States and scores stay fp32. Tensor cores multiply 16-bit numbers (see `tensor_cores`): what goes into a state is
+multiplied as a sum of three of them, what goes into outputs of 16 bits as one of two.
 """
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,22 +22,24 @@ from jaxtyping import Array, BFloat16, Float, Float32, Int
 
 from vir_jax.ops.contract import contract
 from vir_jax.ops.decay import decay_between
+from vir_jax.ops.kernels.tensor_cores import (
+    BLOCK,
+    COMPILED,
+    EMULATED,
+    PARTS,
+    Factors,
+    Matrix,
+    interpreter,
+    split,
+    sum_of,
+)
 
-BLOCK = 64
 FULL = 264  # blocks: two on each of a Hopper's 132 multiprocessors
 MAX_WIDTH = 128  # more blocks of keys do not fit into shared memory
 MIN_CHUNKS = 8  # of a segment, lest the states outweigh the tokens
-PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
 STATE_PARTS = PARTS["float32"]  # of what goes into a state
 OUT_PARTS = 2  # at least, of what goes into outputs: twice their digits, if they have 16 bits
 SWIZZLE_BYTES = 128
-WGMMA_DEPTH = 16  # products in a sum of one instruction
-
-Matrix = Float32[Array, "64 64"]
-Parts = Sequence[Sequence[Any]]
-"""One matrix, or several beside each other: references by block and part."""
-Factors = tuple[Parts | Callable[[], Parts], Parts]
-"""Of a product. A first factor that is a function is called while the products before are computed."""
 
 
 def chunkwise(
@@ -65,7 +66,7 @@ def chunkwise(
     rows, columns = (pl.cdiv(width, BLOCK) * BLOCK for width in (d, e))
     parts = PARTS[jnp.result_type(q, v).name]
     qs, ks, vs = (
-        _split(jnp.pad(x, ((0, 0),) * 3 + ((0, width - x.shape[-1]),)), parts)
+        split(jnp.pad(x, ((0, 0),) * 3 + ((0, width - x.shape[-1]),)), parts)
         for x, width in ((q, rows), (k, rows), (v, columns))
     )
     if arriving is not None:
@@ -98,23 +99,6 @@ def chunkwise(
         out, _ = run(states, with_out=True, with_final=False)
     assert out is not None
     return out[..., :e], final[..., :d, :e] if with_final and final is not None else None
-
-
-def _split(x: Float[Array, "*x"], count: int) -> list[BFloat16[Array, "*x"]]:
-    """Return `count` arrays whose sum is x, to eight bits each.
-
-    By its bits: that costs a GPU less than a conversion there and back, and XLA, which may leave out such a pair of
-    conversions, keeps it. Of two the first is cut off, which saves an addition; of three all are rounded.
-    """
-    half = jnp.uint32(0x8000 if count > 2 else 0)
-    x = x.astype(jnp.float32)
-    parts = []
-    for _ in range(count - 1):
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        first = jax.lax.bitcast_convert_type((bits + half) & jnp.uint32(0xFFFF0000), jnp.float32)
-        parts.append(first.astype(jnp.bfloat16))
-        x = x - first
-    return [*parts, x.astype(jnp.bfloat16)]
 
 
 def _last_times(n: int, per_segment: int, segments: int, reverse: bool) -> Int[Array, "s"]:
@@ -190,7 +174,7 @@ def _run(
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup
         ),
         kernel_name="retention",
-        **({"interpret": _interpreter()} if interpret else {}),
+        **({"interpret": interpreter()} if interpret else {}),
     )(log_decay, *(x for parts in tokens.values() for x in parts), *([] if arriving is None else [arriving]))
     # Pallas forgets over which devices of `jax.shard_map` its results vary: over those that its inputs do.
     varying = tuple(jax.typeof(log_decay).manual_axis_type.varying)
@@ -227,7 +211,7 @@ def _kernel(
     first_chunk = segment * per_segment
     steps = jnp.minimum(per_segment, chunks - first_chunk)
     log_decay = log_decay_ref[head]
-    products, transposed, load = _EMULATED if interpret else _COMPILED
+    products, transposed, load = EMULATED if interpret else COMPILED
 
     def start_of(step: Array) -> Array:
         chunk = first_chunk + step
@@ -277,7 +261,7 @@ def _kernel(
 
             def decayed_keys() -> list[list[Array]]:
                 left = rows_decayed(end - time)
-                return [_split(left * _sum(by_part), STATE_PARTS) for by_part in k]
+                return [split(left * sum_of(by_part), STATE_PARTS) for by_part in k]
 
             if with_out:
                 for state_ref, x in zip(state_refs, state, strict=True):
@@ -299,7 +283,7 @@ def _kernel(
             factors: list[Factors] = [([[transposed(part) for part in by_part]], v) for by_part in places]
             if with_out:
                 # The scores are scaled and split while what goes into the state is multiplied.
-                factors.append((lambda: [_split(mask * scores, out_parts)], v))
+                factors.append((lambda: [split(mask * scores, out_parts)], v))
             sums, _ = products(factors)
             if with_out:
                 out = rows_decayed(time) * before + sums.pop()
@@ -378,110 +362,11 @@ def _two_views(buffers: Any, interpret: bool) -> tuple[Any, Any]:
     return jax.tree.unflatten(tree, as_rows), jax.tree.unflatten(tree, as_tiles)
 
 
-def _sum(parts: Iterable[Any]) -> Matrix:
-    first, *more = (part[...].astype(jnp.float32) for part in parts)
-    return sum(more, start=first)
-
-
 def _write(refs: Sequence[Any], x: Matrix) -> None:
-    for ref, part in zip(refs, _split(x, len(refs)), strict=True):
+    for ref, part in zip(refs, split(x, len(refs)), strict=True):
         ref[...] = part
 
 
 def _cut(x: Matrix, pieces: int) -> list[Array]:
     width = BLOCK // pieces
     return [x] if pieces == 1 else [x[:, i * width : (i + 1) * width] for i in range(pieces)]
-
-
-def _terms(x: Parts, y: Parts) -> Iterator[tuple[Any, Any]]:
-    """Yield, of the product of sums of parts, the terms that are not smaller than the last part, smallest first."""
-    pairs = [
-        (i + j, a, b)
-        for xs, ys in zip(x, y, strict=True)
-        for i, a in enumerate(xs)
-        for j, b in enumerate(ys)
-        if i + j < max(len(xs), len(ys))
-    ]
-    for _, a, b in sorted(pairs, key=lambda pair: -pair[0]):
-        yield a, b
-
-
-def _nothing() -> None:
-    pass
-
-
-def _products(
-    factors: Sequence[Factors], meanwhile: Callable[[], Any] = _nothing
-) -> tuple[list[Matrix], Any]:
-    """Return products, and what is computed while tensor cores are at them.
-
-    Each begins with zero, not with what it is added to: tensor cores cut off what does not fit into the digits of a
-    running sum.
-    """
-
-    def multiply(*accumulators: Any) -> tuple[list[Matrix], Any]:
-        for accumulator, (x, y) in zip(accumulators, factors, strict=True):
-            for a, b in _terms(x() if callable(x) else x, y):
-                plgpu.wgmma(accumulator, a, b)
-        other = meanwhile()
-        return [accumulator[...] for accumulator in accumulators], other
-
-    return pl.run_scoped(multiply, *[plgpu.ACC((BLOCK, BLOCK), jnp.float32) for _ in factors])
-
-
-def _transpose(ref: Any) -> Any:
-    return ref.transpose((1, 0))
-
-
-def _load(ref: Any) -> Matrix:
-    """Load from global memory."""
-    # JAX 0.10 wants an index besides, 0.11 does not want it, and 0.12 does not take it.
-    index = inspect.signature(plgpu.load).parameters.get("idx")
-    needed = index is not None and index.default is inspect.Parameter.empty
-    return plgpu.load(ref, *([()] if needed else []), optimized=False)
-
-
-# The interpreter knows products of two references alone, none of them transposed.
-
-
-def _emulated_products(
-    factors: Sequence[Factors], meanwhile: Callable[[], Any] = _nothing
-) -> tuple[list[Matrix], Any]:
-    return [_emulated_product(x() if callable(x) else x, y) for x, y in factors], meanwhile()
-
-
-def _emulated_product(x: Parts, y: Parts) -> Matrix:
-    left, right = zip(*_terms(x, y), strict=True)
-    a = jnp.stack([ref[...].astype(jnp.float32) for ref in left])
-    b = jnp.stack([ref[...].astype(jnp.float32) for ref in right])
-    a = a.reshape(len(left), BLOCK, -1, WGMMA_DEPTH)
-    b = b.reshape(len(left), -1, WGMMA_DEPTH, BLOCK)
-    sums = jnp.einsum("tiks,tksj->tkij", a, b).reshape(-1, BLOCK, BLOCK)
-    start = jnp.zeros((BLOCK, BLOCK), jnp.float32)
-    return jax.lax.scan(lambda total, more: (_cut_off_sum(total, more), None), start, sums)[0]
-
-
-def _cut_off_sum(x: Matrix, y: Matrix) -> Matrix:
-    """Return x + y, towards zero: what a tensor core was seen to do (an H200's errors are those of this rule)."""
-    total = x + y
-    of_y = total - x
-    rest = (x - (total - of_y)) + (y - of_y)
-    return jnp.where(total * rest < 0, jnp.nextafter(total, jnp.float32(0)), total)
-
-
-def _emulated_transpose(ref: Any) -> BFloat16[Array, "64 64"]:
-    return ref[...].T
-
-
-def _emulated_load(ref: Any) -> Matrix:
-    return ref[...]
-
-
-_COMPILED = _products, _transpose, _load
-_EMULATED = _emulated_products, _emulated_transpose, _emulated_load
-
-
-def _interpreter() -> Any:
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # public from jax 0.12 on
-
-    return InterpretGPUParams()
