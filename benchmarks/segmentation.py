@@ -8,8 +8,9 @@ is.
 
     python -m benchmarks.segmentation --folder=runs/segmentation
 
-Runs that are finished there are not trained again. Writes benchmarks/results/segmentation.{md,json} and
-docs/figures/segmentation.png; with --quick, after a few steps of each, the figure alone, to FOLDER/segmentation.png.
+Runs that are finished there are not trained again. Writes benchmarks/results/segmentation.{md,json}, the table in
+docs/dense.md and docs/figures/segmentation.png; with --quick, after a few steps of each, the figure alone, to
+FOLDER/segmentation.png.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure, SubFigure
 
-from benchmarks.timing import markdown_table, write_results
+from benchmarks.timing import markdown_table, replace_between_markers, write_results
 from vir_jax.data import Source
 from vir_jax.data.digits_scenes import DIGIT, SIDE, DigitsScenesSource
 from vir_jax.inspection.figures.style import line, new_figure
@@ -38,7 +39,8 @@ from vir_jax.runs.recipes import load_recipe
 from vir_jax.training.loop import train
 from vir_jax.training.summary import count_parameters
 
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "segmentation.png"
+DOCS = Path(__file__).parents[1] / "docs"
+FIGURE, PAGE = DOCS / "figures" / "segmentation.png", DOCS / "dense.md"
 EPOCHS, SEEDS, SHOWN, BATCH = 25.0, 1, 6, 50
 QUICK_EPOCHS, QUICK_SCENES = 1.0, 100
 BAND = 4  # Rows of the canvas that are told together.
@@ -297,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figure.savefig(folder / FIGURE.name if given.quick else FIGURE, dpi=130)
     if not given.quick:
         write_results("segmentation", page, records)
+        PAGE.write_text(replace_between_markers(PAGE.read_text(), "segmentation", page))
 
 
 if __name__ == "__main__":

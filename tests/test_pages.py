@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import equivalence, generation, mixers, resolution, scaling
+from benchmarks import equivalence, generation, kernels, mixers, resolution, scaling, segmentation
 from benchmarks.ablation import report as ablation
 from benchmarks.ablation.grid import load_grid
 from benchmarks.ablation.report import read_records
@@ -142,6 +142,13 @@ def test_tables_are_those_of_the_results():
     for name in ("pretraining", "alignment"):
         file = {"alignment": "alignment_cifar10"}.get(name, name)
         expected["docs/results.md", name] = (RESULTS / f"{file}.md").read_text()
+    kernel_records = records("kernels", kernels.Record)
+    expected["docs/speed.md", "kernels"] = "".join(
+        kernels.table(kernel_records, each) for each in kernels.PASSES
+    )
+    expected["docs/dense.md", "segmentation"] = segmentation.markdown(
+        records("segmentation", segmentation.Record)
+    )
     for (page, name), markdown in expected.items():
         assert rows(between_markers(page, name)) == rows(markdown), page
 

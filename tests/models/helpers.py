@@ -61,6 +61,18 @@ def lively(name: str = "vir_pico1", **options: Any) -> VisionModel:
     return nnx.merge(graph, params)
 
 
+def lively_with_statistics(state: nnx.State) -> nnx.State:
+    """Values of abstract variables, of which all matter: norms near one, and the variances of batches positive."""
+    draw = np.random.default_rng(1).standard_normal
+
+    def value(path: Any, leaf: Any) -> jax.Array:
+        drawn, name = 0.2 * draw(leaf.shape), str(path)
+        drawn = 1.5 + drawn if "var" in name else drawn + ("norm" in name and "scale" in name)
+        return jnp.asarray(drawn, leaf.dtype)
+
+    return jax.tree.map_with_path(value, state)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(graph, method, options, params, x, key):
     options = dict(options) if key is None else dict(options, key=key)

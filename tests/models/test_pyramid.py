@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.helpers import images, parameters, relative_error, run
+from tests.models.helpers import images, lively_with_statistics, parameters, relative_error, run
 from vir_jax.models import create_model, flops
 from vir_jax.models.batch_norm import MOMENTUM, BatchNorm
 from vir_jax.models.conv_stage import Conv
@@ -43,14 +43,7 @@ def abstract(name="vir_h_nano", **options):
 def lively(name="vir_h_nano", **options):
     """A tiny pyramid whose every parameter and statistic matters."""
     graph, state = nnx.split(abstract(name, **options))
-    draw = np.random.default_rng(1).standard_normal
-
-    def value(path, leaf):
-        drawn, name = 0.2 * draw(leaf.shape), str(path)
-        drawn = 1.5 + drawn if "var" in name else drawn + ("norm" in name and "scale" in name)
-        return jnp.asarray(drawn, leaf.dtype)
-
-    return nnx.merge(graph, jax.tree.map_with_path(value, state))
+    return nnx.merge(graph, lively_with_statistics(state))
 
 
 # ---------------------------------------------------------------------------- sizes

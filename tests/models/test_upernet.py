@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.models.helpers import images, parameters, relative_error
+from tests.models.helpers import images, lively_with_statistics, parameters, relative_error
 from vir_jax.models import create_model, flops
 from vir_jax.models.interpolation import average_pool, enlarge
 from vir_jax.models.pyramid import fold_batch_norm
@@ -32,14 +32,7 @@ def abstract(name, **options):
 def lively(make):
     """A module whose every parameter and statistic matters."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-    draw = np.random.default_rng(1).standard_normal
-
-    def value(path, leaf):
-        drawn, name = 0.2 * draw(leaf.shape), str(path)
-        drawn = 1.5 + drawn if "var" in name else drawn + ("norm" in name and "scale" in name)
-        return jnp.asarray(drawn, leaf.dtype)
-
-    return nnx.merge(graph, jax.tree.map_with_path(value, state))
+    return nnx.merge(graph, lively_with_statistics(state))
 
 
 def maps(batch=2, count=3):
