@@ -41,7 +41,7 @@ from vir_jax.training.summary import count_parameters
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURE, PAGE = DOCS / "figures" / "segmentation.png", DOCS / "dense.md"
-EPOCHS, SEEDS, SHOWN, BATCH = 25.0, 1, 6, 50
+EPOCHS, SEEDS, SHOWN, BATCH = 6.0, 3, 6, 50
 QUICK_EPOCHS, QUICK_SCENES = 1.0, 100
 BAND = 4  # Rows of the canvas that are told together.
 

@@ -22,8 +22,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     parse_arguments(argument)  # None are known.
     config = default_config()
     config.task = "segmentation"
-    config.epochs = 20.0  # 31.3 steps each.
-    config.batch_size = 64
+    config.epochs = 6.0  # 625 steps each.
+    config.batch_size = 16
     config.ema_decay = 0.98
 
     config.model.name = "cvir_pico4"  # Its stem sees across the borders of patches, half as large as a digit.
@@ -40,17 +40,17 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.data.std = (0.5, 0.5, 0.5)
 
     config.optim.name = "adamw"
-    config.optim.lr = 3e-3
+    config.optim.lr = 2e-3
     config.optim.warmup_lr = 1e-6
     config.optim.final_lr = 5e-6
-    config.optim.warmup_epochs = 1.0
+    config.optim.warmup_epochs = 0.3
     config.optim.weight_decay = 0.05
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.clip_norm = 5.0
 
-    config.log_every = 50
-    config.eval_every = 100
+    config.log_every = 100
+    config.eval_every = 1250
     config.eval_batch_size = 250
-    config.checkpoint_every = 200
+    config.checkpoint_every = 1250
     return config

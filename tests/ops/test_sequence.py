@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ops.cases import assert_close, assert_transforms_agree, in_mode, random_case
-from vir_jax.ops import MODES, decay_mask, retention
+from vir_jax.ops import MODES, decay_mask, retention, sequence
 from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
-from vir_jax.ops.sequence import PARALLEL_UP_TO
+from vir_jax.ops.sequence import CHUNK_SIZES, PARALLEL_UP_TO, choose_form
 
 FP32 = 3e-6  # relative RMS; sums of a few hundred fp32 products of either sign
 HALF = 5e-3
@@ -175,11 +175,21 @@ def test_values_keep_their_dtype_among_other_dtypes(form):
 
 
 def test_auto_is_parallel_for_few_tokens_and_chunkwise_for_many():
-    for n, mode in ((PARALLEL_UP_TO, "parallel"), (PARALLEL_UP_TO + 1, "chunkwise")):
+    longest = PARALLEL_UP_TO["cpu"]
+    for n, mode in ((longest, "parallel"), (longest + 1, "chunkwise")):
         case = random_case(n=n)
         auto = retention(*case.tokens, case.log_decay)
         named = retention(*case.tokens, case.log_decay, mode=mode)
         jax.tree.map(np.testing.assert_array_equal, auto, named)
+
+
+@pytest.mark.parametrize("platform", PARALLEL_UP_TO)
+def test_auto_and_chunks_are_the_platforms(platform, monkeypatch):
+    monkeypatch.setattr(sequence, "platform", lambda: platform)
+    longest = PARALLEL_UP_TO[platform]
+    assert choose_form("auto", longest) is choose_form("parallel", longest)
+    for mode, n in (("auto", longest + 1), ("chunkwise", 10)):
+        assert choose_form(mode, n).keywords == {"chunk_size": CHUNK_SIZES[platform]}
 
 
 def test_a_chunk_size_makes_auto_chunkwise():

@@ -15,7 +15,7 @@ from vir_jax.data.source import Example
 SIDE, DIGIT = 32, 8
 """Pixels along a side of the canvas, and of a digit."""
 
-SCENES = {"train": 2000, "test": 500}
+SCENES = {"train": 10_000, "test": 500}
 DIGITS = (3, 6)
 """In a scene, at least and at most."""
 
@@ -47,7 +47,7 @@ class Scene:
 
 
 class DigitsScenesSource:
-    """One split of the scenes: 2,000 for training and 500 to test, of 32 x 32 pixels and 11 classes."""
+    """One split of the scenes: 10,000 for training and 500 to test, of 32 x 32 pixels and 11 classes."""
 
     per_pixel = True
     class_names = ("background", *DigitsSource.class_names)

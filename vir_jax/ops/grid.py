@@ -139,4 +139,8 @@ def _grid_then_trailing(
 def _grid_form(mode: str, chunk_rows: int | None, grid: tuple[int, int]) -> Form:
     if mode == "recurrent":
         return partial(grid_recurrent.recurrent, grid=grid)
-    return partial(grid_chunkwise.chunkwise, grid=grid, tile_rows=chunk_rows or grid_chunkwise.TILE_ROWS)
+    return partial(
+        grid_chunkwise.chunkwise,
+        grid=grid,
+        tile=(chunk_rows or grid_chunkwise.TILE_ROWS, grid_chunkwise.TILE_COLS),
+    )

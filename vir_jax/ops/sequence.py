@@ -23,12 +23,13 @@ from vir_jax.ops.sequence_chunkwise import chunkwise
 from vir_jax.ops.sequence_parallel import parallel
 from vir_jax.ops.sequence_recurrent import recurrent
 
-# From benchmarks/results/retention.md (`python -m benchmarks.retention`; two CPU cores, 12 heads of 64): the masked
-# einsum wins at 64 tokens, has lost at 128, and falls behind more and more.
-PARALLEL_UP_TO = 96
-# The same table compares chunks of 32 and 64 on a CPU. Elsewhere nothing was measured; 64 takes half the steps.
-CHUNK_SIZE_ON_CPU = 32
+# By platform, with 12 heads of 64. CPU: measured on two cores (benchmarks/results/retention.md). GPU: XLA's forms on an
+# H200 (docs/speed.md), between 197 tokens, where the masked einsum was ahead, and 1,025. TPU: estimated by the
+# compiler for v5e and v6e, values and gradients weighed alike (benchmarks/results/tpu_modes.md); none has run it.
+PARALLEL_UP_TO = {"cpu": 96, "gpu": 240, "tpu": 768}
+CHUNK_SIZES = {"cpu": 32, "gpu": 64, "tpu": 256}
 CHUNK_SIZE = 64
+"""That multiply-adds are counted with, wherever the model runs."""
 
 
 def retention(
@@ -50,7 +51,8 @@ def retention(
     - "parallel": (Q K^T .* D) V with all n^2 scores at once;
     - "recurrent": one token after another, in the least memory;
     - "chunkwise": parallel inside chunks of `chunk_size` tokens (the last one ragged), recurrent between them;
-    - "auto": parallel up to PARALLEL_UP_TO tokens; chunkwise beyond, and wherever a chunk size or a kernel is given.
+    - "auto": parallel up to PARALLEL_UP_TO tokens, which the platform decides; chunkwise beyond, and wherever a chunk
+      size or a kernel is given.
 
     Args:
         q: Queries [b, n, h, d]; fp32, bf16 or fp16, as k and v.
@@ -60,7 +62,7 @@ def retention(
             before the token is added, S_n = gamma_n S_{n-1} + k_n^T v_n. Values are checked where they are known when
             tracing.
         mode: One of MODES, or "auto".
-        chunk_size: Tokens in a chunk, in the modes "chunkwise" and "auto". None is the default for this backend.
+        chunk_size: Tokens in a chunk, in the modes "chunkwise" and "auto". None is that of CHUNK_SIZES.
         initial_state: The state S after the tokens before these, [b, h, d, e] fp32, as a call with those returned it;
             None is zero. So tokens may come in any number at a time, one by one too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
@@ -170,20 +172,20 @@ def scaled(
 def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
     """Return the form that `mode` names; for "auto" the one that suits n tokens, or is asked for by a chunk size."""
     if mode == "auto":
-        mode = "parallel" if chunk_size is None and n <= PARALLEL_UP_TO else "chunkwise"
+        mode = "parallel" if chunk_size is None and n <= PARALLEL_UP_TO[platform()] else "chunkwise"
     if mode == "chunkwise":
-        default = CHUNK_SIZE_ON_CPU if platform() == "cpu" else CHUNK_SIZE
-        return partial(chunkwise, chunk_size=chunk_size or default)
+        return partial(chunkwise, chunk_size=chunk_size or CHUNK_SIZES[platform()])
     return parallel if mode == "parallel" else recurrent
 
 
 def platform() -> str:
-    """Return what is compiled for: "cpu", "tpu" or "gpu".
+    """Return what is compiled for: "cpu", "tpu" or "gpu", as which any other accelerator counts.
 
     That of the mesh in context, whose devices need not be on this machine, or else of JAX's default device.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    name = jax.default_backend() if device is None else device.platform
+    return name if name in ("cpu", "tpu") else "gpu"
 
 
 def _fastest(dtype: Any, n: int, width: int) -> str | None:

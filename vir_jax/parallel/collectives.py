@@ -4,8 +4,10 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from vir_jax.parallel.hlo import INSTRUCTION, read_computations
 
 KINDS = (
     "all-gather",
@@ -16,16 +18,7 @@ KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", re.M)
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$", re.M)
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
-)
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# The end of JAX's loops, which count up from 0: TPUs' programs say no more than that.
-_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
-_BOUND = re.compile(r"^\s+ROOT [^\n]* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", re.M)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +46,13 @@ def collectives(hlo: str) -> dict[str, Traffic]:
     Returns:
       By kind, those that occur.
     """
-    entry = _entry(hlo)
-    computations = dict(_computations(hlo))
-    runs = _runs(computations, entry=entry)
+    computations, runs = read_computations(hlo)
     # TPUs overlap a collective with other work by splitting it over several fusions, each of which has the same
     # channel and arrays. Several collectives made of one `psum` have one channel too, but stand side by side.
     found: dict[Any, tuple[str, int, Counter[str]]] = {}
     for name, body in computations.items():
         seen: Counter[Any] = Counter()
-        for number, (result, opcode, rest) in enumerate(_INSTRUCTION.findall(body)):
+        for number, (result, opcode, rest) in enumerate(INSTRUCTION.findall(body)):
             kind = opcode.removesuffix("-start")
             if kind in KINDS and name in runs:
                 channel = re.search(r"\bchannel_id=(\d+)", rest)
@@ -76,57 +67,6 @@ def collectives(hlo: str) -> dict[str, Traffic]:
         for dtype, size in sizes.items():
             dtypes.setdefault(kind, Counter())[dtype] += times * size
     return {kind: Traffic(counts[kind], dtypes[kind].total(), dict(dtypes[kind])) for kind in sorted(counts)}
-
-
-def _entry(hlo: str) -> str:
-    match = re.search(r"^ENTRY %?([\w.\-]+) ", hlo, re.M)
-    if match is None:
-        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
-    return match.group(1)
-
-
-def _computations(hlo: str) -> Iterator[tuple[str, str]]:
-    """Return (name, text) of each computation."""
-    starts = list(_COMPUTATION.finditer(hlo))
-    ends = [match.start() for match in starts[1:]] + [len(hlo)]
-    for match, end in zip(starts, ends, strict=True):
-        yield match.group(1), hlo[match.end() : end]
-
-
-def _runs(computations: Mapping[str, str], *, entry: str) -> dict[str, int]:
-    """Return how often each computation is run; a loop of unknown length counts as one iteration."""
-    calls = {
-        name: [
-            (called.strip(" %"), _trips(rest, computations) if opcode == "while" else 1)
-            for _, opcode, rest in _INSTRUCTION.findall(body)
-            for group in _CALLED.findall(rest)
-            for called in group.strip("{}").split(",")
-        ]
-        for name, body in computations.items()
-    }
-    runs: dict[str, int] = {}
-
-    def visit(name: str, times: int) -> None:
-        runs[name] = runs.get(name, 0) + times
-        for called, trips in calls.get(name, ()):
-            visit(called, times * trips)
-
-    visit(entry, 1)
-    return runs
-
-
-def _trips(loop: str, computations: Mapping[str, str]) -> int:
-    """Return how often a loop runs; 1 where that is not known."""
-    if known := _TRIPS.search(loop):
-        return int(known.group(1))
-    named = _CONDITION.search(loop)
-    condition = computations.get(named.group(1), "") if named else ""
-    bound = _BOUND.search(condition)
-    if bound is None:
-        return 1
-    constant = rf"^\s+%?{re.escape(bound.group(1))} = s32\[\]\S* constant\((\d+)\)"
-    value = re.search(constant, condition, re.M)
-    return int(value.group(1)) if value else 1
 
 
 def _sizes(kind: str, result: str, rest: str, *, asynchronous: bool) -> Counter[str]:
