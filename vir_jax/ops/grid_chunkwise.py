@@ -53,7 +53,7 @@ def chunkwise(
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
-    """Scan over bands, and their tiles of at most `tile` rows and columns. See `gradient` and `grid_parallel` for the rest."""
+    """Scan over bands and tiles of at most `tile` rows and columns. See `gradient` and `grid_parallel` for the rest."""
     if reverse:
         q, k, v = (jnp.flip(x, axis=1) for x in (q, k, v))
         states = None if arriving is None else along_columns(jnp.flip(arriving, axis=2), log_decay)
