@@ -50,7 +50,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.optim.clip_norm = 5.0
 
     config.log_every = 100
-    config.eval_every = 1250
+    config.eval_every = 625
     config.eval_batch_size = 250
-    config.checkpoint_every = 1250
+    config.checkpoint_every = 625
     return config

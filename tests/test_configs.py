@@ -148,7 +148,7 @@ def test_it_evaluates_more_than_once(name):
         "imagenet2012": 1_281_167,
         "cifar10": 50_000,
         "digits": 1_442,
-        "digits_scenes": 2000,
+        "digits_scenes": 10_000,
         "oxford_iiit_pet": 3680,
     }[config.data.dataset]
     steps = config.epochs * examples / config.batch_size

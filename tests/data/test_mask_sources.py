@@ -122,7 +122,7 @@ def scenes():
 def test_scenes_are_always_the_same_and_hold_real_digits(scenes):
     again = open_source("digits_scenes", "test", per_pixel=True)
     assert isinstance(scenes, Source)
-    assert (len(scenes), len(DigitsScenesSource("train")), scenes.num_classes) == (500, 2000, 11)
+    assert (len(scenes), len(DigitsScenesSource("train")), scenes.num_classes) == (500, 10_000, 11)
     assert scenes.class_names[:3] == ("background", "0", "1")
     digits = open_source("digits", "test")
     known = {digits[i]["image"][..., 0].tobytes(): digits[i]["label"] for i in range(len(digits))}

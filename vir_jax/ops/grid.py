@@ -18,11 +18,15 @@ from vir_jax.ops.checks import (
 )
 from vir_jax.ops.gradient import Form, differentiable
 from vir_jax.ops.grid_state import empty_grid_state
-from vir_jax.ops.sequence import choose_form, scaled
+from vir_jax.ops.sequence import choose_form, platform, scaled
 
-# Measured by `python -m benchmarks.retention` on two CPU cores with 12 heads of 64 (benchmarks/results/retention.md):
-# one masked einsum is the faster on a 24 x 24 grid, tiles on 32 x 32 and above.
-PARALLEL_UP_TO = 768
+# By platform, with 12 heads of 64. CPU: measured on two cores (benchmarks/results/retention.md); one masked einsum is
+# the faster on a 24 x 24 grid, tiles on 32 x 32 and above. TPU: estimated by the compiler (docs/speed.md); the einsum
+# would still be the faster on 64 x 64, but its scores take 200 MB an image there. GPU: not known, as on a CPU.
+PARALLEL_UP_TO = {"cpu": 768, "gpu": 768, "tpu": 2048}
+# Rows and columns of a tile, by the same table for TPUs. CPU: the least time of 8 x 8, 8 x 16, 16 x 8 and 16 x 16, with
+# 6 heads of 64, at 64 and 512 columns.
+TILES = {"cpu": 8, "gpu": 8, "tpu": 16}
 
 
 def retention_2d(
@@ -48,9 +52,9 @@ def retention_2d(
     trailing tokens before it, and no patch sees it. n - rows * cols tokens are trailing.
 
     Modes, all one function: "parallel" (masked einsum), "recurrent" (the recurrence above), "chunkwise" (parallel
-    inside tiles of at most `chunk_rows` rows and TILE_COLS columns, recurrent from tile to tile); "auto" is parallel up
-    to PARALLEL_UP_TO tokens; chunkwise beyond, wherever `chunk_rows` is given, and with an initial state, which that
-    form updates in place.
+    inside tiles of at most `chunk_rows` rows and `tile_side()` columns, recurrent from tile to tile); "auto" is
+    parallel up to PARALLEL_UP_TO tokens, which the platform decides; chunkwise beyond, wherever `chunk_rows` is given,
+    and with an initial state, which that form updates in place.
 
     Args:
         q: Queries [b, n, h, d]; dtypes are those of `retention`.
@@ -59,7 +63,7 @@ def retention_2d(
         log_decay: log(gamma) per head, [h] fp32, at most 0: of a step to the right and of a step down.
         grid: (rows, cols) of these tokens; (0, cols) where trailing tokens come alone.
         mode: One of MODES, or "auto".
-        chunk_rows: Rows in a tile, at most, in the modes "chunkwise" and "auto". None is TILE_ROWS.
+        chunk_rows: Rows in a tile, at most, in the modes "chunkwise" and "auto". None is `tile_side()`.
         initial_state: The state after the rows above, as a call with those returned it, trailing rows counted; None is
             zero. So rows may come in any number at a time.
         scale: What multiplies q. None is d^-1/2.
@@ -96,7 +100,7 @@ def _retention_2d(
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     q, k = scaled(q, k, scale)
     if mode == "auto":
-        short = q.shape[1] <= PARALLEL_UP_TO and chunk_rows is None and initial_state is None
+        short = q.shape[1] <= PARALLEL_UP_TO[platform()] and chunk_rows is None and initial_state is None
         mode = "parallel" if short else "chunkwise"
     if mode != "parallel":
         return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, chunk_rows, grid)
@@ -136,11 +140,13 @@ def _grid_then_trailing(
     return out, jnp.concatenate([others, last[:, :, None]], axis=2)
 
 
+def tile_side() -> int:
+    """Return the rows and columns of a tile in the chunkwise mode, where no others are named, on this platform."""
+    return TILES[platform()]
+
+
 def _grid_form(mode: str, chunk_rows: int | None, grid: tuple[int, int]) -> Form:
     if mode == "recurrent":
         return partial(grid_recurrent.recurrent, grid=grid)
-    return partial(
-        grid_chunkwise.chunkwise,
-        grid=grid,
-        tile=(chunk_rows or grid_chunkwise.TILE_ROWS, grid_chunkwise.TILE_COLS),
-    )
+    tile = chunk_rows or tile_side(), tile_side()
+    return partial(grid_chunkwise.chunkwise, grid=grid, tile=tile)

@@ -22,9 +22,6 @@ from vir_jax.ops.contract import contract, empty_state, matmul_precision
 from vir_jax.ops.decay import decay_between_2d, decay_power, grid_positions
 from vir_jax.ops.grid_state import along_columns, between_columns, empty_grid_state
 
-# Measured with 6 heads of 64 on a CPU: the least time of 8 x 8, 8 x 16, 16 x 8, 16 x 16, at 64 and 512 columns.
-TILE_ROWS, TILE_COLS = 8, 8
-
 Patches = Float[Array, "b y x h _"]
 States = Float32[Array, "b h x d e"]
 

@@ -19,7 +19,7 @@ from vir_jax.models.mixers.short_convolution import ShortConvolution
 from vir_jax.models.sharding import constrain, on_each_device
 from vir_jax.ops import MODES, retention, retention_2d
 from vir_jax.ops.decay import Decays
-from vir_jax.ops.grid_chunkwise import TILE_ROWS
+from vir_jax.ops.grid import tile_side
 from vir_jax.ops.kernels import PLATFORMS as KERNELS
 from vir_jax.ops.sequence import CHUNK_SIZE
 
@@ -103,7 +103,7 @@ class Retention(HeadsMixer):
         )
         super().__init__(dim, heads, layout, dtype=dtype, rngs=rngs)
         self.in_2d, self.per_token = retention == "2d", decays == "token"
-        self.reads_rows = TILE_ROWS if self.in_2d else 0
+        self.reads_rows = tile_side() if self.in_2d else 0
         self.retention = None if self.per_token else "2d" if self.in_2d else "1d"
         self.chunk_size, self.implementation = chunk_size, implementation
         self.modes = ("chunkwise",) if implementation in KERNELS else MODES
