@@ -2,7 +2,8 @@
 
 Models of one size are trained by configs/vir_digits_segmentation.py, on scenes of digits, and differ in which patches a
 patch sees: those before it ("causal", which streams), those before or after it from block to block ("flips"), all of
-them in a second pass ("bidirectional"), or all of them by attention ("vit"). Besides mIoU, how many of the digits'
+them in a second pass ("bidirectional"), or all of them by attention ("vit"); attention to those before it
+("causal_vit") tells what is the mixer's and what is the order's. Besides mIoU, how many of the digits'
 pixels are right in each row of the canvas, and in each row of a digit: at its top a causal model has not seen what it
 is.
 
@@ -49,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "causal": {},
     "flips": {"flips": True},
     "bidirectional": {"bidirectional": True},
+    "causal_vit": {"name": "vit_pico4", "stem": "conv", "mixer": "causal_softmax"},
     "vit": {"name": "vit_pico4", "stem": "conv"},
 }
 """By name, what of config.model differs from the recipe's."""
