@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import equivalence, generation, kernels, mixers, resolution, scaling, segmentation
+from benchmarks import equivalence, generation, kernels, mixers, resolution, scaling, segmentation, tpu_modes
 from benchmarks.ablation import report as ablation
 from benchmarks.ablation.grid import load_grid
 from benchmarks.ablation.report import read_records
@@ -149,6 +149,7 @@ def test_tables_are_those_of_the_results():
     expected["docs/dense.md", "segmentation"] = segmentation.markdown(
         records("segmentation", segmentation.Record)
     )
+    expected["docs/speed.md", "tpu_modes"] = tpu_modes.table(records("tpu_modes", tpu_modes.Record))
     for (page, name), markdown in expected.items():
         assert rows(between_markers(page, name)) == rows(markdown), page
 
