@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,6 @@ class Record:
         epochs: it was trained for.
         scenes: of the test split that were predicted.
         parameters: it has.
-        seconds: that training took, compilation and evaluation included; None where it was begun before.
         miou: of the test scenes, a fraction.
         pixel_accuracy: of all their pixels.
         canvas_rows: of the digits' pixels in each row of the canvas, the fraction that is right.
@@ -78,7 +76,6 @@ class Record:
     epochs: float
     scenes: int
     parameters: int
-    seconds: float | None
     miou: float
     pixel_accuracy: float
     canvas_rows: list[float]
@@ -145,10 +142,8 @@ def measure(
     """Train a variant, unless it was, and look at what it makes of the test scenes."""
     scenes = DigitsScenesSource("test") if count is None else FirstScenes("test", count)
     seen = DigitsScenesSource("train") if count is None else FirstScenes("train", count)
-    workdir, started = folder / f"{variant}_{seed}", time.perf_counter()
-    fresh = not workdir.exists()
+    workdir = folder / f"{variant}_{seed}"
     metrics = train(variant_config(variant, seed, epochs), workdir, train_source=seen, eval_source=scenes)
-    seconds = time.perf_counter() - started if fresh else None
     run = load_run(workdir, "last")
     predicted = predict(run, scenes)
     canvas, digit = rows_right(scenes, predicted)
@@ -158,7 +153,6 @@ def measure(
         epochs=epochs,
         scenes=len(scenes),
         parameters=count_parameters(run.params),
-        seconds=seconds,
         miou=metrics["miou"],
         pixel_accuracy=metrics["pixel_accuracy"],
         canvas_rows=canvas.tolist(),

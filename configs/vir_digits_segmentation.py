@@ -8,9 +8,9 @@ Scenes are composed of scikit-learn's digits as they are asked for; nothing is d
 causal, so that a stream writes its mask row by row (docs/dense.md). model.flips or model.bidirectional lets patches see
 those below, too.
 
-Cost: 240,880 parameters, 17.3 M multiply-adds per image, 6 epochs. Result: 29.1 % mIoU, 90.9 %
-of the pixels right, most of which are background (one run, seed 0, the average's weights after the last step). How
-long it takes was not measured on a machine at rest.
+Cost: 240,880 parameters, 17.3 M multiply-adds per image, 6 epochs. Result: 60.4 +- 0.2 % mIoU,
+95.3 % of the pixels right, most of which are background (three runs, the average's weights after the last step). Some
+three minutes of one CPU core a run, at 350 images a second.
 """
 
 import ml_collections

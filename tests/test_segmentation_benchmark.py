@@ -12,7 +12,7 @@ from vir_jax.runs.config import flatten
 from vir_jax.runs.recipes import load_recipe
 from vir_jax.runs.validate import validate
 
-RECORD = Record("causal", 0, 25.0, 500, 1234, None, 0.4, 0.9, [0.5] * 32, [0.1, *[0.6] * 7])
+RECORD = Record("causal", 0, 25.0, 500, 1234, 0.4, 0.9, [0.5] * 32, [0.1, *[0.6] * 7])
 
 
 @pytest.fixture(scope="module")

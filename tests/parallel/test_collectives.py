@@ -20,7 +20,8 @@ def compiled_text(function, *specs, out):
 
 def step_traffic(config, slices):
     config.accumulation_steps = slices
-    plan = make_plan(config, make_mesh(8), task=make_task(config, "0123456789"), steps_per_epoch=10.0)
+    mesh = make_mesh(2, devices=jax.devices()[:2])
+    plan = make_plan(config, mesh, task=make_task(config, "0123456789"), steps_per_epoch=10.0)
     return sum(traffic.bytes for traffic in collectives(plan.compile().as_text()).values())
 
 

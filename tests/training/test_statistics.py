@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -55,7 +56,7 @@ def config(digits_config, monkeypatch):
 
 
 def stepped(config, devices, slices=1):
-    """The state after two steps on the same batch, and the batch's images."""
+    """The plan; the state before, after one and after two steps on the same batch; the metrics of the first."""
     config.accumulation_steps = slices
     source = open_source("digits", "train")
     examples = [source[index] for index in range(config.batch_size)]
@@ -68,9 +69,9 @@ def stepped(config, devices, slices=1):
     state = plan.init(jax.random.key(0))
     with jax.set_mesh(mesh):
         batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), batch, plan.batch)
-        first, _ = plan.step(state, batch)
+        first, metrics = plan.step(state, batch)
         second, _ = plan.step(first, batch)
-    return plan, jax.device_get((state, first, second))
+    return plan, jax.device_get((state, first, second, metrics))
 
 
 def norm_of(params):
@@ -80,7 +81,7 @@ def norm_of(params):
 def test_a_step_moves_them_as_batch_normalisation_says(config):
     """running = 0.9 running + 0.1 batch, of what the stem computed with the parameters of before the step."""
     config.mixing.mixup_alpha = config.mixing.cutmix_alpha = 0.0
-    plan, (state, first, _) = stepped(config, (1, 1, 1))
+    plan, (state, first, _, metrics) = stepped(config, (1, 1, 1))
     assert plan.model.has_statistics
     assert not model_functions(config.model, 10).has_statistics
     np.testing.assert_array_equal(norm_of(state.params)["mean"], 0.0)
@@ -97,10 +98,13 @@ def test_a_step_moves_them_as_batch_normalisation_says(config):
     # Neither gradient nor weight decay touches them; the average follows them as it does parameters.
     assert np.any(norm_of(first.ema)["mean"] != norm_of(state.ema)["mean"])
     assert np.any(norm_of(first.params)["scale"] != norm_of(state.params)["scale"])
+    # They are no parameters, whose norm is told.
+    norm_of(first.params).update(mean=np.zeros(1), var=np.zeros(1))
+    np.testing.assert_allclose(metrics["parameter_norm"], optax.tree.norm(first.params), rtol=1e-5)
 
 
 @pytest.mark.usefixtures("compiled_afresh")
 def test_they_are_those_of_the_whole_batch_on_any_mesh(config):
-    _, (_, _, one) = stepped(config, (1, 1, 1), slices=2)
-    _, (_, _, many) = stepped(config, (2, 1, 2), slices=2)
+    _, (_, _, one, _) = stepped(config, (1, 1, 1), slices=2)
+    _, (_, _, many, _) = stepped(config, (2, 1, 2), slices=2)
     chex.assert_trees_all_close(many, one, rtol=2e-4, atol=2e-5)

@@ -88,10 +88,12 @@ def make_train_step(
 
         metrics["gradient_norm"] = optax.tree.norm(grads)
         metrics["update_norm"] = optax.tree.norm(updates)
-        metrics["parameter_norm"] = optax.tree.norm(params)
+        # Without running variances, which are squares of activations, and may be any size.
+        no_statistics = jax.tree.map(jnp.zeros_like, statistics)
+        metrics["parameter_norm"] = optax.tree.norm(with_statistics(params, no_statistics))
         metrics["learning_rate"] = learning_rate
-        watched = (metrics[name] for name in ("loss", "gradient_norm", "update_norm", "parameter_norm"))
-        finite = jnp.all(jnp.isfinite(jnp.stack(list(watched))))
+        watched = [metrics[name] for name in ("loss", "gradient_norm", "update_norm")]
+        finite = jnp.all(jnp.isfinite(jnp.stack([*watched, optax.tree.norm(params)])))
         metrics["finite"] = finite
 
         stepped = TrainState(step=state.step, params=params, opt_state=opt_state, ema=ema)
