@@ -37,7 +37,6 @@ from vir_jax.label_maps import palette
 from vir_jax.runs.load import Run, load_run
 from vir_jax.runs.recipes import load_recipe
 from vir_jax.training.loop import train
-from vir_jax.training.summary import count_parameters
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURE, PAGE = DOCS / "figures" / "segmentation.png", DOCS / "dense.md"
@@ -152,7 +151,7 @@ def measure(
         seed=seed,
         epochs=epochs,
         scenes=len(scenes),
-        parameters=count_parameters(run.params),
+        parameters=run.functions.num_parameters,
         miou=metrics["miou"],
         pixel_accuracy=metrics["pixel_accuracy"],
         canvas_rows=canvas.tolist(),

@@ -135,7 +135,7 @@ def test_tables_are_those_of_the_results():
         [mixers.Record(**r) for r in timed], [mixers.Memory(**r) for r in memory]
     )
     expected["docs/generate.md", "generation"] = generation.report(records("generation", generation.Record))
-    for name in ("cifar10", "cifar10_screen", "cifar10_pixels", "digits", "digits_pixels"):
+    for name in ("cifar10", "cifar10_screen", "cifar10_pixels", "vix", "digits", "digits_pixels"):
         grid = load_grid(ROOT / "benchmarks" / "grids" / f"{name}.py")
         found = read_records(RESULTS / f"ablation_{grid.name}.json")
         expected["docs/results.md", f"ablation_{grid.name}"] = ablation.markdown(grid, found)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float64, Int64
 from matplotlib import colormaps
@@ -23,7 +22,6 @@ from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.runs.model import model_functions
 from vir_jax.tasks import make_task
-from vir_jax.training.summary import count_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +129,6 @@ def _read(run: Run) -> Result:
     with CheckpointReader(run.workdir) as checkpoints:
         config, metadata = checkpoints.restore_config(checkpoints.resolve("last"))
     task = make_task(config, metadata["class_names"])
-    shapes = jax.eval_shape(model_functions(config.model, task.num_outputs).init, jax.random.key(0))
     curves = metric_curves(read_metrics(run.workdir))
     evaluated, speed = curves[f"eval/{task.best}"], curves["images_per_second"]
     steps, seconds = training_seconds(speed.step, speed.value, config.batch_size)
@@ -139,7 +136,7 @@ def _read(run: Run) -> Result:
         metric=task.best,
         value=float(evaluated.value[-1]),
         milliseconds_per_step=float(np.median(1e3 * config.batch_size / speed.value)),
-        parameters=count_parameters(shapes),
+        parameters=model_functions(config.model, task.num_outputs).num_parameters,
         curve=Curve(
             evaluated.step.tolist(),
             np.interp(evaluated.step, steps, seconds).tolist(),

@@ -83,7 +83,10 @@ def test_a_step_moves_them_as_batch_normalisation_says(config):
     config.mixing.mixup_alpha = config.mixing.cutmix_alpha = 0.0
     plan, (state, first, _, metrics) = stepped(config, (1, 1, 1))
     assert plan.model.has_statistics
-    assert not model_functions(config.model, 10).has_statistics
+    without = model_functions(config.model, 10)
+    assert not without.has_statistics
+    added = norm_of(state.params)
+    assert plan.model.num_parameters == without.num_parameters + added["scale"].size + added["bias"].size
     np.testing.assert_array_equal(norm_of(state.params)["mean"], 0.0)
     source = open_source("digits", "train")
     images = np.stack([source[index]["image"] for index in range(config.batch_size)])

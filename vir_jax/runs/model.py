@@ -84,6 +84,12 @@ class ModelFunctions:
         """Whether there are statistics of batches: the examples of a batch meet in them."""
         return bool(batch_statistics(self.abstract))
 
+    @property
+    def num_parameters(self) -> int:
+        """The scalars that are trained; statistics are none of them."""
+        _, trained, _ = split_variables(self.abstract)
+        return sum(leaf.size for leaf in jax.tree.leaves(trained))
+
     def model(self, params: Params) -> VisionModel:
         """Return the model with these parameters."""
         return nnx.merge(self.graph, params)
