@@ -59,12 +59,18 @@ def whole(config, tmp_path_factory):
 # --- Kills ---
 
 PROGRAM = """
-import json, sys
+import functools, json, sys
 sys.modules["tensorflow"] = sys.modules["gcsfs"] = None  # Neither is to be imported.
+import jax
+import vir_jax.training.loop
+from vir_jax.parallel.mesh import make_mesh
 from vir_jax.runs import lease
 from vir_jax.runs.config import default_config
 from vir_jax.training.loop import train
 
+# As many as tests see, of which one is used: threads go by it where cores are fewer, and with them the order of sums.
+jax.config.update("jax_num_cpu_devices", 8)
+vir_jax.training.loop.make_mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
 lease.SECONDS = 1.0
 config = default_config()
 config.update(json.loads(sys.argv[2]))
