@@ -20,7 +20,8 @@ import vir_jax.training.loop
 from vir_jax.ops import kernels, sequence
 from vir_jax.runs.config import default_config
 
-XLA_FLAGS = ["--xla_backend_optimization_level=0"]
+# One part of machine code a program, not 32 to be compiled side by side: there is a worker for each core already.
+XLA_FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 # The quicker of two code generators; later versions have the other alone.
 if jax.__version_info__ < (0, 11):
     XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
