@@ -70,9 +70,9 @@ def forms(size: int, *, in_2d: bool) -> dict[str, Form]:
         }
     grid = (size, size)
     return {"parallel": partial(grid_parallel.parallel, grid=grid)} | {
-        f"tiles of {tile} x {tile}": partial(grid_chunkwise.chunkwise, grid=grid, tile=(tile, tile))
-        for tile in TILES
-        if tile < size
+        f"tiles of {side} x {side}": partial(grid_chunkwise.chunkwise, grid=grid, tile_size=(side, side))
+        for side in TILES
+        if side < size
     }
 
 

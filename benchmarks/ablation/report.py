@@ -22,6 +22,7 @@ from vir_jax.runs.checkpoint_reader import CheckpointReader
 from vir_jax.runs.metrics import read_metrics
 from vir_jax.runs.model import model_functions
 from vir_jax.tasks import make_task
+from vir_jax.training.summary import count_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _read(run: Run) -> Result:
         metric=task.best,
         value=float(evaluated.value[-1]),
         milliseconds_per_step=float(np.median(1e3 * config.batch_size / speed.value)),
-        parameters=model_functions(config.model, task.num_outputs).num_parameters,
+        parameters=count_parameters(model_functions(config.model, task.num_outputs).parameters),
         curve=Curve(
             evaluated.step.tolist(),
             np.interp(evaluated.step, steps, seconds).tolist(),

@@ -70,7 +70,7 @@ FORMS = {
     "chunkwise": partial(chunkwise, chunk_size=16),
     "grid, parallel": partial(grid_parallel.parallel, grid=GRID),
     "grid, recurrent": partial(grid_recurrent.recurrent, grid=GRID),
-    "grid, chunkwise": partial(grid_chunkwise.chunkwise, grid=GRID, tile=(1, 8)),
+    "grid, chunkwise": partial(grid_chunkwise.chunkwise, grid=GRID, tile_size=(1, 8)),
 }
 
 

@@ -1,8 +1,17 @@
+import importlib.util
+import os
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vir_jax.parallel.hlo import estimated_cycles, read_computations
+from vir_jax.training.compile_report import topology_devices
+
+# Several processes of tests may compile for TPUs at a time.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 NESTED = """HloModule m
 
@@ -45,6 +54,24 @@ def test_loops_count_as_often_as_they_run():
         "never_called": 0,
     }
     assert estimated_cycles(NESTED) == 1 + 4 * 10 + 12 * 100
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for TPUs needs requirements-compile.txt"
+)
+def test_twice_as_many_steps_for_a_tpu_take_twice_as_long():
+    mesh = Mesh(np.array(topology_devices("v5e:2x2")[:1]), ("device",))
+    x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def cycles(steps):
+        def step(y, _):
+            return jnp.tanh(y @ y), None
+
+        return estimated_cycles(
+            jax.jit(lambda y: jax.lax.scan(step, y, length=steps)[0]).lower(x).compile().as_text()
+        )
+
+    assert cycles(80) == pytest.approx(2 * cycles(40), rel=0.05)
 
 
 def test_a_program_without_estimates_is_refused():

@@ -148,5 +148,5 @@ def tile_side() -> int:
 def _grid_form(mode: str, chunk_rows: int | None, grid: tuple[int, int]) -> Form:
     if mode == "recurrent":
         return partial(grid_recurrent.recurrent, grid=grid)
-    tile = chunk_rows or tile_side(), tile_side()
-    return partial(grid_chunkwise.chunkwise, grid=grid, tile=tile)
+    tile_size = chunk_rows or tile_side(), tile_side()
+    return partial(grid_chunkwise.chunkwise, grid=grid, tile_size=tile_size)

@@ -46,18 +46,18 @@ def chunkwise(
     arriving: Float32[Array, "b h x d e"] | None,
     *,
     grid: tuple[int, int],
-    tile: tuple[int, int],
+    tile_size: tuple[int, int],
     reverse: bool,
     with_final: bool,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
-    """Scan over bands and tiles of at most `tile` rows and columns. See `gradient` and `grid_parallel` for the rest."""
+    """Scan over bands and tiles of at most `tile_size` (rows, columns). See `gradient` and `grid_parallel` besides."""
     if reverse:
         q, k, v = (jnp.flip(x, axis=1) for x in (q, k, v))
         states = None if arriving is None else along_columns(jnp.flip(arriving, axis=2), log_decay)
-        out, final = _onward(q, k, v, log_decay, states, grid, tile, decay_late=True)
+        out, final = _onward(q, k, v, log_decay, states, grid, tile_size, decay_late=True)
         own = jnp.flip(between_columns(final, log_decay), axis=2) if with_final else None
         return jnp.flip(out, axis=1), own
-    out, final = _onward(q, k, v, log_decay, arriving, grid, tile, decay_late=False)
+    out, final = _onward(q, k, v, log_decay, arriving, grid, tile_size, decay_late=False)
     return out, final if with_final else None
 
 
@@ -68,13 +68,13 @@ def _onward(
     log_decay: Float32[Array, "h"],
     arriving: States | None,
     grid: tuple[int, int],
-    tile: tuple[int, int],
+    tile_size: tuple[int, int],
     *,
     decay_late: bool,
 ) -> tuple[Float[Array, "b n h e"], States]:
     """Compute the form forward in time; `decay_late`: states have decayed when they leave, not as they arrive."""
     (rows, cols), (b, n, h, e) = grid, v.shape
-    (bands, height), (tiles, width) = _even(rows, tile[0]), _even(cols, tile[1])
+    (bands, height), (tiles, width) = _even(rows, tile_size[0]), _even(cols, tile_size[1])
     padding = (0, 0), (0, bands * height - rows), (0, tiles * width - cols), (0, 0), (0, 0)
     states = empty_grid_state(k, v, cols) if arriving is None else arriving
     states = jnp.pad(states, ((0, 0), (0, 0), padding[2], (0, 0), (0, 0)))

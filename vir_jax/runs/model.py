@@ -85,10 +85,10 @@ class ModelFunctions:
         return bool(batch_statistics(self.abstract))
 
     @property
-    def num_parameters(self) -> int:
-        """The scalars that are trained; statistics are none of them."""
+    def parameters(self) -> Params:
+        """Shapes of the parameters, statistics left out."""
         _, trained, _ = split_variables(self.abstract)
-        return sum(leaf.size for leaf in jax.tree.leaves(trained))
+        return nnx.to_pure_dict(trained)
 
     def model(self, params: Params) -> VisionModel:
         """Return the model with these parameters."""

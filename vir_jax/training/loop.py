@@ -211,7 +211,10 @@ def _train(
             logging.info("%s is finished: nothing is left to do", workdir)
         if start < total_steps:
             compiled = plan.compile()
-            logging.info("\n%s", summarize(plan.state, mesh, plan.model.axes, compiled, flops=train_flops))
+            told = summarize(
+                plan.model.parameters, plan.state, mesh, plan.model.axes, compiled, flops=train_flops
+            )
+            logging.info("\n%s", told)
         means, skipped_before = MetricMeans(), 0
         if start and not finished:
             state, progress = checkpoints.restore(plan.state, start)

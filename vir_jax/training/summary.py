@@ -16,25 +16,32 @@ def count_parameters(params: Params) -> int:
 
 
 def summarize(
-    state: TrainState, mesh: Mesh, axes: Axes, compiled: jax.stages.Compiled, *, flops: int | None
+    parameters: Params,
+    state: TrainState,
+    mesh: Mesh,
+    axes: Axes,
+    compiled: jax.stages.Compiled,
+    *,
+    flops: int | None,
 ) -> str:
     """Return a text of the parameters by top-level module, the mesh, and the memory of one device.
 
     Args:
+      parameters: shapes; those of `state` have a model's statistics among them.
       state: shapes with shardings.
       mesh: of the run.
       axes: how the parameters name their dimensions.
       compiled: the train step.
       flops: of the model on one image, forward and backward; None where they are not counted.
     """
-    rows = [(name, count_parameters(part)) for name, part in state.params.items()]
+    rows = [(name, count_parameters(part)) for name, part in parameters.items()]
     memory = compiled_memory(compiled)
     device = jax.devices()[0]
     return "\n".join(
         [
             "parameters",
             *(f"  {name:<24}{size:>14,}" for name, size in rows),
-            f"  {'total':<24}{count_parameters(state.params):>14,}",
+            f"  {'total':<24}{count_parameters(parameters):>14,}",
             f"devices    {mesh.size} x {device.device_kind} ({device.platform}),"
             f" {jax.process_count()} process(es)",
             "mesh       " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
