@@ -1,21 +1,40 @@
-"""Time and memory of every mode of retention: `python -m benchmarks.retention`, some six minutes on two cores.
+"""Time and memory of every mode of retention: `python -m benchmarks.retention`, some ten minutes on two cores.
 
 Forward, and value and gradient by q, k and v, of 12 heads of 64 in fp32, beside `jax.nn.dot_product_attention` (no
-mask, as in ViT). Memory is the compiled program's temporary memory, all but its arguments and results. What would
-take more than MEMORY_LIMIT is compiled, for its memory, and not run. Writes benchmarks/results/retention.{md,json}.
+mask, as in ViT) and, where torch is installed, what its users have: chunks in plain torch, and its attention. XLA
+multiplies batches of matrices on one core of a CPU, however large they are; so "auto" is measured with its heads split
+over a device for each core, too. Memory is the compiled program's temporary memory, all but its arguments and results,
+of one device. What would take more than MEMORY_LIMIT is compiled, for its memory, and not run.
+
+The floor is what nothing that reads chunks of 64 can do without on this machine: their multiply-adds at the speed of
+one large product, or the arrays' bytes at that of a copy, both measured in the same run.
+
+Writes benchmarks/results/retention.{md,json} and the table of 1-D in docs/speed.md.
 """
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from benchmarks.timing import machine, markdown_table, median_ms, write_results
+from benchmarks import torch_operators
+from benchmarks.timing import (
+    Peaks,
+    machine,
+    markdown_table,
+    measure_peaks,
+    median_ms,
+    replace_between_markers,
+    write_results,
+)
 from vir_jax.ops import MODES, retention, retention_2d, vir_log_decay
 
 HEADS, WIDTH = 12, 64
@@ -23,7 +42,13 @@ SEQUENCES = ((64, 8), (128, 8), (197, 8), (577, 4), (1025, 2), (4097, 1), (16384
 # And a class token each; the last are as wide as images of 8192 pixels are for patches of 16.
 GRIDS = (((14, 14), 8), ((24, 24), 4), ((32, 32), 2), ((64, 64), 1), ((128, 128), 1), ((32, 512), 1))
 PASSES = ("forward", "value and gradient")
-SOFTMAX, OTHER_CHUNKS = "softmax attention", "chunkwise, chunks of 64"
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+SOFTMAX, OTHER_CHUNKS, OVER_CORES = (
+    "softmax attention",
+    "chunkwise, chunks of 64",
+    "auto, a device for each core",
+)
+BY_HEADS = PartitionSpec(None, None, "heads", None)
 MEMORY_LIMIT = 6 * 2**30
 
 Operator = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -31,20 +56,27 @@ Operator = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass
 class Record:
-    """One measurement: an operator at one size, in one pass. `ms` is None where it was not run."""
+    """One measurement: an operator at one size, in one pass.
+
+    `ms` is None where it was not run, `temp_bytes` of torch, and `floor_ms` of 2-D retention, which does more.
+    """
 
     op: str
     size: str
     mode: str
     which: str
     ms: float | None
-    temp_bytes: int
-    qkvo_bytes: int
+    temp_bytes: int | None
+    floor_ms: float | None
 
     def cell(self) -> str:
-        """Milliseconds, and MiB in parentheses."""
-        ms = "not run" if self.ms is None else f"{self.ms:.1f}" if self.ms < 100 else f"{self.ms:.0f}"
-        return f"{ms} ({self.temp_bytes / 2**20:.0f})"
+        """Milliseconds, and MiB in parentheses where they are known."""
+        ms = "not run" if self.ms is None else _ms(self.ms)
+        return ms if self.temp_bytes is None else f"{ms} ({self.temp_bytes / 2**20:.0f})"
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
 def _output_of(function: Callable[..., tuple[jax.Array, jax.Array]], **options: Any) -> Operator:
@@ -65,37 +97,74 @@ def _compiled(operator: Operator, which: str, inputs: list[jax.Array]) -> Any:
     return jax.jit(function).lower(*inputs).compile()
 
 
-def _measure(op: str, size: str, operators: dict[str, Operator], n: int, batch: int) -> list[Record]:
+def _least_flops(n: int, which: str) -> int:
+    """Count those of n tokens in chunks as long as heads are wide, a multiply-add as two.
+
+    A product within a chunk needs d^2 of a token and head, its causal half; one with a state 2 d^2, but none of the
+    first or of the last chunk. Two and two forward; five and five more backward, which computes the states again.
+    """
+    products = 2 if which == "forward" else 7
+    return HEADS * WIDTH**2 * products * (n + 2 * max(n - WIDTH, 0))
+
+
+def _over_cores(inputs: list[jax.Array]) -> tuple[Operator, list[jax.Array]]:
+    """Retention with the heads split over the CPU's devices, and the inputs so split."""
+    mesh = jax.make_mesh((jax.local_device_count("cpu"),), ("heads",), axis_types=(AxisType.Auto,))
+    log_decay = vir_log_decay(HEADS)
+    split = jax.shard_map(
+        lambda q, k, v, log_decay: retention(q, k, v, log_decay)[0],
+        mesh=mesh,
+        in_specs=(BY_HEADS, BY_HEADS, BY_HEADS, PartitionSpec("heads")),
+        out_specs=BY_HEADS,
+    )
+    placed = [jax.device_put(x, NamedSharding(mesh, BY_HEADS)) for x in inputs]
+    return lambda q, k, v: split(q, k, v, log_decay), placed
+
+
+def _measure(
+    op: str, size: str, operators: dict[str, Operator], n: int, batch: int, peaks: Peaks
+) -> list[Record]:
     inputs = _inputs(n, batch)
+    given = {mode: (operator, inputs) for mode, operator in operators.items()}
+    if op == "retention" and jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+        given[OVER_CORES] = _over_cores(inputs)
     records = []
     for which in PASSES:
-        compiled = {mode: _compiled(operator, which, inputs) for mode, operator in operators.items()}
+        compiled = {mode: _compiled(operator, which, placed) for mode, (operator, placed) in given.items()}
         temp = {mode: each.memory_analysis().temp_size_in_bytes for mode, each in compiled.items()}
-        runs = {m: partial(each, *inputs) for m, each in compiled.items() if temp[m] <= MEMORY_LIMIT}
+        runs: dict[str, Callable[[], Any]] = {
+            m: partial(each, *given[m][1]) for m, each in compiled.items() if temp[m] <= MEMORY_LIMIT
+        }
+        floor = None
+        if op == "retention":
+            arrays = 4 if which == "forward" else 6  # q, k, v and what is written
+            floor = peaks.floor_ms(_least_flops(n, which) * batch, arrays * inputs[0].nbytes)
+            if torch_operators.installed():
+                runs |= torch_operators.calls(inputs, vir_log_decay(HEADS), gradient=which != "forward")
         ms = median_ms(runs)
-        total = 4 * inputs[0].nbytes
-        records += [Record(op, size, mode, which, ms.get(mode), temp[mode], total) for mode in operators]
+        names = dict.fromkeys([*given, *runs])
+        records += [Record(op, size, name, which, ms.get(name), temp.get(name), floor) for name in names]
     return records
 
 
-def _measure_sequences() -> list[Record]:
+def _measure_sequences(peaks: Peaks) -> list[Record]:
     op = partial(_output_of, retention, log_decay=vir_log_decay(HEADS))
     operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
     operators[OTHER_CHUNKS] = op(mode="chunkwise", chunk_size=64)
     operators[SOFTMAX] = jax.nn.dot_product_attention
     records = []
     for n, batch in SEQUENCES:
-        records += _measure("retention", f"N={n} (b={batch})", operators, n, batch)
+        records += _measure("retention", f"N={n} (b={batch})", operators, n, batch, peaks)
     return records
 
 
-def _measure_grids() -> list[Record]:
+def _measure_grids(peaks: Peaks) -> list[Record]:
     records = []
     for grid, batch in GRIDS:
         op = partial(_output_of, retention_2d, log_decay=vir_log_decay(HEADS), grid=grid)
         operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
         size = f"{grid[0]}x{grid[1]} + 1 (b={batch})"
-        records += _measure("retention_2d", size, operators, math.prod(grid) + 1, batch)
+        records += _measure("retention_2d", size, operators, math.prod(grid) + 1, batch, peaks)
     return records
 
 
@@ -113,21 +182,37 @@ def _table(records: list[Record], op: str, which: str) -> str:
     rows = [[mode, *(by_key[mode, size].cell() for size in sizes)] for mode in modes]
     ratios = [auto_over_best([by_key[mode, size] for mode in modes]) for size in sizes]
     rows.append(["auto / best mode", *(f"{ratio:.2f}" for ratio in ratios)])
+    floors = {record.size: record.floor_ms for record in chosen if record.floor_ms is not None}
+    if floors:
+        rows.append(["floor", *(_ms(floor) for floor in floors.values())])
+    for mode in ("auto", OVER_CORES) if floors else ():
+        found = [(floor, by_key[mode, size].ms) for size, floor in floors.items() if (mode, size) in by_key]
+        rows.append([f"floor / {mode}", *(f"{floor / ms:.0%}" if ms else "" for floor, ms in found)])
     return markdown_table([which, *sizes], rows)
+
+
+def of_sequences(records: list[Record], peaks: Peaks) -> str:
+    """The tables of 1-D, and on what they were measured."""
+    where = ", ".join(f"{key} {value}" for key, value in machine().items())
+    return "\n".join(
+        [
+            "Milliseconds, and in parentheses temporary memory in MiB.\n"
+            f"`python -m benchmarks.retention`; {HEADS} heads of {WIDTH}, float32; {where}; {peaks}.\n",
+            *(_table(records, "retention", which) for which in PASSES),
+        ]
+    )
 
 
 def main() -> None:
     """Measures, prints and writes."""
-    records = _measure_sequences() + _measure_grids()
-    where = ", ".join(f"{key} {value}" for key, value in machine().items())
-    parts = [
-        "# Retention: time in milliseconds (temporary memory in MiB)\n",
-        f"`python -m benchmarks.retention`; {HEADS} heads of {WIDTH}, fp32; {where}.\n",
-    ]
-    for op in ("retention", "retention_2d"):
-        parts += [f"## {op}\n", *(_table(records, op, which) for which in PASSES)]
-    markdown = "\n".join(parts)
+    jax.config.update("jax_num_cpu_devices", math.gcd(HEADS, len(os.sched_getaffinity(0))))
+    peaks = measure_peaks()
+    records = _measure_sequences(peaks) + _measure_grids(peaks)
+    sequences = of_sequences(records, peaks)
+    in_2d = "\n".join(_table(records, "retention_2d", which) for which in PASSES)
+    markdown = f"# Retention\n\n{sequences}\n## In two dimensions\n\n{in_2d}"
     write_results("retention", markdown, records)
+    PAGE.write_text(replace_between_markers(PAGE.read_text(), "retention", sequences))
     print(markdown)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,6 +34,42 @@ def median_ms(
                 jax.block_until_ready(call())
                 times[name].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(each[1:] or each) for name, each in times.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """What a machine does at best, measured in the run whose figures stand beside it.
+
+    Attributes:
+        flops: a second, of a float32 product of two square matrices; a multiply-add counts as two.
+        bytes: a second, read and written, of a copy that no cache holds.
+    """
+
+    flops: float
+    bytes: float
+
+    def floor_ms(self, flops: float, moved: float) -> float:
+        """Milliseconds that nothing can do without which multiplies so much and moves so many bytes."""
+        return 1e3 * max(flops / self.flops, moved / self.bytes)
+
+    def __str__(self) -> str:
+        return f"GEMM {self.flops / 1e9:.0f} GFLOP/s, copy {self.bytes / 1e9:.0f} GB/s"
+
+
+def measure_peaks(side: int = 2048, copied: int = 2**28) -> Peaks:
+    """Measure a product of two matrices in JAX and in NumPy, of which the faster counts, and a copy in JAX."""
+    ours = jnp.ones((side, side), jnp.float32)
+    theirs = np.ones((side, side), np.float32)
+    long = jnp.ones(copied // 4, jnp.float32)
+    multiply, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    ms = median_ms(
+        {
+            "jax": lambda: multiply(ours, ours),
+            "numpy": lambda: theirs @ theirs,
+            "copy": lambda: copy(long),
+        }
+    )
+    return Peaks(2 * side**3 / (1e-3 * min(ms["jax"], ms["numpy"])), 2 * copied / (1e-3 * ms["copy"]))
 
 
 def failure(error: Exception) -> str:
