@@ -85,6 +85,10 @@ def test_the_delay_is_known(name, options, rows):
     [
         ({"flips": True}, "a pyramid made with flips=True cannot be streamed"),
         ({"late_attention": True}, "vir_h_nano with SoftmaxAttention among its mixers cannot be streamed"),
+        (
+            {"directions": 2},
+            "vir_h_nano with retention with directions=2 among its mixers cannot be streamed",
+        ),
         ({"mixer": "softmax"}, "vir_h_nano with SoftmaxAttention among its mixers cannot be streamed"),
     ],
 )

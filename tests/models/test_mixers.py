@@ -197,7 +197,8 @@ def test_fnet_is_two_sums_of_cosines_and_sines_and_twice_it_adds_the_mirror_imag
 
 def test_options_are_read_from_the_signature():
     off = {"retention": None, "chunk_size": None, "implementation": None, "qk_norm": None, "short_conv": None}
-    assert mixer_options("retention") == off | {"decays": "vir", "head_norm": False, "gate": False}
+    on = {"decays": "vir", "head_norm": False, "gate": False, "directions": 1}
+    assert mixer_options("retention") == off | on
     assert mixer_options("fnet") == {}
 
 

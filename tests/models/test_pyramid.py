@@ -169,7 +169,7 @@ def test_folded_is_unfolded(options):
 
 
 OPTIONS = [
-    {"retention": "2d", "late_attention": True},
+    {"retention": "2d", "late_attention": True, "directions": 4},
     {"flips": True, "chunk_size": 5, "layer_scale": 0.5},
 ]
 

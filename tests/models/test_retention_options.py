@@ -39,6 +39,8 @@ OPTIONS = {
     "head_norm": {"head_norm": True},
     "gate": {"gate": True},
     "short_conv": {"short_conv": 3},
+    "directions": {"directions": 2, "decays": "token"},
+    "corners": {"directions": 4, "retention": "2d", "short_conv": 2},
     "all": ALL,
     "all in 2d": ALL | {"decays": "learned", "retention": "2d", "qk_norm": "rms"},
 }
@@ -66,16 +68,29 @@ def reference(p, x, options):
         "learned": lambda: -np.log1p(np.exp(-p["decay.logit"])),
         "token": lambda: -np.log1p(np.exp(-(x @ p["decay.logit.kernel"] + p["decay.logit.bias"]))),
     }[options.get("decays", "vir")]()
-    if "retention" in options:
-        heads, _ = naive_retention_2d(q, k, v, log_decay, (3, 4))
-    else:
-        heads, _ = naive_retention(q, k, v, log_decay)
+    heads = np.empty_like(v)
+    for head in range(4):  # Each by itself, of the tokens in the order in which it reads them.
+        order = read_order(head, options.get("directions", 1))
+        one = [x[:, order, head : head + 1] for x in (q, k, v)]
+        decay = log_decay[..., head : head + 1]
+        if "retention" in options:
+            out, _ = naive_retention_2d(*one, decay, (3, 4))
+        else:
+            out, _ = naive_retention(*one, decay[:, order] if decay.ndim == 3 else decay)
+        heads[:, order, head : head + 1] = out
     if "head_norm" in options:
         heads = _normed(heads, "rms")
     if "gate" in options:
         gate = np.einsum("bnc,chd->bnhd", x, p["gate.kernel"]) + p["gate.bias"]
         heads = heads * gate / (1 + np.exp(-gate))
     return np.einsum("bnhd,hdc->bnc", heads, p["out.kernel"]) + p["out.bias"]
+
+
+def read_order(head, directions):
+    """The patches of a grid of 3 x 4 as a head reads them, and the class token."""
+    patches = np.arange(12).reshape(3, 4)
+    flips = {1: [()] * 4, 2: [(), (0, 1)] * 2, 4: [(), (0, 1), 0, 1]}[directions]
+    return [*np.flip(patches, flips[head]).ravel(), 12]
 
 
 def _normed(x, kind):
@@ -104,7 +119,8 @@ def test_every_mode_is_the_reference_and_has_the_same_gradients_and_state(name):
     def results(params):
         def of_mode(mode):
             def loss(params, x):
-                out, state, _ = nnx.merge(graph, params)(x, WHOLE, mode=mode, return_state=True)
+                mixer = nnx.merge(graph, params)
+                out, state, _ = mixer(x, WHOLE, mode=mode, return_state=mixer.causal)
                 return jnp.sum(out * d_out), (out, state)
 
             return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
@@ -178,6 +194,34 @@ def test_flips_turn_the_patches_for_every_second_block():
         model.apart()
 
 
+@pytest.mark.parametrize(("directions", "kind"), [(1, "1d"), (2, "1d"), (2, "2d"), (4, "2d")])
+def test_which_patches_a_patch_sees(directions, kind):
+    """Of one block, by its gradient: its own and those before it, all, or of two corners a quarter each."""
+    mixer = lively(directions=directions, retention=kind, decays="none").block(0).mixer
+
+    @jax.jit
+    def seen(x):
+        of_one = jax.grad(lambda x: jnp.sum(mixer(x, WHOLE)[0][0, 6]))(x)[0]
+        return jnp.any(of_one != 0, axis=-1)
+
+    x, y = np.divmod(np.arange(12), 4)
+    expected = {
+        (1, "1d"): np.arange(12) <= 6,
+        (2, "1d"): np.full(12, True),
+        (2, "2d"): ((x <= 1) & (y <= 2)) | ((x >= 1) & (y >= 2)),
+        (4, "2d"): np.full(12, True),
+    }[directions, kind]
+    np.testing.assert_array_equal(seen(images((1, 13, 64))), [*expected, False])
+
+
+def test_directions_leave_no_state():
+    model = lively(directions=2)
+    with pytest.raises(ValueError, match="retention with directions=2 has no state: half of the heads"):
+        model.block(0).mixer(images((2, 13, 64)), WHOLE, return_state=True)
+    with pytest.raises(ValueError, match="whose mixer is retention with directions=2 cannot be streamed"):
+        model.apart()
+
+
 def test_flips_of_an_odd_number_of_blocks_end_as_they_began():
     model, x = lively(flips=True), images((2, 13, 64))
     stage = model.stage
@@ -190,11 +234,15 @@ def test_flips_of_an_odd_number_of_blocks_end_as_they_began():
     assert relative_error(WHOLE.backwards(fourth), whole) < FP32
 
 
-@pytest.mark.parametrize("name", ["all", "all in 2d"])
-def test_bfloat16_is_near(name):
+@pytest.mark.parametrize(
+    ("name", "turned"),
+    [("all", {"flips": True}), ("all in 2d", {"flips": True}), ("all", {"directions": 2})],
+    ids=str,
+)
+def test_bfloat16_is_near(name, turned):
     x = images((4, *IMAGE[1:]))
     exact, rounded = (
-        run(lively(**OPTIONS[name], flips=True, dtype=dtype), x) for dtype in ("float32", "bfloat16")
+        run(lively(**OPTIONS[name], **turned, dtype=dtype), x) for dtype in ("float32", "bfloat16")
     )
     assert jnp.all(jnp.isfinite(rounded))
     assert relative_error(rounded, exact) < 5e-2
@@ -209,6 +257,7 @@ ADDED = {  # In each block, of 64 channels and 4 heads of 16.
     "head_norm": {},
     "gate": {"gate.kernel": 64 * 64, "gate.bias": 64},
     "short_conv": {"short_conv.kernel": 3 * 64},
+    "corners": {"short_conv.kernel": 2 * 64},
 }
 
 
@@ -241,6 +290,7 @@ def test_decays_begin_at_those_of_vir(decays):
         ({"head_norm": "rms"}, r"head_norm='rms'; expected one of \(True, False\)"),
         ({"gate": 1}, r"gate=1; expected one of \(True, False\)"),
         ({"short_conv": True}, "short_conv=True; expected a width of 2 or more tokens, or None"),
+        ({"directions": True}, r"directions=True; expected one of \(1, 2, 4\)"),
     ],
     ids=str,
 )
@@ -255,7 +305,14 @@ def test_values_of_other_types_are_refused(option, reason):
 
 
 def test_options_that_are_off_are_no_options():
-    off = {"decays": "vir", "qk_norm": None, "head_norm": False, "gate": False, "short_conv": None}
+    off = {
+        "decays": "vir",
+        "qk_norm": None,
+        "head_norm": False,
+        "gate": False,
+        "short_conv": None,
+        "directions": 1,
+    }
     assert abstract(**off).options == abstract().options
     assert nnx.graphdef(abstract(**off, flips=False)) == nnx.graphdef(abstract())
     assert fresh(head_norm=True).options == abstract().options | {"head_norm": True}
@@ -267,6 +324,7 @@ def test_cost_counts_gate_decays_and_convolution():
     assert (
         flops(abstract(image_size=4, qk_norm="rms", head_norm=True, decays="learned", flips=True), 4) == plain
     )
+    assert flops(abstract(image_size=4, directions=2), 4) == plain
     assert flops(abstract(image_size=4, gate=True), 4) - plain == depth * n * c * c
     assert flops(abstract(image_size=4, decays="token"), 4) - plain == depth * n * c * 4
     assert flops(abstract(image_size=4, short_conv=3), 4) - plain == depth * n * c * 3

@@ -77,6 +77,7 @@ def test_every_published_name_is_counted():
         {"retention": "2d"},
         {"bidirectional": True},
         {"readout": "average"},
+        {"retention": "2d", "directions": 2},
         {"decays": "retnet", "head_norm": True, "flips": True},
     ],
 )
@@ -175,6 +176,25 @@ def test_nearest_name():
             "flips=True makes no sense with bidirectional=True",
         ),
         ("vir_pico1", {"flips": 2}, "flips=2; expected True or False"),
+        ("vir_pico1", {"directions": 3}, r"directions=3; expected one of \(1, 2, 4\)"),
+        ("vir_pico1", {"directions": 4}, "directions=4 makes no sense with retention='1d'"),
+        ("vir_ti1", {"directions": 4, "retention": "2d"}, "directions=4 makes no sense with 3 heads"),
+        ("vir_pico1", {"directions": 2, "flips": True}, "flips=True makes no sense with directions=2"),
+        (
+            "vir_h_nano",
+            {"directions": 2, "retention": "2d", "flips": True},
+            "flips=True makes no sense with directions=2",
+        ),
+        (
+            "vir_pico1",
+            {"directions": 2, "bidirectional": True},
+            "bidirectional=True makes no sense with directions=2",
+        ),
+        (
+            "vit_pico1",
+            {"directions": 2},
+            "directions=2 makes no sense for vit_pico1 with the mixer 'softmax'",
+        ),
         (
             "vir_pico1",
             {"late_attention": True},

@@ -71,6 +71,7 @@ def test_no_token_sees_the_patch_that_it_predicts():
         ("mixer", "softmax", "config.model.mixer is 'softmax'; expected a causal one, such as 'retention'"),
         ("bidirectional", True, "config.model.bidirectional is True; expected False"),
         ("flips", True, "config.model.flips is True; expected False"),
+        ("directions", 2, "config.model.directions is 2; expected 1"),
         ("stem", "conv", "config.model.stem is 'conv'; expected 'linear'"),
     ],
 )

@@ -124,6 +124,7 @@ def test_lower_is_better(config):
         ("model.channels", 3, "config.model.channels=3 needs a mixture of logistics"),
         ("model.mixer", "softmax", "a token would see the pixel that it predicts"),
         ("model.flips", True, "flips=True: a token would see the pixel that it predicts"),
+        ("model.directions", 2, "directions=2: a token would see the pixel that it predicts"),
     ],
 )
 def test_what_would_be_another_density(config, field, value, message):

@@ -104,7 +104,11 @@ def make_isotropic(
         check_predicts_pixels(
             patch,
             mixer,
-            both_ways={"bidirectional": bidirectional, "flips": flips},
+            both_ways={
+                "bidirectional": bidirectional,
+                "flips": flips,
+                "directions": mixer_options.get("directions"),
+            },
             readout=readout,
             local_context=local_context,
         )

@@ -100,6 +100,17 @@ class Layout:
         before, patches, after = jnp.split(x, (first, first + self.patches), axis=1)
         return jnp.concatenate([before, jnp.flip(patches, axis=1), after], axis=1)
 
+    def upside_down(self, x: Float[Array, "b n *c"]) -> Float[Array, "b n *c"]:
+        """Return the tokens of one pass with the rows of patches in reverse order, each of them as it was.
+
+        Raises:
+            ValueError: the piece does not consist of whole rows.
+        """
+        first = int(self.class_token == "first")
+        before, patches, after = jnp.split(x, (first, first + self.patches), axis=1)
+        rows = patches.reshape(len(x), *self.grid, *x.shape[2:])
+        return jnp.concatenate([before, jnp.flip(rows, axis=1).reshape(patches.shape), after], axis=1)
+
     def piece(
         self, start: int | Int[Array, ""], patches: int, *, class_token: ClassTokenPlace | None = None
     ) -> "Layout":

@@ -277,7 +277,7 @@ class VisionModel(nnx.Module):
         mixer = self.mixer
         if not mixer.causal:
             raise ValueError(
-                f"a model whose mixer is {type(mixer).__name__} cannot be streamed: it has no state that summarises "
+                f"a model whose mixer is {mixer.described} cannot be streamed: it has no state that summarises "
                 "earlier patches. Use a causal mixer, as vir_* models have, or give this one the whole image."
             )
         if not self.stem.streams:

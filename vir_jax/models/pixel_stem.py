@@ -162,7 +162,7 @@ def check_predicts_pixels(
     patch: int,
     mixer: str,
     *,
-    both_ways: Mapping[str, bool],
+    both_ways: Mapping[str, Any],
     readout: str | None,
     local_context: int | None,
 ) -> None:
@@ -176,7 +176,7 @@ def check_predicts_pixels(
             f"stem='pixels' makes a token of every pixel, and the model's name says patches of {patch} x {patch}; "
             "expected a name that ends in 1, such as vir_pico1."
         )
-    given = [f"{option}=True" for option, value in both_ways.items() if value]
+    given = [f"{option}={value!r}" for option, value in both_ways.items() if value]
     given += [] if mixer_type(mixer).causal else [f"mixer={mixer!r}"]
     if given:
         causal = [name for name in mixer_names() if mixer_type(name).causal]

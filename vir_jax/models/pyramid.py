@@ -301,7 +301,7 @@ class Pyramid(VisionModel):
         mixers = [part.blocks.mixer for part in parts if isinstance(part.blocks, Block)]
         if other := [mixer for mixer in mixers if not mixer.causal]:
             raise ValueError(
-                f"{self.options['name']} with {type(other[0]).__name__} among its mixers cannot be streamed: it has no "
+                f"{self.options['name']} with {other[0].described} among its mixers cannot be streamed: it has no "
                 "state that summarises earlier tokens. Use one with causal mixers and without late_attention, or give "
                 "this one the whole image."
             )

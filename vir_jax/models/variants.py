@@ -173,7 +173,7 @@ def create_model(
         dtype: of the computation. Parameters, residual stream, decays, states and logits are float32 always.
         mode: form of the mixer where a call names none: "auto", or one of the mixer's.
         **mixer_options: of the mixer, None for its default; of retention: `retention`, `chunk_size`,
-            `implementation`, `decays`, `qk_norm`, `head_norm`, `gate`, `short_conv`
+            `implementation`, `decays`, `qk_norm`, `head_norm`, `gate`, `short_conv`, `directions`
             (`vir_jax.models.mixers.retention`). cvir_* has defaults of its own (`FAMILIES`).
 
     Raises:
@@ -212,6 +212,11 @@ def create_model(
             raise ValueError(
                 f"{option}=True makes no sense for {name} with the mixer {mixer!r}, whose tokens see all others in "
                 "one pass. Leave it out, or use a causal mixer, as vir_* models have."
+            )
+        if value and given.get("directions", 1) != 1:
+            raise ValueError(
+                f"{option}=True makes no sense with directions={given['directions']}, with which every block reads the "
+                "patches in both directions. Choose one of the two."
             )
     if readout_dim is not None:
         check_positive("readout_dim", readout_dim)

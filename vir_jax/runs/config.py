@@ -68,12 +68,13 @@ def default_config() -> ml_collections.ConfigDict:
     model.readout = may_be_none()
     model.readout_dim = may_be_none()  # Channels of the head "dense_upernet"; None: 512.
     model.position = "learned"  # "learned", "sincos", "rope", "rope_2d" or "none"; of pyramids "none".
-    # The next five are retention's; None is what the family has: in cvir_* a short_conv of 4.
+    # The next six are retention's; None is what the family has: in cvir_* a short_conv of 4.
     model.decays = may_be_none()  # "vir", "retnet", "none", "learned" or "token"; None: "vir".
     model.qk_norm = may_be_none()  # Of queries and keys per head: "rms" or "layer"; None: none.
     model.head_norm = may_be_none()  # True: each head's output is divided by its root mean square.
     model.gate = may_be_none()  # True: each head's output is multiplied by swish(gate(x)).
     model.short_conv = may_be_none()  # Width of a causal convolution of tokens before the mixer; None: none.
+    model.directions = may_be_none()  # In which heads read: 1, 2 (backwards, too) or, in 2-D, 4; None: 1.
     model.bidirectional = False  # Read the patches forwards, then backwards; 1-D ViR only.
     model.flips = False  # Read the patches backwards in every second block; ViR only.
     # The next two are of pyramids alone.

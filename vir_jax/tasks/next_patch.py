@@ -41,6 +41,12 @@ class NextPatch(Task):
             ("mixer", mixer, causal, "a causal one, such as 'retention': others see the next patch"),
             ("bidirectional", True, not model.bidirectional, "False: the second pass sees the next patch"),
             ("flips", True, not model.flips, "False: what reads backwards sees the next patch"),
+            (
+                "directions",
+                model.directions,
+                model.directions in (None, 1),
+                "1: what reads backwards sees the next patch",
+            ),
         ):
             if not valid:
                 raise ValueError(

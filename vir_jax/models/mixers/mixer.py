@@ -40,7 +40,7 @@ class Mixer(nnx.Module):
             multiplied by its intermediate "gain", if it has one); else None.
     """
 
-    causal: ClassVar[bool] = False
+    causal: bool = False
     modes: tuple[str, ...] = ("parallel",)
     takes_class_token: ClassVar[bool] = True
     reads_any_length: ClassVar[bool] = True

@@ -34,6 +34,9 @@ NORM_EPSILON = 1e-6
 class Retention(HeadsMixer):
     """Retention, by default with ViR's fixed decays and nothing else (docs/method.md, sections 1, 2 and 9).
 
+    Heads that read in several directions see all patches, in one pass and at no more multiply-adds: what is turned are
+    their q, k and v, and the output back. The class token stays the last to read (docs/method.md, section 9).
+
     The state is `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D, float32; with a short convolution a pair of it and
     the last tokens `[b, w, c]`. Where heads are normalised or gated there is one more intermediate, "gain", by which
     each head's sum over tokens is multiplied.
@@ -56,6 +59,8 @@ class Retention(HeadsMixer):
             `k_norm.scale [d]` for all heads. None: they are not.
         head_norm: whether each head's output is divided by its root mean square, without parameters.
         gate: whether each head's output is multiplied by swish(gate(x)), `gate.kernel [c, h, d]` and `bias [h, d]`.
+        directions: in which heads read the patches, by turns: 1, from the first to the last; 2, backwards, too; or 4,
+            in 2-D, from each corner. With more than one the mixer is not causal: there is no state.
         short_conv: width of a causal convolution over tokens before all projections, `short_conv.kernel [width, c]`
             (see `ShortConvolution`). None: there is none.
         dtype: of the computation.
@@ -81,6 +86,7 @@ class Retention(HeadsMixer):
         head_norm: bool = False,
         gate: bool = False,
         short_conv: int | None = None,
+        directions: int = 1,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
@@ -93,18 +99,23 @@ class Retention(HeadsMixer):
             head_norm=head_norm,
             gate=gate,
             short_conv=short_conv,
+            directions=directions,
         )
         _check_together(
             retention=retention,
             chunk_size=chunk_size,
             implementation=implementation,
             decays=decays,
+            directions=directions,
+            heads=heads,
             layout=layout,
         )
         super().__init__(dim, heads, layout, dtype=dtype, rngs=rngs)
         self.in_2d, self.per_token = retention == "2d", decays == "token"
         self.reads_rows = tile_side() if self.in_2d else 0
-        self.retention = None if self.per_token else "2d" if self.in_2d else "1d"
+        self.directions, self.causal = directions, directions == 1
+        known = self.causal and not self.per_token
+        self.retention = None if not known else "2d" if self.in_2d else "1d"
         self.chunk_size, self.implementation = chunk_size, implementation
         self.modes = ("chunkwise",) if implementation in KERNELS else MODES
         self.decay = make_decay(decays, dim, heads, rngs=rngs)
@@ -129,6 +140,8 @@ class Retention(HeadsMixer):
     @property
     def described(self) -> str:
         """What it is, for messages."""
+        if not self.causal:
+            return f"retention with directions={self.directions}"
         return "retention with decays='token'" if self.per_token else type(self).__name__
 
     def __call__(
@@ -166,8 +179,28 @@ class Retention(HeadsMixer):
         mode: str,
         state: State | None,
     ) -> tuple[Heads, State | None]:
-        """Compute retention with the decays of x."""
-        return self.mix(q, k, v, layout, mode=mode, state=state, log_decay=self.decay(x))
+        """Compute retention with the decays of x, each head in its direction."""
+        log_decay = self.decay(x)
+        turn = partial(self._turned, layout=layout)
+        if self.per_token:
+            log_decay = turn(log_decay)
+        mixed, state = self.mix(
+            turn(q), turn(k), turn(v), layout, mode=mode, state=state, log_decay=log_decay
+        )
+        return turn(mixed), state
+
+    def _turned(self, x: Float[Array, "b n h *d"], layout: Layout) -> Float[Array, "b n h *d"]:
+        """Return the patches of every head in the order in which it reads them; or, of those, the image's order.
+
+        Of four heads the second reads backwards, from the last corner; of four directions the third and the fourth
+        have the rows upside down besides, and begin at the two other corners.
+        """
+        head = jnp.arange(self.heads).reshape(-1, *(1,) * (x.ndim - 3))
+        if self.directions > 1:
+            x = jnp.where(head % 2 == 1, layout.backwards(x), x)
+        if self.directions > 2:
+            x = jnp.where(head % 4 >= 2, layout.upside_down(x), x)
+        return x
 
     def gain(self, x: Float[Array, "b n c"], outputs: Heads) -> Float32[Array, "b n h #d"] | None:
         """Compute 1 / RMS over a head's channels, where it is normalised, times swish(gate(x)), where it is gated."""
@@ -209,7 +242,16 @@ class Retention(HeadsMixer):
         return operator(q, k, v, log_decay, initial_state=state)
 
     def initial_state(self, batch: int, layout: Layout) -> State:
-        """Return zeros: one d x d matrix per head, in 2-D one for each column too; and of a convolution its tokens."""
+        """Return zeros: one d x d matrix per head, in 2-D one for each column too; and of a convolution its tokens.
+
+        Raises:
+            ValueError: heads read in several directions.
+        """
+        if not self.causal:
+            raise ValueError(
+                f"{self.described} has no state: half of the heads read the patches backwards, from the last. Use "
+                "directions=1, or give it the whole image."
+            )
         columns = (layout.cols,) if self.in_2d else ()
         sums = jnp.zeros((batch, self.heads, *columns, self.head_dim, self.head_dim), jnp.float32)
         return sums if self.short_conv is None else (sums, self.short_conv.initial_state(batch))
@@ -266,11 +308,12 @@ def _check_values(**options: Any) -> None:
         "qk_norm": (None, *QK_NORMS),
         "head_norm": (True, False),
         "gate": (True, False),
+        "directions": (1, 2, 4),
     }
     for option, known in choices.items():
         value = options[option]
         # 1 and 1.0 equal True.
-        if not any(value is each or (isinstance(value, str) and value == each) for each in known):
+        if not any(type(value) is type(each) and value == each for each in known):
             raise ValueError(f"{option}={value!r}; expected one of {known}.")
     for option, least, what in (
         ("chunk_size", 1, "a positive number of tokens"),
@@ -282,7 +325,14 @@ def _check_values(**options: Any) -> None:
 
 
 def _check_together(
-    *, retention: str | None, chunk_size: int | None, implementation: str | None, decays: str, layout: Layout
+    *,
+    retention: str | None,
+    chunk_size: int | None,
+    implementation: str | None,
+    decays: str,
+    directions: int,
+    heads: int,
+    layout: Layout,
 ) -> None:
     """Check that the options make sense together."""
     kernel, in_2d, per_token = implementation in KERNELS, retention == "2d", decays == "token"
@@ -316,6 +366,16 @@ def _check_together(
             kernel and per_token,
             f"decays='token' makes no sense with implementation={implementation!r}: kernels take one decay per head. "
             "Choose other decays, or implementation='xla'.",
+        ),
+        (
+            directions == 4 and not in_2d,
+            "directions=4 makes no sense with retention='1d': a sequence is read from one of its two ends. Use "
+            "directions=2, or retention='2d'.",
+        ),
+        (
+            directions > heads,
+            f"directions={directions} makes no sense with {heads} heads, which read in one direction each. Use fewer "
+            "directions, or more heads.",
         ),
     )
     for applies, message in nonsense:
