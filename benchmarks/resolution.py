@@ -5,8 +5,8 @@ process of its own, whose peak resident memory is read when it is done. A point 
 asks for more than the machine has. It is not run if that is more than MEMORY_LIMIT, or if the size before took so long
 that a cost linear in the patches exceeds TIME_LIMIT; it is stopped at TIME_LIMIT. Nothing is extrapolated.
 
-timm's ViT is the one that most people would take: torch.compile, attention that stores no scores. It is measured
-where torch and timm are installed.
+timm's ViT is the one that most people would take: attention that stores no scores, with torch.compile and without. It
+is measured where torch and timm are installed.
 
     python -m benchmarks.resolution                     # all; --models, --modes and --sizes choose
     python -m benchmarks.resolution --models vir_s16 vir_h_ti --modes chunkwise stream --sizes 224 512 1024 2048
@@ -45,7 +45,7 @@ from vir_jax.ops import MODES
 
 ROOT = Path(__file__).parents[1]
 SIZES = (224, 512, 1024, 2048, 4096, 8192)
-STREAM, ATTENTION, TORCH = "stream", "attention", "torch.compile"
+STREAM, ATTENTION, TORCH, TORCH_EAGER = "stream", "attention", "torch.compile", "eager"
 STREAM_2D, CHUNKWISE_2D = "stream, 2-D", "chunkwise, 2-D"
 IN_2D = (STREAM_2D, CHUNKWISE_2D)
 SERIES = {
@@ -54,7 +54,7 @@ SERIES = {
     "vir_h_ti": ("chunkwise", STREAM),
     "vit_s16": (ATTENTION,),
     "vit_b16": (ATTENTION,),
-    "timm_vit_s16": (TORCH,),
+    "timm_vit_s16": (TORCH, TORCH_EAGER),
 }
 AGAINST_THE_BEST_VIT = {"vir_s16": ("chunkwise", STREAM), "timm_vit_s16": (TORCH,)}
 TIMM = {"timm_vit_s16": "vit_small_patch16_224"}
@@ -106,14 +106,16 @@ def _forward(mode: str) -> Callable[[VisionModel, jax.Array], jax.Array]:
     return lambda model, images: model(normalize(images, MEAN, STD), mode=form)
 
 
-def measure_torch(name: str, size: int, *, run: bool) -> Point:
+def measure_torch(name: str, mode: str, size: int, *, run: bool) -> Point:
     """Runs timm's model on two threads, as XLA has them; after a first call, once or up to four times."""
     import timm
     import torch
 
     if not run:
-        return Point(name, TORCH, size, NOT_RUN)
-    model = torch.compile(timm.create_model(TIMM[name], img_size=size).eval())
+        return Point(name, mode, size, NOT_RUN)
+    model = timm.create_model(TIMM[name], img_size=size).eval()
+    if mode == TORCH:
+        model = torch.compile(model)
     images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
     mean, std = (torch.tensor(colours).reshape(3, 1, 1) for colours in (MEAN, STD))
 
@@ -123,7 +125,7 @@ def measure_torch(name: str, size: int, *, run: bool) -> Point:
 
     forward()
     seconds = _median_seconds(forward)
-    return Point(name, TORCH, size, OK, seconds, _peak_bytes())
+    return Point(name, mode, size, OK, seconds, _peak_bytes())
 
 
 def _median_seconds(call: Callable[[], Any]) -> float:
@@ -306,6 +308,7 @@ def _draw(points: list[Point], shown: Mapping[str, Sequence[str]], name_of_figur
         CHUNKWISE_2D: "C6",
         ATTENTION: "0.2",
         TORCH: "C5",
+        TORCH_EAGER: "C9",
     }
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     for name, modes in shown.items():
@@ -371,11 +374,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.point:
         name, mode, size = arguments.point
-        measure = (
-            functools.partial(measure_torch, name)
-            if name in TIMM
-            else functools.partial(measure_point, name, mode)
-        )
+        measure = functools.partial(measure_torch if name in TIMM else measure_point, name, mode)
         print(json.dumps(dataclasses.asdict(measure(int(size), run=not arguments.compile))))
         return
     points = _load()

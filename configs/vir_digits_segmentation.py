@@ -5,8 +5,8 @@
     python predict.py --workdir=runs/scenes --segment=masks image.png
 
 Scenes are composed of scikit-learn's digits as they are asked for; nothing is downloaded. Retention over patches is
-causal, so that a stream writes its mask row by row (docs/dense.md). model.directions, flips or bidirectional lets patches
-see those below, too.
+causal, so that a stream writes its mask row by row (docs/dense.md). model.directions, flips or bidirectional lets
+patches see those below, too.
 
 Cost: 240,880 parameters, 17.3 M multiply-adds per image, 6 epochs. Result: 60.4 +- 0.2 % mIoU,
 95.3 % of the pixels right, most of which are background (three runs, the average's weights after the last step). Some
