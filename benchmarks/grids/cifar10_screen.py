@@ -30,4 +30,5 @@ ROWS = {
     "rope_2d": {"model.position": "rope_2d"},
     "retention_2d": {"model.retention": "2d"},
     "flips": {"model.flips": True},
+    "retention_2d+directions": {"model.retention": "2d", "model.directions": 4},
 }
