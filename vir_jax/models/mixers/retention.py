@@ -190,10 +190,10 @@ class Retention(HeadsMixer):
         return turn(mixed), state
 
     def _turned(self, x: Float[Array, "b n h *d"], layout: Layout) -> Float[Array, "b n h *d"]:
-        """Return the patches of every head in the order in which it reads them; or, of those, the image's order.
+        """Return the patches of every head in the order in which it reads them; turned again they are as they were.
 
-        Of four heads the second reads backwards, from the last corner; of four directions the third and the fourth
-        have the rows upside down besides, and begin at the two other corners.
+        Every second head reads backwards, from the last corner; of four directions the third and the fourth have the
+        rows upside down besides, and begin at the two other corners.
         """
         head = jnp.arange(self.heads).reshape(-1, *(1,) * (x.ndim - 3))
         if self.directions > 1:
