@@ -257,9 +257,10 @@ def _draw_rows(figure: SubFigure, records: Sequence[Record]) -> None:
             100 * np.mean([getattr(record, name) for record in of], axis=0)
             for name in ("digit_rows", "canvas_rows")
         )
-        by_digit.plot(np.arange(DIGIT), digit, label=variant, **line(index))
+        style = line(index) | ({"marker": "o", "markersize": 4} if variant == "vit" else {})
+        by_digit.plot(np.arange(DIGIT), digit, label=variant, **style)
         bands = canvas.reshape(-1, BAND).mean(axis=1)
-        by_canvas.plot(BAND * np.arange(len(bands)) + (BAND - 1) / 2, bands, **line(index))
+        by_canvas.plot(BAND * np.arange(len(bands)) + (BAND - 1) / 2, bands, **style)
     by_digit.set_ylabel("digits' pixels right, %", fontsize=9)
     for axes, what in ((by_digit, "digit"), (by_canvas, "canvas")):
         axes.set_xlabel(f"row of the {what}, from its top", fontsize=9)
