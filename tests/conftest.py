@@ -33,8 +33,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_num_cpu_devices", 8)
-# Of every random key that is drawn under a trace Flax asks for the sharding, twice, and JAX's answer, that there is none,
-# tells in some milliseconds where the tracer came from. A tenth of what making a model takes.
+# Of every random key that is drawn under a trace Flax asks for the sharding, twice, and JAX's answer, that there is
+# none, tells in some milliseconds where the tracer came from. A tenth of what making a model takes.
 DynamicJaxprTracer._origin_msg = lambda self: ""
 # JAX's plug-in for GPUs may be there without a GPU, to compile for one.
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
