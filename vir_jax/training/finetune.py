@@ -166,5 +166,4 @@ def _best_or_last(workdir: str) -> Run:
 def _meaning(model: VisionModel) -> dict[str, Any]:
     """Return the options that give a model's weights their meaning, defaults filled in."""
     options = {name: value for name, value in model.options.items() if name not in MAY_DIFFER}
-    retention = options.get("retention")
-    return options | {"retention": None if retention == "1d" else retention}  # Which None is, too.
+    return options | {"retention": options.get("retention") or "1d"}
