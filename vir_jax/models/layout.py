@@ -1,6 +1,7 @@
 """Where every token of a sequence stands: made once by the stem, cut with the tokens."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -96,9 +97,7 @@ class Layout:
 
     def backwards(self, x: Float[Array, "b n *c"]) -> Float[Array, "b n *c"]:
         """Return the tokens of one pass with the patches in reverse order; a class token stays where it is."""
-        first = int(self.class_token == "first")
-        before, patches, after = jnp.split(x, (first, first + self.patches), axis=1)
-        return jnp.concatenate([before, jnp.flip(patches, axis=1), after], axis=1)
+        return self._change_patches(x, lambda patches: jnp.flip(patches, axis=1))
 
     def upside_down(self, x: Float[Array, "b n *c"]) -> Float[Array, "b n *c"]:
         """Return the tokens of one pass with the rows of patches in reverse order, each of them as it was.
@@ -106,10 +105,20 @@ class Layout:
         Raises:
             ValueError: the piece does not consist of whole rows.
         """
+
+        def turn(patches: Array) -> Array:
+            rows = patches.reshape(len(x), *self.grid, *x.shape[2:])
+            return jnp.flip(rows, axis=1).reshape(patches.shape)
+
+        return self._change_patches(x, turn)
+
+    def _change_patches(
+        self, x: Float[Array, "b n *c"], change: Callable[[Array], Array]
+    ) -> Float[Array, "b n *c"]:
+        """Return the tokens of one pass with the patches changed; a class token stays where it is."""
         first = int(self.class_token == "first")
         before, patches, after = jnp.split(x, (first, first + self.patches), axis=1)
-        rows = patches.reshape(len(x), *self.grid, *x.shape[2:])
-        return jnp.concatenate([before, jnp.flip(rows, axis=1).reshape(patches.shape), after], axis=1)
+        return jnp.concatenate([before, change(patches), after], axis=1)
 
     def piece(
         self, start: int | Int[Array, ""], patches: int, *, class_token: ClassTokenPlace | None = None

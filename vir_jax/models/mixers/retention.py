@@ -34,8 +34,8 @@ NORM_EPSILON = 1e-6
 class Retention(HeadsMixer):
     """Retention, by default with ViR's fixed decays and nothing else (docs/method.md, sections 1, 2 and 9).
 
-    Heads that read in several directions see all patches, in one pass and at no more multiply-adds: what is turned are
-    their q, k and v, and the output back. The class token stays the last to read (docs/method.md, section 9).
+    Where heads read in several directions, their q, k and v are turned, and the output back; the class token stays the
+    last to read (docs/method.md, section 9). From both ends, or in 2-D from all corners, a patch sees the whole image.
 
     The state is `[b, h, d, d]` in 1-D, `[b, h, cols, d, d]` in 2-D, float32; with a short convolution a pair of it and
     the last tokens `[b, w, c]`. Where heads are normalised or gated there is one more intermediate, "gain", by which
