@@ -187,9 +187,9 @@ def _table(records: list[Record], op: str, which: str) -> str:
     floors = {record.size: record.floor_ms for record in chosen if record.floor_ms is not None}
     if floors:
         rows.append(["floor", *(_ms(floor) for floor in floors.values())])
-    for mode in ("auto", OVER_CORES) if floors else ():
-        found = [(floor, by_key[mode, size].ms) for size, floor in floors.items() if (mode, size) in by_key]
-        rows.append([f"floor / {mode}", *(f"{floor / ms:.0%}" if ms else "" for floor, ms in found)])
+        for mode in [mode for mode in ("auto", OVER_CORES) if mode in modes]:
+            found = [(floor, by_key[mode, size].ms) for size, floor in floors.items()]
+            rows.append([f"floor / {mode}", *(f"{floor / ms:.0%}" if ms else "" for floor, ms in found)])
     return markdown_table([which, *sizes], rows)
 
 
