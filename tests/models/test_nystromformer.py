@@ -72,11 +72,11 @@ def test_examples_do_not_meet():
 
 
 def test_the_convolution_correlates_each_head_with_its_filter():
-    x, kernel = images((1, 50, 2, 3)), images((2, TAPS))
+    x, kernel = images((1, 150, 2, 3)), images((2, TAPS))
     out = np.asarray(token_convolution(x, kernel))
     for head in range(2):
         for channel in range(3):
             expected = np.correlate(np.pad(x[0, :, head, channel], 16), kernel[head])
             np.testing.assert_allclose(out[0, :, head, channel], expected, rtol=1e-4, atol=1e-4)
-    changed = token_convolution(x.at[0, 25].add(1.0), kernel) != out
-    np.testing.assert_array_equal(np.flatnonzero(np.any(changed, axis=(0, 2, 3))), np.arange(9, 42))
+    changed = token_convolution(x.at[0, 75].add(1.0), kernel) != out
+    np.testing.assert_array_equal(np.flatnonzero(np.any(changed, axis=(0, 2, 3))), np.arange(59, 92))

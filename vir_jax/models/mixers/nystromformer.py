@@ -106,9 +106,19 @@ def pseudo_inverse(a: Float[Array, "*b m m"], iterations: int) -> Float[Array, "
 def token_convolution(x: Heads, kernel: Float32[Array, "h t"]) -> Float32[Array, "b n h d"]:
     """Correlate the tokens of each head with its filter, zeros standing before the first token and after the last.
 
-    Shifted sums, which XLA computes in one pass: CPUs are slow at convolutions of single channels.
+    Blocks of tokens times a banded matrix: linear in the tokens, and CPUs, which are slow at convolutions of single
+    channels and slower at sums over shifted tokens, have the gradients by products, too.
     """
-    taps = kernel.shape[1]
-    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (taps // 2, taps // 2), (0, 0), (0, 0)))
-    shifted = (padded[:, i : i + x.shape[1]] * kernel[:, i, None] for i in range(taps))
-    return sum(shifted, jnp.zeros(x.shape, jnp.float32))
+    n, taps = x.shape[1], kernel.shape[1]
+    block, half = 2 * taps, taps // 2
+    blocks = -(-n // block)
+
+    tap = jnp.arange(block + taps - 1) - jnp.arange(block)[:, None]
+    band = jnp.where((tap >= 0) & (tap < taps), kernel[:, jnp.clip(tap, 0, taps - 1)], 0.0)
+
+    after = (blocks + 1) * block - half - n
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (half, after), (0, 0), (0, 0)))
+    tiles = padded.reshape(x.shape[0], blocks + 1, block, *x.shape[2:])
+    windows = jnp.concatenate([tiles[:, :-1], tiles[:, 1:, : taps - 1]], axis=2)
+    out = jnp.einsum("hij,bcjhd->bcihd", band, windows)
+    return out.reshape(x.shape[0], blocks * block, *x.shape[2:])[:, :n]
