@@ -1,6 +1,6 @@
 """ViR in each mode and as a stream, a pyramid and ViTs beside it, from 224 to 8192 pixels.
 
-One image a call, uint8, normalised by the program, through models with fresh parameters in float32. Every point is a
+One image a call, uint8, normalised by the program, through models with fresh parameters. Every point is a
 process of its own, whose peak resident memory is read when it is done. A point is out of memory if its compiled program
 asks for more than the machine has. It is not run if that is more than MEMORY_LIMIT, or if the size before took so long
 that a cost linear in the patches exceeds TIME_LIMIT; it is stopped at TIME_LIMIT. Nothing is extrapolated.
@@ -48,13 +48,15 @@ SIZES = (224, 512, 1024, 2048, 4096, 8192)
 STREAM, ATTENTION, TORCH, TORCH_EAGER = "stream", "attention", "torch.compile", "eager"
 STREAM_2D, CHUNKWISE_2D = "stream, 2-D", "chunkwise, 2-D"
 IN_2D = (STREAM_2D, CHUNKWISE_2D)
+CHUNKWISE_16, STREAM_16, TORCH_EAGER_16 = "chunkwise, bfloat16", "stream, bfloat16", "eager, bfloat16"
+IN_BFLOAT16 = (CHUNKWISE_16, STREAM_16, TORCH_EAGER_16)
 SERIES = {
-    "vir_s16": (*MODES, STREAM, CHUNKWISE_2D, STREAM_2D),
+    "vir_s16": (*MODES, STREAM, CHUNKWISE_2D, STREAM_2D, CHUNKWISE_16, STREAM_16),
     "vir_b16": (*MODES, STREAM),
     "vir_h_ti": ("chunkwise", STREAM),
     "vit_s16": (ATTENTION,),
     "vit_b16": (ATTENTION,),
-    "timm_vit_s16": (TORCH, TORCH_EAGER),
+    "timm_vit_s16": (TORCH, TORCH_EAGER, TORCH_EAGER_16),
 }
 AGAINST_THE_BEST_VIT = {"vir_s16": ("chunkwise", STREAM), "timm_vit_s16": (TORCH,)}
 TIMM = {"timm_vit_s16": "vit_small_patch16_224"}
@@ -100,9 +102,9 @@ def _gigabytes(number: int | None) -> str:
 
 
 def _forward(mode: str) -> Callable[[VisionModel, jax.Array], jax.Array]:
-    if mode in (STREAM, STREAM_2D):
+    if mode in (STREAM, STREAM_2D, STREAM_16):
         return lambda model, images: stream(model, images, normalization=(MEAN, STD))
-    form = {ATTENTION: "parallel", CHUNKWISE_2D: "chunkwise"}.get(mode, mode)
+    form = {ATTENTION: "parallel", CHUNKWISE_2D: "chunkwise", CHUNKWISE_16: "chunkwise"}.get(mode, mode)
     return lambda model, images: model(normalize(images, MEAN, STD), mode=form)
 
 
@@ -119,9 +121,13 @@ def measure_torch(name: str, mode: str, size: int, *, run: bool) -> Point:
     images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
     mean, std = (torch.tensor(colours).reshape(3, 1, 1) for colours in (MEAN, STD))
 
+    if mode == TORCH_EAGER_16:
+        model = model.to(torch.bfloat16)
+    dtype = next(model.parameters()).dtype
+
     def forward() -> None:
         with torch.inference_mode():
-            model((images / 255 - mean) / std)
+            model(((images / 255 - mean) / std).to(dtype))
 
     forward()
     seconds = _median_seconds(forward)
@@ -144,6 +150,8 @@ def _peak_bytes() -> int:
 def measure_point(name: str, mode: str, size: int, *, run: bool) -> Point:
     """Compiles, and runs what fits into memory if asked to: once if that takes six seconds, else up to four times."""
     options: dict[str, Any] = {"retention": "2d"} if mode in IN_2D else {}
+    if mode in IN_BFLOAT16:
+        options["dtype"] = "bfloat16"
 
     @jax.jit
     def initialise() -> nnx.State:
@@ -275,7 +283,7 @@ def markdown(points: list[Point]) -> str:
     lines = [f"- {crossing}" for pair in pairs if (crossing := crossings(points, *pair))]
     return (
         "Seconds per image and, in parentheses, the peak resident memory of the process in GB, compilation and image\n"
-        f"included. One image, float32; {where}.\n"
+        f"included. One image, float32 where nothing else is said; {where}.\n"
         f"Out of memory: the compiled program asks for the GB in parentheses, and the machine has "
         f"{_gigabytes(MACHINE_BYTES)}.\n"
         f"Not run: it would take more than {TIME_LIMIT:.0f} s, or asks, as said in parentheses, for more than "
@@ -309,14 +317,18 @@ def _draw(points: list[Point], shown: Mapping[str, Sequence[str]], name_of_figur
         ATTENTION: "0.2",
         TORCH: "C5",
         TORCH_EAGER: "C9",
+        CHUNKWISE_16: "C0",
+        STREAM_16: "C2",
+        TORCH_EAGER_16: "C9",
     }
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     for name, modes in shown.items():
         line, marker = (
             (":", "^") if name in PYRAMID_SIZES else ("-", "o") if name.endswith("s16") else ("--", "s")
         )
-        style = {"linestyle": line, "marker": marker, "markersize": 4}
+        style: dict[str, Any] = {"marker": marker, "markersize": 4}
         for mode in modes:
+            style["linestyle"] = "-." if mode in IN_BFLOAT16 else line
             series = sorted((p for p in points if (p.model, p.mode) == (name, mode)), key=lambda p: p.size)
             run = [p for p in series if p.status == OK]
             if not run:

@@ -17,6 +17,7 @@ from vir_jax.models.batch_norm import EPSILON, BatchNorm
 from vir_jax.models.convolution import convolve
 from vir_jax.models.layers import conv_init, drop_path
 from vir_jax.models.layout import Layout
+from vir_jax.models.linear import add_bias
 from vir_jax.models.mixers import State
 from vir_jax.models.sharding import constrain
 from vir_jax.models.stage import StageBlock
@@ -79,7 +80,7 @@ class Conv(nnx.Module):
         """
         kernel, stride = self.kernel[...].astype(self.dtype), (self.stride, self.stride)
         out = convolve(maps.astype(self.dtype), kernel, stride, self.padding if padding is None else padding)
-        return out if self.bias is None else out + self.bias[...].astype(self.dtype)
+        return out if self.bias is None else add_bias(out, self.bias[...])
 
     def multiply_adds(self, places: int) -> int:
         """Count those of so many places of its output."""

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vir_jax.models.linear import product
+
 
 def convolve(
     images: Float[Array, "b H W c"],
@@ -28,8 +30,8 @@ def convolve(
     return jax.lax.platform_dependent(
         images,
         kernel,
-        cpu=lambda images, kernel: (
-            _windows(images, kernel.shape[:2], stride) @ kernel.reshape(-1, kernel.shape[-1])
+        cpu=lambda images, kernel: product(
+            _windows(images, kernel.shape[:2], stride), kernel.reshape(-1, kernel.shape[-1])
         ),
         default=lambda images, kernel: jax.lax.conv_general_dilated(
             images, kernel, stride, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")

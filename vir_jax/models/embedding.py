@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from vir_jax.models.convolution import convolve
 from vir_jax.models.layers import LAYER_NORM_EPSILON, conv_init
+from vir_jax.models.linear import add_bias, product
 from vir_jax.models.pixels import cut_patches
 
 Above = tuple[Float[Array, "b _ _ _"], ...]
@@ -41,7 +42,7 @@ class Patchify(nnx.Module):
         """Embed every patch; the result is float32."""
         # The gradient of a convolution by its kernel is slow on CPUs: a tenth of a step of configs/vir_cifar10.py.
         patches, kernel, bias = _promoted(self.conv, cut_patches(images, self.conv.kernel.shape[0]))
-        return (patches @ kernel.reshape(-1, kernel.shape[-1]) + bias).astype(jnp.float32)
+        return add_bias(product(patches, kernel.reshape(-1, kernel.shape[-1])), bias).astype(jnp.float32)
 
     def initial_state(self, batch: int, width: int) -> Above:
         """Return nothing: no patch depends on another."""
@@ -59,9 +60,9 @@ class Patchify(nnx.Module):
 
 
 def _promoted(conv: nnx.Conv, x: Array) -> tuple[Array, Array, Array]:
-    """Return x, kernel and bias in the dtype of the computation."""
+    """Return x and kernel in the dtype of the computation, and the bias."""
     assert conv.bias is not None
-    return conv.promote_dtype((x, conv.kernel[...], conv.bias[...]), dtype=conv.dtype)
+    return x.astype(conv.dtype), conv.kernel[...].astype(conv.dtype), conv.bias[...]
 
 
 class ConvEmbedding(nnx.Module):
@@ -148,7 +149,7 @@ class ConvEmbedding(nnx.Module):
             x = jnp.concatenate([rows.astype(x.dtype), x], axis=1)
             left.append(x[:, x.shape[1] - rows.shape[1] :].astype(jnp.float32))
             x, kernel, bias = _promoted(conv, x)
-            x = convolve(x, kernel, (stride, stride), self.padding) + bias
+            x = add_bias(convolve(x, kernel, (stride, stride), self.padding), bias)
             if self.between and i < len(self.norms):
                 x = nnx.gelu(self.norms[i](x), approximate=False)
         return x.astype(jnp.float32), tuple(left)

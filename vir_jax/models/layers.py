@@ -7,6 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from vir_jax.models.linear import Linear
 from vir_jax.models.sharding import constrain
 
 LAYER_NORM_EPSILON = 1e-6
@@ -25,7 +26,7 @@ class MLP(nnx.Module):
     """Two linear layers with the exact (erf) GELU between them."""
 
     def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.up = nnx.Linear(
+        self.up = Linear(
             dim,
             hidden,
             dtype=dtype,
@@ -34,7 +35,7 @@ class MLP(nnx.Module):
             bias_metadata={"axes": ("hidden",)},
             rngs=rngs,
         )
-        self.down = nnx.Linear(
+        self.down = Linear(
             hidden,
             dim,
             dtype=dtype,

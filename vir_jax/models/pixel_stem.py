@@ -1,5 +1,6 @@
 """From an image's pixels to tokens that predict them (docs/method.md, section 10): each sees those before its own."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from vir_jax.models.layout import Layout
 from vir_jax.models.likelihood import Likelihood
+from vir_jax.models.linear import Linear
 from vir_jax.models.mixers import mixer_names, mixer_type
 from vir_jax.models.options import check_option, is_integer
 from vir_jax.models.position import POSITIONS
@@ -51,7 +53,7 @@ class PixelStem(nnx.Module):
         self.image_size, self.dim, self.likelihood = image_size, dim, likelihood
         self.offsets = earlier_offsets(local_context)
         normal = nnx.initializers.normal(0.02)
-        self.embedding = nnx.Linear(
+        self.embedding = Linear(
             (1 + len(self.offsets)) * self._features,
             dim,
             use_bias=False,
@@ -122,8 +124,7 @@ class PixelStem(nnx.Module):
 
     def multiply_adds(self, layout: Layout) -> int:
         """Count the embedding's multiply-adds of one image."""
-        assert self.embedding.kernel is not None
-        return layout.patches * self.embedding.in_features * self.dim
+        return layout.patches * math.prod(self.embedding.in_features) * self.dim
 
     def _content(self, earlier: Int[Array, "b m channels"], layout: Layout) -> Float[Array, "b n c"]:
         n, reach = layout.patches, self.reach(layout.cols)

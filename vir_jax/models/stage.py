@@ -1,6 +1,7 @@
 """Equal blocks as one loop, read whole; or one after the other, in pieces with a state."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -131,7 +132,7 @@ class Block(StageBlock):
 
     def multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count those of mixer and MLP."""
-        mlp = 2 * layout.length * self.norm1.num_features * self.mlp.up.out_features
+        mlp = 2 * layout.length * self.norm1.num_features * math.prod(self.mlp.up.out_features)
         return self.mixer.multiply_adds(layout, mode) + mlp
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from vir_jax.ops.contract import contract, matmul_precision
 from vir_jax.ops.sequence import platform
+from vir_jax.ops.storage import from_bits, to_bits
 
 # Tokens in a block, at most: the fastest of 64, 128, 256 and 512 queries by 128, 256, 512 and all keys, at 577 to 2,049
 # tokens and 6 heads of 64 on a CPU.
@@ -133,10 +134,10 @@ def _forward(q: Tokens, k: Tokens, v: Tokens, causal: bool) -> tuple[Tokens, _Ke
         none = nothing[..., :1]
         end = index + 1 if causal else len(keys)
         top, mass, out = _over(0, end, add_keys, (none - jnp.inf, none, nothing), (keys, values, numbers))
-        return None, ((out / mass).astype(v.dtype), top + jnp.log(mass))
+        return None, (to_bits((out / mass).astype(v.dtype)), top + jnp.log(mass))
 
-    _, blocks = jax.lax.scan(of_queries, None, (_indices(n), queries, numbers))
-    out, log_sum = (_tokens(x, n) for x in blocks)
+    _, (stored, log_sum) = jax.lax.scan(of_queries, None, (_indices(n), queries, numbers))
+    out, log_sum = (_tokens(x, n) for x in (from_bits(stored, v.dtype), log_sum))
     return out, _Kept(q, k, v, out, log_sum)
 
 

@@ -16,13 +16,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Shaped
 
 from vir_jax.ops.contract import contract, empty_state, matmul_precision
 from vir_jax.ops.decay import decay_between_2d, decay_power, grid_positions
 from vir_jax.ops.grid_state import along_columns, between_columns, empty_grid_state
+from vir_jax.ops.storage import from_bits, to_bits
 
 Patches = Float[Array, "b y x h _"]
+StoredPatches = Shaped[Array, "b y x h _"]  # `to_bits`
 States = Float32[Array, "b h x d e"]
 
 
@@ -35,7 +37,7 @@ class _Carry(NamedTuple):
     """What the band adds to the state behind it of the tile's last column."""
     states: States
     """Those above the band; up to this tile, those behind it."""
-    out: Patches
+    out: StoredPatches
 
 
 def chunkwise(
@@ -85,7 +87,8 @@ def _onward(
         return one_band(*carry, first_row), None
 
     # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
-    (states, out), _ = jax.lax.scan(step, (states, v), height * jnp.arange(bands, dtype=jnp.int32))
+    (states, out), _ = jax.lax.scan(step, (states, to_bits(v)), height * jnp.arange(bands, dtype=jnp.int32))
+    out = from_bits(out, v.dtype)
     return out[:, :rows, :cols].reshape(b, n, h, e), states[:, :, :cols]
 
 
@@ -101,13 +104,13 @@ def _band(
     v: Patches,
     log_decay: Float32[Array, "h"],
     states: States,
-    out: Patches,
+    out: StoredPatches,
     first_row: Array,
     *,
     size: tuple[int, int],
     rows: int,
     decay_late: bool,
-) -> tuple[States, Patches]:
+) -> tuple[States, StoredPatches]:
     """Read the band from `first_row` on: the states behind it, and the output."""
     (height, width), tiles = size, q.shape[2] // size[1]
     precision = matmul_precision(q, k, v)
@@ -159,7 +162,7 @@ def _band(
         states = jax.lax.dynamic_update_slice_in_dim(
             carry.states, past_band * part + below, tile * width, axis=2
         )
-        out = jax.lax.dynamic_update_slice(carry.out, here, corner(tile))
+        out = jax.lax.dynamic_update_slice(carry.out, to_bits(here), corner(tile))
         return _Carry(left, below[:, :, -1], states, out), None
 
     k_flat, v_flat = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (k, v))

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.contract import contract, empty_state, matmul_precision
 from vir_jax.ops.grid_state import empty_grid_state
+from vir_jax.ops.storage import from_bits, to_bits
 
 
 def recurrent(
@@ -47,7 +48,8 @@ def recurrent(
             else:
                 beside = gamma * beside + new
                 state = onward = gamma * above + beside
-            return beside, (onward, contract("bhd,bhde->bhe", q, state, precision).astype(v.dtype))
+            out = contract("bhd,bhde->bhe", q, state, precision).astype(v.dtype)
+            return beside, (onward, to_bits(out))
 
         _, (onward, out) = jax.lax.scan(column, empty_state(k, v), (*tokens, above), reverse=reverse)
         return onward, out
@@ -55,5 +57,5 @@ def recurrent(
     tokens = (jnp.moveaxis(t, 1, 0).reshape(rows, cols, b, h, -1) for t in (q, k, v))
     above = empty_grid_state(k, v, cols) if arriving is None else arriving
     final, out = jax.lax.scan(row, jnp.moveaxis(above, 2, 0), tuple(tokens), reverse=reverse)
-    out = jnp.moveaxis(out.reshape(n, b, h, e), 0, 1)
+    out = jnp.moveaxis(from_bits(out, v.dtype).reshape(n, b, h, e), 0, 1)
     return out, jnp.moveaxis(final, 0, 2) if with_final else None

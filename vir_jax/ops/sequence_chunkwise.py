@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Float32
 from vir_jax.ops.contract import empty_state
 from vir_jax.ops.decay import Decays
 from vir_jax.ops.sequence_parallel import parallel
+from vir_jax.ops.storage import from_bits, to_bits
 
 
 def chunkwise(
@@ -44,7 +45,7 @@ def chunkwise(
             reverse=reverse,
             with_final=with_final,
         )
-        return state, jax.lax.dynamic_update_slice_in_dim(out, here, start, axis=1)
+        return state, jax.lax.dynamic_update_slice_in_dim(out, to_bits(here), start, axis=1)
 
     def step(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
         state, out = chunk(*carry, start, chunk_size, with_final=True)
@@ -57,6 +58,6 @@ def chunkwise(
     arriving = empty_state(k, v) if arriving is None else arriving
     starts = (rest if reverse else 0) + chunk_size * jnp.arange(chunks, dtype=jnp.int32)
     # The output begins as v, all of which is overwritten: it has the shape, the dtype and the devices it needs.
-    (passed, out), _ = jax.lax.scan(step, (arriving, v), starts, reverse=reverse)
+    (passed, out), _ = jax.lax.scan(step, (arriving, to_bits(v)), starts, reverse=reverse)
     final, out = chunk(passed, out, 0 if reverse else n - rest, rest, with_final=with_final)
-    return out, final
+    return from_bits(out, v.dtype), final

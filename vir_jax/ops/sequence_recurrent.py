@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.contract import contract, empty_state, matmul_precision
 from vir_jax.ops.decay import Decays
+from vir_jax.ops.storage import from_bits, to_bits
 
 
 def recurrent(
@@ -32,9 +33,9 @@ def recurrent(
     def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
         q, k, v, decay = token
         state = decay[..., None, None] * state + k[..., :, None].astype(jnp.float32) * v[..., None, :]
-        return state, contract("bhd,bhde->bhe", q, state, precision).astype(v.dtype)
+        return state, to_bits(contract("bhd,bhde->bhe", q, state, precision).astype(v.dtype))
 
     tokens = (*(jnp.moveaxis(x, 1, 0) for x in (q, k, v)), decay)
     state = empty_state(k, v) if arriving is None else arriving
     final, out = jax.lax.scan(step, state, tokens, reverse=reverse)
-    return jnp.moveaxis(out, 0, 1), final if with_final else None
+    return from_bits(jnp.moveaxis(out, 0, 1), v.dtype), final if with_final else None

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32
 
 from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
+from vir_jax.models.linear import Linear, add_bias, product
 from vir_jax.models.mixers.mixer import Mixer, State
 from vir_jax.models.options import check_bool
 from vir_jax.models.rope import Rope, check_rope, rotate, token_angles
@@ -127,13 +128,12 @@ class HeadsMixer(Mixer):
             together = self.qkv(x)
             return [checkpoint_name(together[:, :, i], "qkv") for i in range(3)]
         x, kernel = (y.astype(self.qkv.dtype) for y in (x, self.qkv.kernel[...]))
-        bias = None if self.qkv.bias is None else self.qkv.bias[...].astype(self.qkv.dtype)
         # Gathered whole, where fsdp splits its rows, and not part by part.
         kernel = constrain(kernel, None, None, "heads", None)
         shape = (*x.shape[:-1], self.heads, self.head_dim)
-        products = (x @ kernel[:, i].reshape(self.dim, -1) for i in range(3))
-        if bias is not None:
-            products = (y + bias[i].reshape(-1) for i, y in enumerate(products))
+        products = (product(x, kernel[:, i].reshape(self.dim, -1)) for i in range(3))
+        if self.qkv.bias is not None:
+            products = (add_bias(y, self.qkv.bias[i].reshape(-1)) for i, y in enumerate(products))
         split = (constrain(y.reshape(shape), "batch", None, "heads", None) for y in products)
         return [checkpoint_name(y, "qkv") for y in split]
 
@@ -149,12 +149,10 @@ def head_width(dim: int, heads: int) -> int:
     return dim // heads
 
 
-def to_heads(
-    dim: int, shape: tuple[int, ...], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.LinearGeneral:
+def to_heads(dim: int, shape: tuple[int, ...], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs) -> Linear:
     """Make a projection of tokens to `shape`, which ends in heads and their channels."""
     axes = (*(None for _ in shape[:-2]), "heads" if shape[-2] > 1 else None, None)
-    return nnx.LinearGeneral(
+    return Linear(
         dim,
         shape,
         use_bias=bias,
@@ -166,9 +164,9 @@ def to_heads(
     )
 
 
-def from_heads(shape: tuple[int, int], dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LinearGeneral:
+def from_heads(shape: tuple[int, int], dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Linear:
     """Make a projection of (heads, channels of each) back to tokens."""
-    return nnx.LinearGeneral(
+    return Linear(
         shape,
         dim,
         axis=(-2, -1),

@@ -1,5 +1,7 @@
 """A perceptron over the tokens instead of attention: MLP-Mixer (arXiv 2105.01601), as in Vision X-formers."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -8,6 +10,7 @@ from jaxtyping import Array, Float
 
 from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
+from vir_jax.models.linear import Linear
 from vir_jax.models.mixers.mixer import Mixer, State, register
 from vir_jax.models.options import check_positive
 
@@ -43,7 +46,7 @@ class MLPMixer(Mixer):
         hidden = layout.length if token_hidden is None else token_hidden
         check_positive("token_hidden", hidden)
         self.dim, self.grid = dim, layout.grid
-        self.up = nnx.Linear(
+        self.up = Linear(
             layout.length,
             hidden,
             dtype=dtype,
@@ -52,7 +55,7 @@ class MLPMixer(Mixer):
             bias_metadata={"axes": ("hidden",)},
             rngs=rngs,
         )
-        self.down = nnx.Linear(
+        self.down = Linear(
             hidden,
             layout.length,
             dtype=dtype,
@@ -88,4 +91,4 @@ class MLPMixer(Mixer):
     def multiply_adds(self, layout: Layout, mode: str) -> int:
         """Count the two layers."""
         self.check_call(mode, None, False)
-        return 2 * layout.length * self.up.out_features * self.dim
+        return 2 * layout.length * math.prod(self.up.out_features) * self.dim

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32
 
 from vir_jax.models.layers import linear_init
 from vir_jax.models.layout import Layout
+from vir_jax.models.linear import Linear
 from vir_jax.models.mixers.decays import DECAYS, make_decay
 from vir_jax.models.mixers.heads import Heads, HeadsMixer
 from vir_jax.models.mixers.mixer import State, register
@@ -287,8 +288,8 @@ def _norm(name: str, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNo
     return nnx.LayerNorm(dim, epsilon=NORM_EPSILON, use_bias=False, dtype=dtype, rngs=rngs)
 
 
-def _gate(dim: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LinearGeneral:
-    return nnx.LinearGeneral(
+def _gate(dim: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Linear:
+    return Linear(
         dim,
         (heads, dim // heads),
         dtype=dtype,
