@@ -90,7 +90,8 @@ def measure(chip: str, form: Form, which: str, tokens: int, batch: int) -> tuple
         return jnp.sum(forward(q, k, v, log_decay).astype(jnp.float32) ** 2)
 
     function = forward if which == PASSES[0] else jax.grad(loss, argnums=(0, 1, 2))
-    compiled = jax.jit(function).lower(x, x, x, log_decay).compile()
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function).lower(x, x, x, log_decay).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     return estimated_cycles(compiled.as_text() or ""), memory.temp_size_in_bytes

@@ -18,7 +18,8 @@ import pytest
 from jax._src.interpreters.partial_eval import DynamicJaxprTracer
 
 import vir_jax.training.loop
-from vir_jax.ops import kernels, sequence
+from vir_jax.ops import kernels
+from vir_jax.ops.platform import platform as platform_in_context
 from vir_jax.runs.config import default_config
 
 # One part of machine code a program, not 32 to be compiled side by side: there is a worker for each core already.
@@ -85,10 +86,10 @@ def _on_two_devices(monkeypatch):
 def kernels_run(monkeypatch):
     """All kernels run on this machine: compiled on what they are written for, interpreted elsewhere."""
     for name, platform in kernels.PLATFORMS.items():
-        if platform != sequence.platform():
+        if platform != platform_in_context():
             module = importlib.import_module(f"vir_jax.ops.kernels.{name}")
             monkeypatch.setattr(module, "chunkwise", functools.partial(module.chunkwise, interpret=True))
-            monkeypatch.setitem(kernels.PLATFORMS, name, sequence.platform())
+            monkeypatch.setitem(kernels.PLATFORMS, name, platform_in_context())
 
 
 def pytest_addoption(parser):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from vir_jax.ops.contract import contract, matmul_precision
-from vir_jax.ops.sequence import platform
+from vir_jax.ops.platform import platform
 from vir_jax.ops.storage import from_bits, to_bits
 
 # Tokens in a block, at most: the fastest of 64, 128, 256 and 512 queries by 128, 256, 512 and all keys, at 577 to 2,049

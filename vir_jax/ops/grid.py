@@ -18,7 +18,8 @@ from vir_jax.ops.checks import (
 )
 from vir_jax.ops.gradient import Form, differentiable
 from vir_jax.ops.grid_state import empty_grid_state
-from vir_jax.ops.sequence import choose_form, platform, scaled
+from vir_jax.ops.platform import platform
+from vir_jax.ops.sequence import choose_form, scaled
 
 # By platform, with 12 heads of 64. CPU: measured on two cores (benchmarks/results/retention.md); one masked einsum is
 # the faster on a 24 x 24 grid, tiles on 32 x 32 and above. TPU: estimated by the compiler (docs/speed.md); the einsum

@@ -19,6 +19,7 @@ from vir_jax.ops.checks import (
 from vir_jax.ops.decay import Decays
 from vir_jax.ops.gradient import Form, differentiable
 from vir_jax.ops.kernels import PLATFORMS, chosen_kernel, kernel_form
+from vir_jax.ops.platform import platform
 from vir_jax.ops.sequence_chunkwise import chunkwise
 from vir_jax.ops.sequence_parallel import parallel
 from vir_jax.ops.sequence_recurrent import recurrent
@@ -176,16 +177,6 @@ def choose_form(mode: str, n: int, chunk_size: int | None = None) -> Form:
     if mode == "chunkwise":
         return partial(chunkwise, chunk_size=chunk_size or CHUNK_SIZES[platform()])
     return parallel if mode == "parallel" else recurrent
-
-
-def platform() -> str:
-    """Return what is compiled for: "cpu", "tpu" or "gpu", as which any other accelerator counts.
-
-    That of the mesh in context, whose devices need not be on this machine, or else of JAX's default device.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return name if name in ("cpu", "tpu") else "gpu"
 
 
 def _fastest(dtype: Any, n: int, width: int) -> str | None:

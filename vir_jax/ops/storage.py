@@ -9,10 +9,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from vir_jax.ops.platform import platform
+
 
 def to_bits(x: Float[Array, "..."]) -> Shaped[Array, "..."]:
-    """Return 16-bit floats as integers of the same bits, and other floats as they are."""
-    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+    """Return, on a CPU, 16-bit floats as integers of the same bits; elsewhere, and others, as they are."""
+    if platform() == "cpu" and x.dtype.itemsize == 2:
+        return jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return x
 
 
 def from_bits(bits: Shaped[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:

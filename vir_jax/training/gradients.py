@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from vir_jax.ops.sequence import platform
+from vir_jax.ops.platform import platform
 from vir_jax.runs.state import Params
 from vir_jax.training.example_keys import example_key
 
