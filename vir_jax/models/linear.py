@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +14,20 @@ Pair = tuple[Sequence[int], Sequence[int]]
 class Linear(nnx.LinearGeneral):
     """Flax's linear layer, over the last axes of what it reads."""
 
-    def __call__(self, inputs: Float[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
-        """Compute x W + b in the layer's dtype."""
+    def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:  # type: ignore[override]
+        """Compute x W + b in the layer's dtype; how it is split over devices is left to the compiler."""
         x, kernel = (y.astype(self.dtype) for y in (inputs, self.kernel[...]))
         out = product(x, kernel, len(self.in_features))
         return out if self.bias is None else add_bias(out, self.bias[...])
 
 
 def product(x: Float[Array, "..."], w: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
-    """Sum over the last axes of x and the first of w, which have one dtype.
+    """Multiply x and w, which have one dtype, and sum over the last axes of x and the first of w.
 
     CPUs with instructions for bfloat16 multiply it several times as fast as float32, but XLA uses them only where the
     result is float32: asked for bfloat16 it widens both operands first. So on a CPU the result is float32 and
-    then rounded, in the gradients too. Elsewhere, and in other dtypes, the product is XLA's own.
+    then rounded, in the gradients too. Elsewhere, and in other dtypes, the product is XLA's own. Forward differentiation
+    (`jax.jvp`) of bfloat16 is not defined.
     """
     if x.dtype == jnp.bfloat16:
         return _bfloat16_product(x, w, axes)
