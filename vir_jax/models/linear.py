@@ -25,9 +25,9 @@ def product(x: Float[Array, "..."], w: Float[Array, "..."], axes: int = 1) -> Fl
     """Multiply x and w, which have one dtype, and sum over the last axes of x and the first of w.
 
     CPUs with instructions for bfloat16 multiply it several times as fast as float32, but XLA uses them only where the
-    result is float32: asked for bfloat16 it widens both operands first. So on a CPU the result is float32 and
-    then rounded, in the gradients too. Elsewhere, and in other dtypes, the product is XLA's own. Forward differentiation
-    (`jax.jvp`) of bfloat16 is not defined.
+    result is float32: asked for bfloat16 it widens both operands first. So on a CPU the result is float32 and then
+    rounded, in the gradients too. Elsewhere, and in other dtypes, the product is XLA's own. In bfloat16 forward
+    differentiation (`jax.jvp`) is not defined.
     """
     if x.dtype == jnp.bfloat16:
         return _bfloat16_product(x, w, axes)
