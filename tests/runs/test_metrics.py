@@ -53,6 +53,14 @@ def test_no_writer_leaves_the_lines(tmp_path):
     assert len(read_metrics(tmp_path)) == 1
 
 
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    """As on a disk that was full: a part of the line went in, and the run stopped before the rest."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.5}\n{"step": 2, "tra')
+    assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 2.5}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/lo')
+    assert read_metrics(tmp_path) == []
+
+
 def test_lines_after_the_restored_step_are_taken_out(tmp_path):
     lines = [json.dumps({"step": step, "train/loss": float(step)}) for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "tra')

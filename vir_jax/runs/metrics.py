@@ -123,8 +123,12 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float | int | None]]:
-    """Return the lines of a run's `metrics.jsonl`, in order."""
-    return [json.loads(line) for line in (open_workdir(workdir) / METRICS_FILE).read_text().splitlines()]
+    """Return the whole lines of a run's `metrics.jsonl`, in order.
+
+    What follows the last end of a line is left out: it is being written, or waited for room on a full disk.
+    """
+    whole, _, _ = (open_workdir(workdir) / METRICS_FILE).read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def has_metrics(workdir: RunPath) -> bool:
