@@ -51,10 +51,11 @@ class PyramidSize:
 
 
 # All are ours. Widths, depths and stems of ti, s and b are those of MambaVision (T, S, B); the last stages of s are as
-# wide as ViR-S and ViR-B, and so are their heads. pico and nano are for small images; nano has no more parameters than
-# vir_pico4.
+# wide as ViR-S and ViR-B, and so are their heads. nano, micro and pico are for small images; nano has no more parameters
+# than vir_pico4.
 PYRAMID_SIZES = {
     "vir_h_nano": PyramidSize(dim=10, stem_dim=16, depths=(2, 2, 3, 1), heads=(4, 8)),
+    "vir_h_micro": PyramidSize(dim=16, stem_dim=16, depths=(2, 2, 3, 1), heads=(4, 8)),
     "vir_h_pico": PyramidSize(dim=32, stem_dim=32, depths=(1, 1, 3, 1), heads=(4, 8)),
     "vir_h_ti": PyramidSize(dim=80, stem_dim=32, depths=(1, 3, 8, 4), heads=(8, 16)),
     "vir_h_s": PyramidSize(dim=96, stem_dim=64, depths=(3, 3, 7, 5), heads=(6, 12)),
