@@ -227,15 +227,25 @@ def _shown(results: Sequence[Result]) -> Shown:
 
 
 def draw(grid: Grid, records: Sequence[Record]) -> Figure:
-    """Return the curves of all rows that have finished runs: means as lines, single seeds thin."""
+    """Return the curves of all rows that have finished runs: means as lines, single seeds thin.
+
+    Rows named FIRST,REST have a colour for each FIRST, a line style for each REST.
+    """
     by_row = _results(grid, records)
+    firsts, rests = (list(dict.fromkeys(row.partition(",")[i] for row in by_row)) for i in (0, 2))
     shown = _shown([result for results in by_row.values() for result in results])
-    figure = new_figure(11.0, 4.8, f"{grid.name}: {shown.name} (thin: single seeds)")
+    height = max(4.8, 0.21 * len(by_row) + 0.5)  # The legend has a line for each row.
+    figure = new_figure(11.0, height, f"{grid.name}: {shown.name} (thin: single seeds)")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     handles = []
-    for index, (row, results) in enumerate(by_row.items()):
+    for row, results in by_row.items():
+        first, _, rest = row.partition(",")
+        colour, line = firsts.index(first), rests.index(rest)
         values = shown.factor * np.array([result.curve.value for result in results])
-        style = {"color": colormaps["tab10"](index % 10), "linestyle": ("-", "--", ":")[index // 10 % 3]}
+        style = {
+            "color": colormaps["tab10"](colour % 10),
+            "linestyle": ("-", "--", ":", "-.")[(line + colour // 10) % 4],
+        }
         for axes, x in (
             (over_steps, np.array([result.curve.step for result in results])),
             (over_seconds, np.array([result.curve.seconds for result in results])),

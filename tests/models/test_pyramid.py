@@ -23,6 +23,7 @@ TINY = {"stem_stride": 1, "num_classes": 5, "image_size": SIDES}
 # At 1000 classes: docs/pyramids.md. Multiply-adds at 224 pixels, mixing included.
 PARAMETERS = {
     "vir_h_nano": (276_244, 61_484_448),
+    "vir_h_micro": (623_704, 135_314_688),
     "vir_h_pico": (2_132_104, 383_826_432),
     "vir_h_ti": (34_144_328, 4_898_871_296),
     "vir_h_s": (54_665_640, 8_094_131_712),
