@@ -12,6 +12,7 @@ import importlib
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import jax
 import pytest
@@ -37,16 +38,25 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Of every random key that is drawn under a trace Flax asks for the sharding, twice, and JAX's answer, that there is
 # none, tells in some milliseconds where the tracer came from. A tenth of what making a model takes.
 DynamicJaxprTracer._origin_msg = lambda self: ""
+# Of an error JAX tells apart whose frames are its own, file by file.
+jax.config.update("jax_traceback_filtering", "off")
 # JAX's plug-in for GPUs may be there without a GPU, to compile for one.
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 
 
+# What is imported stays: the collector need not look at it again and again.
+gc.freeze()
+gc.set_threshold(200_000, 20, 50)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_end_with_their_file():
-    """Frees what the tests of a file compiled: programs hold memory maps, and a process may have 65,530 of them."""
+    """Frees what was compiled before it is too much: programs hold memory maps, and a process may have 65,530."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
