@@ -51,8 +51,8 @@ class PyramidSize:
 
 
 # All are ours. Widths, depths and stems of ti, s and b are those of MambaVision (T, S, B); the last stages of s are as
-# wide as ViR-S and ViR-B, and so are their heads. nano, micro and pico are for small images; nano has no more parameters
-# than vir_pico4.
+# wide as ViR-S and ViR-B, and so are their heads. nano, micro and pico are for small images; nano has no more
+# parameters than vir_pico4.
 PYRAMID_SIZES = {
     "vir_h_nano": PyramidSize(dim=10, stem_dim=16, depths=(2, 2, 3, 1), heads=(4, 8)),
     "vir_h_micro": PyramidSize(dim=16, stem_dim=16, depths=(2, 2, 3, 1), heads=(4, 8)),

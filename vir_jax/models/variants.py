@@ -129,7 +129,8 @@ def create_model(
 
     Args:
         name: `{vir|vit|cvir}_{pico|ti|s|b|l|vix}{patch in pixels}`, e.g. "vir_b16"; or that of a pyramid with
-            convolutional stages (docs/pyramids.md), `vir_h_{nano|micro|pico|ti|s|b}`. `MODEL_NAMES` lists the usual ones.
+            convolutional stages (docs/pyramids.md), `vir_h_{nano|micro|pico|ti|s|b}`. `MODEL_NAMES` lists the
+            usual ones.
         num_classes: width of the head; that of a model of pixels has the width that its distribution needs.
         rngs: source of the parameters' random keys.
         image_size: pixels, a square's side or (height, width), that the position embeddings are made for. The
