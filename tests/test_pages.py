@@ -148,7 +148,15 @@ def test_tables_are_those_of_the_results():
     of_operators = records("retention", retention.Record)
     expected["docs/speed.md", "retention"] = retention.of_sequences(of_operators, Peaks(1.0, 1.0))
     expected["docs/generate.md", "generation"] = generation.report(records("generation", generation.Record))
-    for name in ("cifar10", "cifar10_screen", "cifar10_pixels", "vix", "digits", "digits_pixels"):
+    for name in (
+        "cifar10",
+        "cifar10_half_hour",
+        "cifar10_screen",
+        "cifar10_pixels",
+        "vix",
+        "digits",
+        "digits_pixels",
+    ):
         grid = load_grid(ROOT / "benchmarks" / "grids" / f"{name}.py")
         found = read_records(RESULTS / f"ablation_{grid.name}.json")
         expected["docs/results.md", f"ablation_{grid.name}"] = ablation.markdown(grid, found)
