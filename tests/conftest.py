@@ -54,7 +54,7 @@ def programs_end_with_their_file():
     """Frees what was compiled before it is too much: programs hold memory maps, and a process may have 65,530."""
     yield
     maps = Path("/proc/self/maps")
-    if not maps.exists() or len(maps.read_bytes().splitlines()) > 20_000:
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 10_000:
         jax.clear_caches()
         gc.collect()
 
