@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import (
@@ -213,6 +215,36 @@ def test_what_the_readme_says_of_mixers_is_in_the_results():
         assert retention / ms["performer", tokens] == pytest.approx(0.5, abs=0.06)
     ratio = ms["softmax", 16385] / ms["retention, chunkwise", 16385]
     assert f"attention takes {ratio:.0f} times as long" in (ROOT / "README.md").read_text()
+
+
+def test_what_positions_and_stems_give_is_in_the_results():
+    """Over pairs of rows of Vision X-formers that differ in one of them alone: mean and standard error."""
+    value = {
+        tuple(record.row.split(",")): 100 * record.result.value
+        for record in read_records(RESULTS / "ablation_vix.json")
+        if record.seed == 0
+    }
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    for index, (before, after) in ((2, ("learned", "rope")), (1, ("linear", "conv_vix"))):
+        gains = []
+        for row in value:
+            other = (*row[:index], after, *row[index + 1 :])
+            if row[index] == before and other in value:
+                gains.append(value[other] - value[row])
+        error = np.std(gains, ddof=1) / len(gains) ** 0.5
+        assert f"{np.mean(gains):.1f} ± {error:.1f} over {len(gains)} pairs" in text
+
+
+def test_what_the_pages_say_of_mixers_of_three_seeds_is_in_the_results():
+    values = defaultdict(list)
+    for record in read_records(RESULTS / "ablation_vix.json"):
+        values[record.row].append(100 * record.result.value)
+    said = {
+        f"{np.mean(found):.1f} ± {np.std(found, ddof=1):.1f}" for found in values.values() if len(found) == 3
+    }
+    assert len(said) == 6
+    for page in ("README.md", "docs/results.md"):
+        assert said <= set(re.findall(r"\d\d\.\d ± \d\.\d", (ROOT / page).read_text()))
 
 
 def test_results_of_the_readme_are_those_of_the_recipes():
