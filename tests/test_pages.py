@@ -152,6 +152,7 @@ def test_tables_are_those_of_the_results():
     expected["docs/generate.md", "generation"] = generation.report(records("generation", generation.Record))
     for name in (
         "cifar10",
+        "cifar10_1024",
         "cifar10_half_hour",
         "cifar10_screen",
         "cifar10_pixels",

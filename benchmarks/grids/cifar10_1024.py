@@ -3,7 +3,7 @@
     python -m vir_jax.data.prepare --dataset=cifar10
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.ablation benchmarks/grids/cifar10_1024.py
 
-ViR's epoch and ViT's quarter of one take some 18 minutes of a CPU core each. Run both side by side, a core each, so
+ViR's epoch and ViT's quarter of one take some 21 minutes of a CPU core each. Run both side by side, a core each, so
 that seconds compare. Batches of 32, so that ViT has some hundred steps; its warm-up is the same share of its steps.
 Evaluated on 2,000 of the test images.
 """
