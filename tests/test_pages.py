@@ -211,9 +211,9 @@ def test_what_the_readme_says_of_mixers_is_in_the_results():
     for tokens in (1025, 4097, 16385):
         retention = ms["retention, chunkwise", tokens]
         others = {name for name, n in ms if n == tokens and not name.startswith("retention")}
-        assert {name for name in others if ms[name, tokens] < 0.9 * retention} == {"fnet"}
-        assert retention / ms["linformer", tokens] == pytest.approx(1, abs=0.1)
-        assert retention / ms["performer", tokens] == pytest.approx(0.5, abs=0.06)
+        assert {name for name in others if ms[name, tokens] < 0.8 * retention} == {"fnet"}
+        assert retention / ms["linformer", tokens] == pytest.approx(1, abs=0.2)
+        assert 0.4 <= round(retention / ms["performer", tokens], 1) <= 0.6
     ratio = ms["softmax", 16385] / ms["retention, chunkwise", 16385]
     assert f"attention takes {ratio:.0f} times as long" in (ROOT / "README.md").read_text()
 
