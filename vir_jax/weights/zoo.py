@@ -1,6 +1,6 @@
 """Small trained models inside the package, by name: folders as `python -m vir_jax.weights export` writes them.
 
-To add one: python -m vir_jax.weights export runs/vir_cifar10 vir_jax/zoo/vir_cifar10.
+To add one: python -m vir_jax.weights export --checkpoint=last runs/vir_cifar10 vir_jax/zoo/vir_cifar10
 """
 
 import difflib
