@@ -27,6 +27,7 @@ import numpy as np
 import PIL
 import simplejpeg
 
+from benchmarks.timing import processor
 from vir_jax.data import AugmentConfig, Example, augment_image, decode_image, eval_transform, train_loader
 
 ROOT = Path(__file__).parents[1]
@@ -170,15 +171,6 @@ def main() -> None:
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     sys.exit(0 if met else 1)
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ over a device for each core, too. Memory is the compiled program's temporary mem
 of one device. What would take more than MEMORY_LIMIT is compiled, for its memory, and not run.
 
 The floor is what nothing that reads chunks of 64 can do without on this machine: their multiply-adds at the speed of
-one large product, or the arrays' bytes at that of a copy, both measured in the same run.
+one large product, or the arrays' bytes at that of a copy, both of which take turns with what they are compared with.
 
 Writes benchmarks/results/retention.{md,json} and the table of 1-D in docs/speed.md.
 """
@@ -30,8 +30,8 @@ from benchmarks.timing import (
     Peaks,
     machine,
     markdown_table,
-    measure_peaks,
     median_ms,
+    median_ms_and_peaks,
     replace_between_markers,
     write_results,
 )
@@ -58,7 +58,7 @@ Operator = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 class Record:
     """One measurement: an operator at one size, in one pass.
 
-    `ms` is None where it was not run, `temp_bytes` of torch, and `floor_ms` of 2-D retention, which does more.
+    `ms` is None where it was not run, `temp_bytes` of torch, `peaks` and `floor_ms` of 2-D retention, which does more.
     """
 
     op: str
@@ -67,6 +67,7 @@ class Record:
     which: str
     ms: float | None
     temp_bytes: int | None
+    peaks: Peaks | None
     floor_ms: float | None
 
     def cell(self) -> str:
@@ -121,9 +122,7 @@ def _over_cores(inputs: list[jax.Array]) -> tuple[Operator, list[jax.Array]]:
     return lambda q, k, v: split(q, k, v, log_decay), placed
 
 
-def _measure(
-    op: str, size: str, operators: dict[str, Operator], n: int, batch: int, peaks: Peaks
-) -> list[Record]:
+def _measure(op: str, size: str, operators: dict[str, Operator], n: int, batch: int) -> list[Record]:
     inputs = _inputs(n, batch)
     given = {mode: (operator, inputs) for mode, operator in operators.items()}
     if op == "retention" and jax.default_backend() == "cpu" and jax.local_device_count() > 1:
@@ -135,38 +134,42 @@ def _measure(
         runs: dict[str, Callable[[], Any]] = {
             m: partial(each, *given[m][1]) for m, each in compiled.items() if temp[m] <= MEMORY_LIMIT
         }
-        floor = None
+        peaks, floor = None, None
         if op == "retention":
-            arrays = 4 if which == "forward" else 6  # q, k, v and what is written
-            floor = peaks.floor_ms(_least_flops(n, which) * batch, arrays * inputs[0].nbytes)
             if torch_operators.installed():
                 runs |= torch_operators.calls(inputs, vir_log_decay(HEADS), gradient=which != "forward")
-        if SOFTMAX in runs:  # Last in each round, for it leaves the caches cold to what follows.
-            runs[SOFTMAX] = runs.pop(SOFTMAX)
-        ms = median_ms(runs)
+            if SOFTMAX in runs:  # Last in each round, for it leaves the caches cold to what follows.
+                runs[SOFTMAX] = runs.pop(SOFTMAX)
+            ms, peaks = median_ms_and_peaks(runs)
+            arrays = 4 if which == "forward" else 6  # q, k, v and what is written
+            floor = peaks.floor_ms(_least_flops(n, which) * batch, arrays * inputs[0].nbytes)
+        else:
+            ms = median_ms(runs)
         names = dict.fromkeys([*given, *runs])
-        records += [Record(op, size, name, which, ms.get(name), temp.get(name), floor) for name in names]
+        records += [
+            Record(op, size, name, which, ms.get(name), temp.get(name), peaks, floor) for name in names
+        ]
     return records
 
 
-def _measure_sequences(peaks: Peaks) -> list[Record]:
+def _measure_sequences() -> list[Record]:
     op = partial(_output_of, retention, log_decay=vir_log_decay(HEADS))
     operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
     operators[OTHER_CHUNKS] = op(mode="chunkwise", chunk_size=64)
     operators[SOFTMAX] = jax.nn.dot_product_attention
     records = []
     for n, batch in SEQUENCES:
-        records += _measure("retention", f"N={n} (b={batch})", operators, n, batch, peaks)
+        records += _measure("retention", f"N={n} (b={batch})", operators, n, batch)
     return records
 
 
-def _measure_grids(peaks: Peaks) -> list[Record]:
+def _measure_grids() -> list[Record]:
     records = []
     for grid, batch in GRIDS:
         op = partial(_output_of, retention_2d, log_decay=vir_log_decay(HEADS), grid=grid)
         operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
         size = f"{grid[0]}x{grid[1]} + 1 (b={batch})"
-        records += _measure("retention_2d", size, operators, math.prod(grid) + 1, batch, peaks)
+        records += _measure("retention_2d", size, operators, math.prod(grid) + 1, batch)
     return records
 
 
@@ -185,7 +188,10 @@ def _table(records: list[Record], op: str, which: str) -> str:
     ratios = [auto_over_best([by_key[mode, size] for mode in modes]) for size in sizes]
     rows.append(["auto / best mode", *(f"{ratio:.2f}" for ratio in ratios)])
     floors = {record.size: record.floor_ms for record in chosen if record.floor_ms is not None}
+    peaks = {record.size: record.peaks for record in chosen if record.peaks is not None}
     if floors:
+        rows.append(["large product, GFLOP/s", *(f"{each.flops / 1e9:.0f}" for each in peaks.values())])
+        rows.append(["copy, GB/s", *(f"{each.bytes / 1e9:.0f}" for each in peaks.values())])
         rows.append(["floor", *(_ms(floor) for floor in floors.values())])
         for mode in [mode for mode in ("auto", OVER_CORES) if mode in modes]:
             found = [(floor, by_key[mode, size].ms) for size, floor in floors.items()]
@@ -193,13 +199,13 @@ def _table(records: list[Record], op: str, which: str) -> str:
     return markdown_table([which, *sizes], rows)
 
 
-def of_sequences(records: list[Record], peaks: Peaks) -> str:
+def of_sequences(records: list[Record]) -> str:
     """The tables of 1-D, and on what they were measured."""
     where = ", ".join(f"{key} {value}" for key, value in machine().items())
     return "\n".join(
         [
             "Milliseconds, and in parentheses temporary memory in MiB.\n"
-            f"`python -m benchmarks.retention`; {HEADS} heads of {WIDTH}, float32; {where}; {peaks}.\n",
+            f"`python -m benchmarks.retention`; {HEADS} heads of {WIDTH}, float32; {where}.\n",
             *(_table(records, "retention", which) for which in PASSES),
         ]
     )
@@ -208,9 +214,8 @@ def of_sequences(records: list[Record], peaks: Peaks) -> str:
 def main() -> None:
     """Measures, prints and writes."""
     jax.config.update("jax_num_cpu_devices", math.gcd(HEADS, len(os.sched_getaffinity(0))))
-    peaks = measure_peaks()
-    records = _measure_sequences(peaks) + _measure_grids(peaks)
-    sequences = of_sequences(records, peaks)
+    records = _measure_sequences() + _measure_grids()
+    sequences = of_sequences(records)
     in_2d = "\n".join(_table(records, "retention_2d", which) for which in PASSES)
     markdown = f"# Retention\n\n{sequences}\n## In two dimensions\n\n{in_2d}"
     write_results("retention", markdown, records)

@@ -38,7 +38,7 @@ def median_ms(
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What a machine does at best, measured in the run whose figures stand beside it.
+    """What a machine does at best, measured beside what it is compared with.
 
     Attributes:
         flops: a second, of a float32 product of two square matrices; a multiply-add counts as two.
@@ -52,27 +52,26 @@ class Peaks:
         """Milliseconds that nothing can do without which multiplies so much and moves so many bytes."""
         return 1e3 * max(flops / self.flops, moved / self.bytes)
 
-    def __str__(self) -> str:
-        return f"GEMM {self.flops / 1e9:.0f} GFLOP/s, copy {self.bytes / 1e9:.0f} GB/s"
 
+def median_ms_and_peaks(
+    calls: Mapping[str, Callable[[], Any]], *, side: int = 2048, copied: int = 2**28
+) -> tuple[dict[str, float], Peaks]:
+    """`median_ms` of calls, and the machine's peaks meanwhile.
 
-def measure_peaks(side: int = 2048, copied: int = 2**28) -> Peaks:
-    """Measure a product of two matrices and a copy, in JAX and in NumPy, of which the faster counts."""
+    A machine's speed drifts within minutes, by half and more where others share it; so a product of two matrices and a
+    copy take turns with the calls. Both are measured in JAX and in NumPy, of which the faster counts.
+    """
     ours = jnp.ones((side, side), jnp.float32)
     theirs = np.ones((side, side), np.float32)
     long = jnp.ones(copied // 4, jnp.float32)
     source, target = np.ones((2, copied // 4), np.float32)  # Memory that the machine has given already.
     multiply, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
-    ms = median_ms(
-        {
-            "jax": lambda: multiply(ours, ours),
-            "numpy": lambda: theirs @ theirs,
-            "jax copy": lambda: copy(long),
-            "numpy copy": lambda: np.copyto(target, source),
-        }
-    )
-    product, copied_in = min(ms["jax"], ms["numpy"]), min(ms["jax copy"], ms["numpy copy"])
-    return Peaks(2 * side**3 / (1e-3 * product), 2 * copied / (1e-3 * copied_in))
+    products = {"product, JAX": lambda: multiply(ours, ours), "product, NumPy": lambda: theirs @ theirs}
+    copies = {"copy, JAX": lambda: copy(long), "copy, NumPy": lambda: np.copyto(target, source)}
+    ms = median_ms({**calls, **products, **copies})
+    product, copied_in = (min(ms[name] for name in each) for each in (products, copies))
+    peaks = Peaks(2 * side**3 / (1e-3 * product), 2 * copied / (1e-3 * copied_in))
+    return {name: ms[name] for name in calls}, peaks
 
 
 def failure(error: Exception) -> str:
@@ -86,13 +85,24 @@ def failure(error: Exception) -> str:
 def machine() -> dict[str, Any]:
     """Where a measurement was made, as far as it bears on the figures."""
     device = jax.devices()[0]
+    allocator = os.environ.get("GLIBC_TUNABLES")
     return {
-        "device": device.device_kind if device.platform != "cpu" else "cpu",
+        "device": device.device_kind if device.platform != "cpu" else processor(),
         "devices": jax.device_count(),
         "cpu_cores": len(os.sched_getaffinity(0)),  # That this process may use.
         "python": platform.python_version(),
         "jax": jax.__version__,
+        **({"GLIBC_TUNABLES": allocator} if allocator else {}),
     }
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

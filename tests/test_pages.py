@@ -19,6 +19,7 @@ from benchmarks import (
     scaling,
     segmentation,
     tpu_modes,
+    train_step,
 )
 from benchmarks.ablation import report as ablation
 from benchmarks.ablation.grid import load_grid
@@ -147,8 +148,8 @@ def test_tables_are_those_of_the_results():
     expected["docs/speed.md", "mixers"] = mixers.page(
         [mixers.Record(**r) for r in timed], [mixers.Memory(**r) for r in memory]
     )
-    of_operators = records("retention", retention.Record)
-    expected["docs/speed.md", "retention"] = retention.of_sequences(of_operators, Peaks(1.0, 1.0))
+    of_operators = records("retention", retention.Record, peaks=lambda peaks: peaks and Peaks(**peaks))
+    expected["docs/speed.md", "retention"] = retention.of_sequences(of_operators)
     expected["docs/generate.md", "generation"] = generation.report(records("generation", generation.Record))
     for name in (
         "cifar10",
@@ -172,6 +173,9 @@ def test_tables_are_those_of_the_results():
     )
     expected["docs/dense.md", "segmentation"] = segmentation.markdown(
         records("segmentation", segmentation.Record)
+    )
+    expected["docs/speed.md", "train_step_cpu"] = train_step.table(
+        records("train_step_cpu", train_step.Record), peak=None
     )
     expected["docs/speed.md", "tpu_modes"] = tpu_modes.table(records("tpu_modes", tpu_modes.Record))
     for (page, name), markdown in expected.items():
