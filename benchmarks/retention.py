@@ -1,7 +1,7 @@
 """Time and memory of every mode of retention: `python -m benchmarks.retention`, some ten minutes on two cores.
 
 Forward, and value and gradient by q, k and v, of 12 heads of 64 in fp32, beside `jax.nn.dot_product_attention` (no
-mask, as in ViT) and, where torch is installed, what its users have: chunks in plain torch, and its attention. XLA
+mask, as in ViT) and, where torch is installed, what its users have: chunks in plain torch, and its attention. JAX 0.10
 multiplies batches of matrices on one core of a CPU, however large they are; so "auto" is measured with its heads split
 over a device for each core, too. Memory is the compiled program's temporary memory, all but its arguments and results,
 of one device. What would take more than MEMORY_LIMIT is compiled, for its memory, and not run.
