@@ -58,8 +58,8 @@ def median_ms_and_peaks(
 ) -> tuple[dict[str, float], Peaks]:
     """`median_ms` of calls, and the machine's peaks meanwhile.
 
-    A machine's speed drifts within minutes, by a quarter and more where others share it; so a product of two matrices and a
-    copy take turns with the calls. Both are measured in JAX and in NumPy, of which the faster counts.
+    A machine's speed drifts within minutes, by a quarter and more where others share it; so a product of two matrices
+    and a copy take turns with the calls. Both are measured in JAX and in NumPy, of which the faster counts.
     """
     ours = jnp.ones((side, side), jnp.float32)
     theirs = np.ones((side, side), np.float32)
@@ -68,7 +68,8 @@ def median_ms_and_peaks(
     multiply, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
     products = {"product, JAX": lambda: multiply(ours, ours), "product, NumPy": lambda: theirs @ theirs}
     copies = {"copy, JAX": lambda: copy(long), "copy, NumPy": lambda: np.copyto(target, source)}
-    first = next(iter(calls.values()))  # Not counted: NumPy's threads spin for a while, and the caches are the copy's.
+    # The first call is repeated, uncounted: NumPy's threads spin for a while, and the caches are the copy's.
+    first = next(iter(calls.values()))
     ms = median_ms({"first": first, **calls, **products, **copies})
     product, copied_in = (min(ms[name] for name in each) for each in (products, copies))
     peaks = Peaks(2 * side**3 / (1e-3 * product), 2 * copied / (1e-3 * copied_in))
