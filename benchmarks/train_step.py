@@ -66,7 +66,7 @@ class Record:
             return [*row, self.failure, "", "", ""]
         utilisation = "" if peak is None else f"{100 * self.flops / self.seconds / peak:.0f} %"
         memory = "" if self.memory is None else f"{self.memory / 2**30:.1f}"
-        speed = f"{self.batch_size / self.seconds:,.{0 if self.batch_size > 100 * self.seconds else 1}f}"
+        speed = f"{self.batch_size / self.seconds:,.1f}"
         return [*row, speed, f"{1e3 * self.seconds:.1f}", utilisation, memory]
 
 
@@ -119,9 +119,8 @@ def timm_step(name: str, size: int, batch_size: int, *, dtype: str) -> tuple[Run
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    model = timm.create_model(f"{name.removeprefix('timm ')}_224", img_size=size, drop_path_rate=0.2).to(
-        device
-    )
+    architecture = f"{name.removeprefix('timm ')}_224"
+    model = timm.create_model(architecture, img_size=size, drop_path_rate=0.2).to(device)
     compiled = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     images = torch.randn(batch_size, 3, size, size, device=device)

@@ -204,6 +204,14 @@ def test_figures_of_the_readme_are_those_of_the_results():
     assert [int(number) for number in said] == pytest.approx(measured, abs=0.5)
 
 
+def test_what_the_pages_say_of_a_training_step_is_in_the_results():
+    """README: two thirds of timm's time in float32; docs/speed.md: a quarter less in bfloat16."""
+    steps = {(r.model, r.dtype, r.form): r.seconds for r in records("train_step_cpu", train_step.Record)}
+    ours, theirs = steps["vir_s16", "float32", "auto"], steps["timm vit_small_patch16", "float32", ""]
+    assert ours / theirs == pytest.approx(2 / 3, abs=0.02)
+    assert steps["vir_s16", "bfloat16", "auto"] / ours == pytest.approx(3 / 4, abs=0.02)
+
+
 def test_what_the_readme_says_of_mixers_is_in_the_results():
     """Forward and backward, from 1,025 tokens on."""
     stored = json.loads((RESULTS / "mixers.json").read_text())["records"]
