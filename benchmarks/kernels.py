@@ -71,9 +71,10 @@ def operators(width: int, length: int) -> dict[str, Operator]:
         for name, platform in PLATFORMS.items()
         if platform == jax.default_backend()
     }
-    found["xla, chunkwise"] = partial(op, mode="chunkwise")
+    by_xla = partial(op, implementation="xla")
+    found["xla, chunkwise"] = partial(by_xla, mode="chunkwise")
     if length <= PARALLEL_UP_TO:
-        found[PARALLEL] = partial(op, mode="parallel")
+        found[PARALLEL] = partial(by_xla, mode="parallel")
     if jax.default_backend() == "gpu":
         found[ATTENTION] = attention
     return found

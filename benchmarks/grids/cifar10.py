@@ -23,6 +23,7 @@ ROWS = {
         "model.layer_scale": None,
         "epochs": 12,
     },
+    "vit+rope_2d": {"model.name": "vit_pico4", "model.layer_scale": None, "model.position": "rope_2d"},
     "vit+conv_stem": {
         "model.name": "vit_pico4",
         "model.layer_scale": None,

@@ -1,12 +1,14 @@
 """Initialisation statistics, and the parts of a block that do not mix tokens."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.models.helpers import fresh, images, initial_parameters, initialise, parameters
-from vir_jax.models.layers import drop_path
+from vir_jax.models.layers import drop_path, gelu
 
 
 @pytest.mark.parametrize("name", ["vir_pico1", "vit_pico1"])
@@ -66,3 +68,16 @@ def test_drop_path_does_nothing_without_a_key_or_a_rate():
 
 def test_drop_path_keeps_the_dtype():
     assert drop_path(jnp.ones((4, 2, 3), jnp.bfloat16), 0.5, jax.random.key(0)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-7), (jnp.bfloat16, 2.0**-8)])
+def test_gelu_and_its_derivative(dtype, tolerance):
+    """As x Phi(x) in float64; where that is nearly zero, to the absolute error of 1 + erf."""
+    x = jnp.linspace(-6, 6, 1001).astype(dtype)
+    found, slope = jax.vmap(jax.value_and_grad(gelu))(x)
+    assert found.dtype == slope.dtype == dtype
+    exact = np.asarray(x, np.float64)
+    phi = np.array([0.5 * math.erfc(-each / math.sqrt(2)) for each in exact])
+    density = np.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)
+    for value, wanted in ((found, exact * phi), (slope, phi + exact * density)):
+        np.testing.assert_allclose(np.asarray(value, np.float64), wanted, rtol=tolerance, atol=1e-6)

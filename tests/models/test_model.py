@@ -22,6 +22,7 @@ from tests.models.helpers import (
     relative_error,
     run,
 )
+from vir_jax.models import stage
 from vir_jax.models.stem import check_images, patch_grid
 from vir_jax.ops import MODES, decay_mask, decay_mask_2d, vir_log_decay
 
@@ -216,6 +217,27 @@ def test_remat_changes_no_gradient():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients(remat), kept
         )
+
+
+@pytest.mark.parametrize("remat", ["elementwise", "full"])
+def test_the_loop_written_out_for_a_gpu_is_the_loop(monkeypatch, remat):
+    """In training."""
+    graph, params = nnx.split(lively("vit_pico1", drop_path_rate=0.5, remat=remat))
+
+    def step():
+        def loss(params):
+            return jnp.sum(nnx.merge(graph, params)(images(), key=jax.random.key(3)) ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        loops = [line for line in compiled.as_text().splitlines() if " while(" in line]
+        return sum(bool(re.search(r'_scan\)+/while"', loop)) for loop in loops), compiled(params)
+
+    loops, gradients = step()
+    assert loops == 2  # forward and backward
+    monkeypatch.setattr(stage, "platform", lambda: "gpu")
+    loops, of_gpu = step()
+    assert loops == 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), of_gpu, gradients)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vir_jax.models.batch_norm import EPSILON, BatchNorm
 from vir_jax.models.convolution import convolve
-from vir_jax.models.layers import conv_init, drop_path
+from vir_jax.models.layers import conv_init, drop_path, gelu
 from vir_jax.models.layout import Layout
 from vir_jax.models.linear import add_bias
 from vir_jax.models.mixers import State
@@ -234,7 +234,7 @@ class ConvBlock(StageBlock):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b n c"], State | None, dict[str, Array]]:
         """Apply the block; see `Block.__call__`. There is no mixer, whose form `mode` could be."""
-        update = self.conv2(nnx.gelu(self.conv1(layout.patch_map(x)), approximate=False))
+        update = self.conv2(gelu(self.conv1(layout.patch_map(x))))
         x = x + drop_path(update.reshape(x.shape), drop_path_rate, key)
         return x, None, {"tokens": x}
 

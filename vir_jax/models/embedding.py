@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vir_jax.models.convolution import convolve
-from vir_jax.models.layers import LAYER_NORM_EPSILON, conv_init
+from vir_jax.models.layers import LAYER_NORM_EPSILON, conv_init, gelu
 from vir_jax.models.linear import add_bias, product
 from vir_jax.models.pixels import cut_patches
 
@@ -151,7 +151,7 @@ class ConvEmbedding(nnx.Module):
             x, kernel, bias = _promoted(conv, x)
             x = add_bias(convolve(x, kernel, (stride, stride), self.padding), bias)
             if self.between and i < len(self.norms):
-                x = nnx.gelu(self.norms[i](x), approximate=False)
+                x = gelu(self.norms[i](x))
         return x.astype(jnp.float32), tuple(left)
 
     def multiply_adds(self, grid: tuple[int, int]) -> int:

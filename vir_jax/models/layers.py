@@ -1,5 +1,7 @@
 """The parts of a block that do not mix tokens: initialisers, MLP, LayerScale, stochastic depth."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,8 +24,17 @@ linear_init = nnx.initializers.truncated_normal(0.02 / _STD_OF_TRUNCATED_NORMAL,
 conv_init = nnx.initializers.variance_scaling(1 / 3, mode="fan_in", distribution="uniform")
 
 
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU, x Phi(x), computed in float32 by erf; the result has x's dtype.
+
+    `jax.nn.gelu` takes erfc, which is two to three times as slow, and in bfloat16 rounds after every operation.
+    """
+    exact = x.astype(jnp.float32)
+    return (0.5 * exact * (1 + jax.lax.erf(math.sqrt(0.5) * exact))).astype(x.dtype)
+
+
 class MLP(nnx.Module):
-    """Two linear layers with the exact (erf) GELU between them."""
+    """Two linear layers with the GELU between them."""
 
     def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.up = Linear(
@@ -47,7 +58,7 @@ class MLP(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Apply the MLP to each token."""
         hidden = checkpoint_name(constrain(self.up(x), "batch", None, "hidden"), "hidden")
-        return checkpoint_name(self.down(nnx.gelu(hidden, approximate=False)), "mlp")
+        return checkpoint_name(self.down(gelu(hidden)), "mlp")
 
 
 class LayerScale(nnx.Module):

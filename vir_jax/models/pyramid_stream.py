@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from vir_jax.models.conv_stage import WINDOW, Conv, ConvBlock, ConvNorm, PyramidStem
+from vir_jax.models.layers import gelu
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import State
 from vir_jax.models.model import StreamModel
@@ -65,7 +66,7 @@ class Passage:
     def block(self, block: ConvBlock, x: Rows) -> Rows:
         """Return the rows of a block."""
         below = self.below(x, WINDOW - 1)
-        hidden = self.inside(nnx.gelu(self._convolve(block.conv1, below), approximate=False))
+        hidden = self.inside(gelu(self._convolve(block.conv1, below)))
         # Both convolutions lag by a row: the residual's rows are those that were kept, and all but the last of these.
         return self.inside(below[:, : x.shape[1]] + self.convolve(block.conv2, hidden))
 

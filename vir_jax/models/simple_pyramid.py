@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vir_jax.models.convolution import convolve
-from vir_jax.models.layers import LAYER_NORM_EPSILON
+from vir_jax.models.layers import LAYER_NORM_EPSILON, gelu
 
 ENLARGED = (4, 2, 1, 0.5)
 """Places along a side of each map to one of the map that is read."""
@@ -118,7 +118,7 @@ class SimplePyramid(nnx.Module):
             x: a map of features, as `VisionModel.feature_maps` gives one.
         """
         first, norm, second = self.by_four
-        four = second(nnx.gelu(norm(first(x)), approximate=False))
+        four = second(gelu(norm(first(x))))
         pooled = nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
         maps = []
         for level, source in enumerate((four, self.by_two(x), x, pooled)):

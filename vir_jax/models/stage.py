@@ -16,6 +16,7 @@ from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer, State
 from vir_jax.models.sharding import constrain
 from vir_jax.models.variables import batch_statistics, split_variables
+from vir_jax.ops.platform import platform
 
 # The outputs of linear layers and of the mixing itself; of some mixers, their gates.
 PRODUCTS = ("qkv", "gate", "head_outputs", "mixed", "hidden", "mlp")
@@ -144,7 +145,8 @@ class Stage(nnx.Module, Generic[B]):
     """Equal blocks, one after the other.
 
     `blocks` is one block whose variables hold all layers, along a first axis of size `depth`, and run as one loop:
-    a block is compiled once, however deep the model is, and the optimiser sees a dozen arrays instead of hundreds.
+    a block is compiled once, however deep the model is (but in training on a GPU), and the optimiser sees a dozen
+    arrays instead of hundreds.
 
     Args:
         make_block: of the random keys of its parameters.
@@ -201,7 +203,12 @@ class Stage(nnx.Module, Generic[B]):
             )
             drop = jnp.asarray(self.drop_path_rates, jnp.float32), keys
         layers = params, others, drop
-        x, intermediates, statistics = _scan(graph, layers, x, layout, mode, names, self.remat, self.flips)
+        # XLA for GPUs fills what a loop keeps for the backward pass with zeros, copies each block's share into it, and
+        # runs a kernel twice whose output is kept: written out, which takes longer to compile, all that is gone.
+        unrolled = key is not None and platform() == "gpu"
+        x, intermediates, statistics = _scan(
+            graph, layers, x, layout, mode, names, self.remat, self.flips, unrolled
+        )
         nnx.update(self.blocks, statistics)
         if self.flips:
             x = layout.backwards(x) if self.depth % 2 else x
@@ -231,7 +238,7 @@ class Stage(nnx.Module, Generic[B]):
         return BlocksApart([self.block(index) for index in range(self.depth)])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8))
 def _scan(
     graph: nnx.GraphDef[StageBlock],
     layers: Any,
@@ -241,6 +248,7 @@ def _scan(
     names: frozenset[str],
     remat: str,
     flips: bool,
+    unrolled: bool,
 ) -> tuple[Float[Array, "b n c"], dict[str, Array], Any]:
     """Run one block after the other: tokens, intermediates, and the statistics of batches after them.
 
@@ -260,8 +268,8 @@ def _scan(
         return x, ({name: intermediates[name] for name in names}, batch_statistics(block))
 
     # A loop keeps recomputation apart from the forward pass by itself; no barrier against CSE is needed.
-    apply = jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=False)
-    x, (intermediates, statistics) = jax.lax.scan(apply, x, layers)
+    apply = jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=unrolled)
+    x, (intermediates, statistics) = jax.lax.scan(apply, x, layers, unroll=unrolled)
     return x, intermediates, statistics
 
 

@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vir_jax.models.layers import linear_init
+from vir_jax.models.layers import gelu, linear_init
 from vir_jax.models.layout import Layout
 from vir_jax.models.linear import Linear
 from vir_jax.models.mixers.mixer import Mixer, State, register
@@ -85,7 +85,7 @@ class MLPMixer(Mixer):
                 "places in the image. Resize the images, or make the model for this image_size and train it anew."
             )
         hidden = checkpoint_name(self.up(jnp.swapaxes(x, 1, 2)), "hidden")
-        mixed = checkpoint_name(self.down(nnx.gelu(hidden, approximate=False)), "mixed")
+        mixed = checkpoint_name(self.down(gelu(hidden)), "mixed")
         return jnp.swapaxes(mixed, 1, 2), None, {}
 
     def multiply_adds(self, layout: Layout, mode: str) -> int:
