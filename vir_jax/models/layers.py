@@ -25,7 +25,7 @@ conv_init = nnx.initializers.variance_scaling(1 / 3, mode="fan_in", distribution
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU, x Phi(x), computed in float32 by erf; the result has x's dtype.
+    """Compute the exact GELU, x Phi(x), in float32 and by erf; the result has x's dtype.
 
     `jax.nn.gelu` takes erfc, which is two to three times as slow, and in bfloat16 rounds after every operation.
     """

@@ -1,13 +1,12 @@
 """Retention by kernels written for one kind of accelerator each; `gradient` says what a form is.
 
-`mosaic_gpu` was run on an H200, where bfloat16 in it takes a ninth to a fifth of the time of XLA's chunkwise form
-(docs/speed.md): there `retention` takes it by itself (`chosen_kernel`). `pallas_tpu` never ran on a TPU: it was run in
-interpret mode, where it gives the values, states and gradients of the specification, and compiled for v5e and v6e; how
-fast it is is not known, so that it is taken where it is named. A machine that has the accelerator runs them compiled in
-tests/ops/test_kernels.py, and `python -m benchmarks.kernels` measures them there.
-
-A kernel computes outputs, states, and the gradients by q, k, v and the state. The gradient by the decay, which is fixed
-in ViR, is computed in XLA's chunkwise form.
+`mosaic_gpu` was run on an H100 and an H200, where bfloat16 in it takes a ninth to a fifth of the time of XLA's
+chunkwise form (docs/speed.md): there `retention` takes it by itself (`chosen_kernel`). `pallas_tpu` never ran on a TPU:
+it was run in interpret mode, where it gives the values, states and gradients of the specification, and compiled for v5e
+and v6e; how fast it is is not known, so that it is taken where it is named. A machine that has the accelerator runs
+them compiled in tests/ops/test_kernels.py, and `python -m benchmarks.kernels` measures them there. A kernel computes
+outputs, states, and the gradients by q, k, v and the state. The gradient by the decay, which is fixed in ViR, is
+computed in XLA's chunkwise form.
 """
 
 from functools import partial
@@ -24,8 +23,7 @@ from vir_jax.ops.sequence_chunkwise import chunkwise
 # What a kernel is written for, by its name, which is its module's too.
 PLATFORMS = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
 HOPPER = ("H100", "H200")
-"""What `device_kind` says of the GPUs that `mosaic_gpu` is taken on: an H200, where it was measured, and an H100, which
-is the same processor with slower memory."""
+"""What `device_kind` says of the GPUs that `mosaic_gpu` is taken on: those on which it was measured."""
 KERNEL_FROM = 128
 """Tokens, from which `mosaic_gpu` is taken: two of its chunks. 197 were the fewest that were measured."""
 MEASURED_WIDTH = 64
