@@ -4,9 +4,10 @@
 chunkwise form (docs/speed.md): there `retention` takes it by itself (`chosen_kernel`). `pallas_tpu` never ran on a TPU:
 it was run in interpret mode, where it gives the values, states and gradients of the specification, and compiled for v5e
 and v6e; how fast it is is not known, so that it is taken where it is named. A machine that has the accelerator runs
-them compiled in tests/ops/test_kernels.py, and `python -m benchmarks.kernels` measures them there. A kernel computes
-outputs, states, and the gradients by q, k, v and the state. The gradient by the decay, which is fixed in ViR, is
-computed in XLA's chunkwise form.
+them compiled in tests/ops/test_kernels.py, and `python -m benchmarks.kernels` measures them there.
+
+A kernel computes outputs, states, and the gradients by q, k, v and the state. The gradient by the decay, which is fixed
+in ViR, is computed in XLA's chunkwise form.
 """
 
 from functools import partial
