@@ -7,8 +7,8 @@
 Arguments: `model`, any name of vir_jax.models, by default vir_pico4; `epochs`, by default 10.
 
 Cost: 208,522 parameters, 15.1 M multiply-adds per image, 10 epochs: not measured; 8 take a quarter of an hour of one
-CPU core. Result, of `epochs=8`, means of three seeds: 60.3 % top-1; vit_pico4 61.5 %. Of one: cvir_pico4, as large with
-`--config.model.mlp_dim=214`, 70.3 % (docs/results.md).
+CPU core. Result, of `epochs=8`, means of three seeds: 60.3 % top-1; vit_pico4 61.5 %; cvir_pico4, as large with
+`--config.model.mlp_dim=214`, 70.6 % (docs/results.md).
 """
 
 import ml_collections
