@@ -221,7 +221,7 @@ def test_remat_changes_no_gradient():
 
 @pytest.mark.parametrize("remat", ["elementwise", "full"])
 def test_the_loop_written_out_for_a_gpu_is_the_loop(monkeypatch, remat):
-    """In training."""
+    """In training: no loop over blocks, and the same gradients."""
     graph, params = nnx.split(lively("vit_pico1", drop_path_rate=0.5, remat=remat))
 
     def step():
