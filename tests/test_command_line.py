@@ -39,9 +39,8 @@ def test_train_resume_evaluate_and_predict(tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert "203,146" in trained.stderr  # The summary comes before the first step.
     assert trained.stderr.index("203,146") < trained.stderr.index("step 50:")
-    if (
-        importlib.util.find_spec("libtpu") is None
-    ):  # Which itself says that there is no TPU, where it is installed.
+    # Where libtpu is installed, it says itself that there is no TPU.
+    if importlib.util.find_spec("libtpu") is None:
         assert not re.search(r"\btpu\b", trained.stderr, re.IGNORECASE)
     top1 = float(trained.stdout.split()[1])
     assert top1 > 0.5  # Chance is 0.1.

@@ -221,22 +221,24 @@ def test_remat_changes_no_gradient():
 
 @pytest.mark.parametrize("remat", ["elementwise", "full"])
 def test_the_loop_written_out_for_a_gpu_is_the_loop(monkeypatch, remat):
-    """In training: no loop over blocks, and the same gradients."""
+    """In training: the same gradients, and barriers keep recomputation apart from the forward pass."""
     graph, params = nnx.split(lively("vit_pico1", drop_path_rate=0.5, remat=remat))
 
     def step():
         def loss(params):
             return jnp.sum(nnx.merge(graph, params)(images(), key=jax.random.key(3)) ** 2)
 
-        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        lowered = jax.jit(jax.grad(loss)).lower(params)
+        compiled = lowered.compile()
         loops = [line for line in compiled.as_text().splitlines() if " while(" in line]
-        return sum(bool(re.search(r'_scan\)+/while"', loop)) for loop in loops), compiled(params)
+        loops_over_blocks = sum(bool(re.search(r'_scan\)+/while"', loop)) for loop in loops)
+        return loops_over_blocks, "optimization_barrier" in lowered.as_text(), compiled(params)
 
-    loops, gradients = step()
-    assert loops == 2  # forward and backward
+    *program, gradients = step()
+    assert program == [2, False]  # forward and backward
     monkeypatch.setattr(stage, "platform", lambda: "gpu")
-    loops, of_gpu = step()
-    assert loops == 0
+    *program, of_gpu = step()
+    assert program == [0, True]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), of_gpu, gradients)
 
 

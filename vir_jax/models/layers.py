@@ -27,7 +27,7 @@ conv_init = nnx.initializers.variance_scaling(1 / 3, mode="fan_in", distribution
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Compute the exact GELU, x Phi(x), in float32 and by erf; the result has x's dtype.
 
-    `jax.nn.gelu` takes erfc, which is two to three times as slow, and in bfloat16 rounds after every operation.
+    As PyTorch does. `jax.nn.gelu` takes erfc, which costs more, and in bfloat16 rounds after every operation.
     """
     exact = x.astype(jnp.float32)
     return (0.5 * exact * (1 + jax.lax.erf(math.sqrt(0.5) * exact))).astype(x.dtype)
