@@ -84,6 +84,7 @@ def make_grid(steps: int) -> Grid:
         "eval_every": 0,
         "log_every": 20,
         "checkpoint_every": 200,
+        "model.position": "learned",
         "model.readout": "average",  # A class token is not read in pretraining.
     }
     epochs = half * BATCH_SIZE / IMAGES

@@ -17,6 +17,7 @@ COMMON = {
     "optim.lr": 1e-3,
     "optim.warmup_epochs": 0.1,
     "log_every": 10,
+    "model.position": "learned",
     "eval_every": 391,
     "data.eval_split": "test[:2000]",
 }

@@ -8,7 +8,7 @@ be ahead in the end, and one seed says nothing of differences below a point or t
 
 RECIPE = "configs/vir_cifar10.py:epochs=2"
 SEEDS = (0,)
-COMMON = {"eval_every": 390}
+COMMON = {"eval_every": 390, "model.position": "learned"}
 ROWS = {
     "vir": {},
     "conv_stem": {"model.stem": "conv", "model.mlp_dim": 216},
