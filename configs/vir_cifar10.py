@@ -11,7 +11,7 @@ Positions are rotary, of rows and columns. The paper's are learned, `--config.mo
 
 Cost: 204,426 parameters, 15.1 M multiply-adds per image, 10 epochs: not measured; 8 take a quarter of an hour of one
 CPU core. Result, of `epochs=8`, means of three seeds: 61.9 % top-1; vit_pico4 61.8 %; cvir_pico4, as large with
-`--config.model.mlp_dim=214`, 70.6 %, with learned positions (docs/results.md).
+`--config.model.mlp_dim=214`, 72.0 % (docs/results.md).
 """
 
 import ml_collections
