@@ -39,7 +39,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.model.layer_scale = None if family == "vit" else 0.1
     # Ours: with learned positions, the paper's, ViR has 1.5 points less, ViT 0.3 (docs/results.md).
     config.model.position = "rope_2d"
-    config.model.dtype = "float32"  # CPUs compute bfloat16 in float32, and slower.
+    config.model.dtype = "float32"  # Many CPUs compute bfloat16 in float32, and slower.
 
     config.data.dataset = "cifar10"
     config.data.train_split = "train"

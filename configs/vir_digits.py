@@ -22,7 +22,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.model.name = "vir_pico2"
     config.model.image_size = (8, 8)
     config.model.layer_scale = 1e-5
-    config.model.dtype = "float32"  # CPUs compute bfloat16 in float32, and slower.
+    config.model.dtype = "float32"  # Many CPUs compute bfloat16 in float32, and slower.
 
     config.data.dataset = "digits"
     config.data.train_split = "train"

@@ -29,7 +29,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.model.local_context = 1
     config.model.layer_scale = None  # From 1e-5 the blocks would need hundreds of steps to be heard.
     config.model.drop_path_rate = 0.2
-    config.model.dtype = "float32"  # CPUs compute bfloat16 in float32, and slower.
+    config.model.dtype = "float32"  # Many CPUs compute bfloat16 in float32, and slower.
 
     config.data.dataset = "digits"
     config.data.train_split = "train"

@@ -30,7 +30,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.model.image_size = (32, 32)
     config.model.readout = "dense_patch"
     config.model.layer_scale = 0.1
-    config.model.dtype = "float32"  # CPUs compute bfloat16 in float32, and slower.
+    config.model.dtype = "float32"  # Many CPUs compute bfloat16 in float32, and slower.
 
     config.data.dataset = "digits_scenes"
     config.data.train_split = "train"
