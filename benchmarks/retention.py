@@ -3,8 +3,9 @@
 Forward, and value and gradient by q, k and v, of 12 heads of 64 in fp32, beside `jax.nn.dot_product_attention` (no
 mask, as in ViT) and, where torch is installed, what its users have: chunks in plain torch, and its attention. JAX 0.10
 multiplies batches of matrices on one core of a CPU, however large they are; so "auto" is measured with its heads split
-over a device for each core, too. Memory is the compiled program's temporary memory, all but its arguments and results,
-of one device. What would take more than MEMORY_LIMIT is compiled, for its memory, and not run.
+over a device for each core, too; and, where there is a C++ compiler, the kernel for CPUs. Memory is the compiled
+program's temporary memory, all but its arguments and results, of one device. What would take more than MEMORY_LIMIT is
+compiled, for its memory, and not run.
 
 The floor is what nothing that reads chunks of 64 can do without on this machine: their multiply-adds at the speed of
 one large product, or the arrays' bytes at that of a copy, both of which take turns with what they are compared with.
@@ -15,6 +16,7 @@ Writes benchmarks/results/retention.{md,json} and the table of 1-D in docs/speed
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,6 +50,7 @@ SOFTMAX, OTHER_CHUNKS, OVER_CORES = (
     "chunkwise, chunks of 64",
     "auto, a device for each core",
 )
+KERNEL = "cpp_cpu"
 BY_HEADS = PartitionSpec(None, None, "heads", None)
 MEMORY_LIMIT = 6 * 2**30
 
@@ -156,6 +159,8 @@ def _measure_sequences() -> list[Record]:
     op = partial(_output_of, retention, log_decay=vir_log_decay(HEADS))
     operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
     operators[OTHER_CHUNKS] = op(mode="chunkwise", chunk_size=64)
+    if jax.default_backend() == "cpu" and shutil.which("c++") is not None:
+        operators[KERNEL] = op(implementation=KERNEL)
     operators[SOFTMAX] = jax.nn.dot_product_attention
     records = []
     for n, batch in SEQUENCES:
@@ -193,7 +198,7 @@ def _table(records: list[Record], op: str, which: str) -> str:
         rows.append(["large product, GFLOP/s", *(f"{each.flops / 1e9:.0f}" for each in peaks.values())])
         rows.append(["copy, GB/s", *(f"{each.bytes / 1e9:.0f}" for each in peaks.values())])
         rows.append(["floor", *(_ms(floor) for floor in floors.values())])
-        for mode in [mode for mode in ("auto", OVER_CORES) if mode in modes]:
+        for mode in [mode for mode in ("auto", OVER_CORES, KERNEL) if mode in modes]:
             found = [(floor, by_key[mode, size].ms) for size, floor in floors.items()]
             rows.append([f"floor / {mode}", *(f"{floor / ms:.0%}" if ms else "" for floor, ms in found)])
     return markdown_table([which, *sizes], rows)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.models.helpers import GRID, images, lively, relative_error, run
+from tests.ops.cases import KERNELS
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer, mixer_names, mixer_options, mixer_type, register
 from vir_jax.models.mixers.retention import Retention
@@ -43,7 +44,7 @@ def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces
 
 
 @pytest.mark.usefixtures("kernels_run")
-@pytest.mark.parametrize("implementation", kernels.PLATFORMS)
+@pytest.mark.parametrize("implementation", KERNELS)
 def test_kernels_give_the_same_model(implementation):
     logits = run(lively(implementation=implementation), images())
     np.testing.assert_allclose(logits, run(lively(), images()), rtol=1e-4, atol=1e-4)

@@ -1,13 +1,26 @@
 """Inputs and measures that the tests of the ops share."""
 
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vir_jax.ops import vir_log_decay
+from vir_jax.ops.kernels import PLATFORMS
+
+# Kernels in C++ are built by a compiler, which not every machine has, and run on CPUs alone.
+NEEDS = {
+    "cpu": [
+        pytest.mark.skipif("jax.default_backend() != 'cpu'", reason="a kernel for CPUs"),
+        pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
+    ]
+}
+KERNELS = [pytest.param(name, marks=NEEDS.get(platform, [])) for name, platform in PLATFORMS.items()]
+"""Names of kernels, as parameters of tests that use the fixture `kernels_run`, in a module that imports jax."""
 
 
 class Case(NamedTuple):

@@ -6,6 +6,7 @@ They run in interpret mode, or compiled where the machine is one that they are f
 import importlib.util
 import os
 import pkgutil
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from jax.experimental import topologies
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from tests.ops.cases import assert_close, assert_transforms_agree, random_case, relative_rms
+from tests.ops.cases import KERNELS, NEEDS, assert_close, assert_transforms_agree, random_case, relative_rms
 from vir_jax.ops import kernels, retention, sequence
-from vir_jax.ops.kernels import mosaic_gpu, pallas_tpu, tensor_cores
+from vir_jax.ops.kernels import cpp_cpu, mosaic_gpu, pallas_tpu, tensor_cores
 from vir_jax.ops.kernels.pallas_tpu import CHUNK_SIZE, ONE_CHUNK
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
 from vir_jax.parallel.mesh import make_mesh
@@ -48,7 +49,6 @@ needs_cuda = pytest.mark.skipif(
     reason="compiling for GPUs needs requirements-compile-gpu.txt",
 )
 FP32 = 3e-6
-NAMES = tuple(kernels.PLATFORMS)
 
 
 def run(case, name, **options):
@@ -84,12 +84,24 @@ SHAPES = {
         (4 * tensor_cores.BLOCK, 1, 64, 128),
         (1100, 1, 64, 64),  # two segments, the second one shorter
     ],
+    "cpp_cpu": [
+        (1, 3, 8, 5),  # widths of no vector's size
+        (31, 2, 64, 64),
+        (65, 4, 64, 32),  # a last chunk of one token
+        (197, 3, 24, 72),  # three vectors a row, and nine
+        (128, 1, 130, 4),  # whole chunks
+    ],
 }
 
 
 @pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize(
-    ("name", "n", "h", "d", "e"), [(name, *shape) for name, shapes in SHAPES.items() for shape in shapes]
+    ("name", "n", "h", "d", "e"),
+    [
+        pytest.param(*kernel.values, *shape, marks=kernel.marks)
+        for kernel in KERNELS
+        for shape in SHAPES[kernel.values[0]]
+    ],
 )
 def test_agrees_with_the_reference(name, n, h, d, e):
     case = random_case(b=1, n=n, h=h, d=d, e=e)
@@ -98,7 +110,7 @@ def test_agrees_with_the_reference(name, n, h, d, e):
 
 
 @pytest.mark.usefixtures("kernels_run")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", HALF)
 def test_errors_are_those_of_xla(name, dtype):
     case = random_case(b=1, n=500, h=2, d=64, e=64)
@@ -113,7 +125,7 @@ def test_errors_are_those_of_xla(name, dtype):
 
 
 @pytest.mark.usefixtures("kernels_run")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_decays_at_the_ends_of_their_range(name):
     case = random_case(b=1, n=300)._replace(log_decay=jnp.array([0.0, -1e-7, -120.0]))
     arrays = list(map(np.asarray, case))
@@ -121,7 +133,7 @@ def test_decays_at_the_ends_of_their_range(name):
 
 
 @pytest.mark.usefixtures("kernels_run")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_without_states(name):
     case = random_case(n=300, d=64, e=64, h=2)
     ours = jax.jit(partial(retention, implementation=name))(*case.tokens, case.log_decay)
@@ -133,13 +145,16 @@ needs_gpu = pytest.mark.skipif("jax.default_backend() != 'gpu'", reason="cannot 
 
 
 @pytest.mark.usefixtures("kernels_run")
-@pytest.mark.parametrize("name", ["pallas_tpu", pytest.param("mosaic_gpu", marks=needs_gpu)])
+@pytest.mark.parametrize(
+    "name",
+    ["pallas_tpu", pytest.param("mosaic_gpu", marks=needs_gpu), pytest.param("cpp_cpu", marks=NEEDS["cpu"])],
+)
 def test_vmap_jit_and_remat(name):
     assert_transforms_agree(partial(retention, implementation=name), random_case(b=4, n=20), FP32)
 
 
 @pytest.mark.usefixtures("kernels_run")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_vmap_over_sequences(name):
     case = random_case(n=20)
     each = jax.vmap(lambda q, k, v: retention(q, k, v, case.log_decay, implementation=name))
@@ -148,7 +163,7 @@ def test_vmap_over_sequences(name):
 
 
 @pytest.mark.usefixtures("kernels_run")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_vmap_over_decays(name):
     case = random_case(n=20)
     decays = jnp.stack([case.log_decay, 2 * case.log_decay])
@@ -181,7 +196,8 @@ def test_batch_and_heads_over_devices():
 def test_a_kernel_is_used_or_an_error_says_why_not(kernels_run):
     case = random_case(n=4)
     with pytest.raises(
-        ValueError, match="unknown implementation 'triton'; expected one of 'xla', 'mosaic_gpu', 'pallas_tpu'"
+        ValueError,
+        match="unknown implementation 'triton'; expected one of 'xla', 'mosaic_gpu', 'pallas_tpu', 'cpp_cpu'",
     ):
         retention(*case.tokens, case.log_decay, implementation="triton")
     for options in ({"mode": "parallel"}, {"chunk_size": 8}):
@@ -375,3 +391,18 @@ def test_a_broken_kernel_does_not_compile_for_hopper(monkeypatch):
     monkeypatch.setattr(mosaic_gpu, "BLOCK", 48)  # wgmma takes 64 rows.
     with pytest.raises(Exception, match="64"):
         compiled("mosaic_gpu", hopper(), jnp.bfloat16, 1, 300, 4, 64, 64)
+
+
+def test_without_a_compiler_an_error_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -O1")
+    with pytest.raises(RuntimeError, match="'no-such-compiler -O1' is not there: .* implementation='xla'"):
+        cpp_cpu._register.__wrapped__()  # built before, it is not built again
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_what_the_compiler_says_is_in_the_error(monkeypatch, tmp_path):
+    source = tmp_path / "kernel.cc"
+    source.write_text("#error no such processor\n")
+    monkeypatch.setattr(cpp_cpu, "SOURCE", source)
+    with pytest.raises(RuntimeError, match=r"(?s)'cpp_cpu' was not built.*kernel\.cc.*no such processor"):
+        cpp_cpu._register.__wrapped__()

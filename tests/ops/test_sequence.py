@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, assert_transforms_agree, in_mode, random_case
+from tests.ops.cases import KERNELS, assert_close, assert_transforms_agree, in_mode, random_case
 from vir_jax.ops import MODES, retention, sequence
-from vir_jax.ops.kernels import PLATFORMS
 from vir_jax.ops.reference import naive_retention, naive_retention_gradients
 from vir_jax.ops.sequence import CHUNK_SIZES, PARALLEL_UP_TO, choose_form
 
 FP32 = 3e-6  # relative RMS; sums of a few hundred fp32 products of either sign
 HALF = 5e-3
 
-FORMS = (*MODES, *PLATFORMS)
+FORMS = (*MODES, *KERNELS)
 
 # Ragged chunks, whole chunks, one chunk too large, chunks of one token.
 CHUNKS = {1: 4, 2: 1, 63: 64, 64: 16, 65: 16, 196: 64, 197: 49, 577: 50}
@@ -61,7 +60,7 @@ def test_decays_at_the_ends_of_their_range(mode):
 @pytest.mark.usefixtures("kernels_run")
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("with_state", [True, False])
-@pytest.mark.parametrize("name", PLATFORMS)
+@pytest.mark.parametrize("name", KERNELS)
 def test_scale_and_state_of_kernels(name, with_state, scale):
     case = random_case(2, 40, 3, 8, 5)
     state = case.initial_state if with_state else None
@@ -159,7 +158,7 @@ def test_half_precision_of_large_activations(form, dtype):
 
 
 @pytest.mark.usefixtures("kernels_run")
-@pytest.mark.parametrize("form", ["chunkwise", *PLATFORMS])
+@pytest.mark.parametrize("form", ["chunkwise", *KERNELS])
 def test_values_keep_their_dtype_among_other_dtypes(form):
     case = random_case(n=20)
     tokens = (case.q.astype(jnp.bfloat16), case.k, case.v.astype(jnp.float16))

@@ -22,7 +22,7 @@ from vir_jax.ops.gradient import Form, Result
 from vir_jax.ops.sequence_chunkwise import chunkwise
 
 # What a kernel is written for, by its name, which is its module's too.
-PLATFORMS = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
+PLATFORMS = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu", "cpp_cpu": "cpu"}
 HOPPER = ("H100", "H200")
 """What `device_kind` says of the GPUs that `mosaic_gpu` is taken on: those on which it was measured."""
 KERNEL_FROM = 128
