@@ -66,13 +66,14 @@ def _build(library: Path) -> Path:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if not compiler or shutil.which(compiler[0]) is None:
         raise RuntimeError(
-            f"'cpp_cpu' is built by a C++ compiler, and {' '.join(compiler)!r} is not there: install one (on Debian and "
-            "Ubuntu, apt install g++), name one by the environment's CXX, or use implementation='xla'"
+            f"'cpp_cpu' is built by a C++ compiler, and {' '.join(compiler)!r} is not there: install one (on Debian "
+            "and Ubuntu, apt install g++), name one by the environment's CXX, or use implementation='xla'"
         )
     command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(library)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(
-            f"'cpp_cpu' was not built, and implementation='xla' needs no building; {shlex.join(command)} said:\n{ran.stderr}"
+            f"'cpp_cpu' was not built; implementation='xla' needs no building. {shlex.join(command)} said:\n"
+            f"{ran.stderr}"
         )
     return library
