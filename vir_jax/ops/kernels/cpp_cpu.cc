@@ -138,6 +138,24 @@ void prefetch(const float* row, int64_t width) {
 
 int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
 
+// Zeros from the beginning of a cache line on: a vector across two lines is read at half the speed.
+class Numbers {
+ public:
+  explicit Numbers(int64_t size) : all_(size + kLine) {
+    first_ = all_.data() + kLine - reinterpret_cast<uintptr_t>(all_.data()) / sizeof(float) % kLine;
+  }
+  Numbers(const Numbers&) = delete;
+  float& operator[](int64_t i) { return first_[i]; }
+  const float& operator[](int64_t i) const { return first_[i]; }
+  float* data() { return first_; }
+  const float* data() const { return first_; }
+
+ private:
+  static constexpr int64_t kLine = 16;  // floats
+  std::vector<float> all_;
+  float* first_;
+};
+
 // One head of one sequence. Its matrices have rows of whole vectors, filled up with zeros.
 class Head {
  public:
@@ -148,6 +166,8 @@ class Head {
         e_row_(padded(e)),
         d_step_((reverse ? -1 : 1) * heads * d),
         e_step_((reverse ? -1 : 1) * heads * e),
+        mask_(kChunk * kChunk),
+        scores_(kChunk * kChunk),
         queries_(kChunk * d_row_),
         keys_(kChunk * d_row_),
         keys_transposed_(kChunk * d_row_),
@@ -226,8 +246,8 @@ class Head {
   }
 
   const int64_t d_, e_, d_row_, e_row_, d_step_, e_step_;
-  float decay_[kChunk + 1], mask_[kChunk * kChunk], scores_[kChunk * kChunk];
-  std::vector<float> queries_, keys_, keys_transposed_, values_, decayed_values_, out_, state_;
+  float decay_[kChunk + 1];
+  Numbers mask_, scores_, queries_, keys_, keys_transposed_, values_, decayed_values_, out_, state_;
 };
 
 // Calls task(0) .. task(count - 1), on this thread and on those of the pool that are free, and waits for them.
