@@ -242,6 +242,25 @@ def test_what_the_pages_say_of_a_training_step_is_in_the_results():
     assert steps["vir_b16", "parallel"] / ours == pytest.approx(1.4, abs=0.05)
 
 
+def test_what_the_pages_say_of_the_kernel_for_cpus_is_in_the_results():
+    """README: 2.3 to 4.3 times as fast; docs/speed.md besides: 39 to 56 % of the floor, 2.8 to 9.8 times torch's."""
+    found = [r for r in records("retention", retention.Record) if r.op == "retention"]
+    sizes = [f"N={n} (b={b})" for n, b in retention.SEQUENCES if n >= 577]
+    keys = [(size, which) for size in sizes for which in retention.PASSES]
+    ms = {
+        mode: {(r.size, r.which): r.ms for r in found if r.mode == mode} for mode in {r.mode for r in found}
+    }
+    floor = {(r.size, r.which): r.floor_ms for r in found if r.mode == "auto"}
+
+    def extremes(of):
+        ratios = [of[key] / ms["cpp_cpu"][key] for key in keys]
+        return min(ratios), max(ratios)
+
+    assert extremes(ms["auto"]) == pytest.approx((2.3, 4.3), abs=0.05)
+    assert extremes(ms["torch, chunks of 64"]) == pytest.approx((2.8, 9.8), abs=0.05)
+    assert extremes(floor) == pytest.approx((0.39, 0.56), abs=0.005)
+
+
 def test_what_the_pages_say_of_the_kernel_is_in_the_results():
     """docs/speed.md: beside flash-linear-attention and cuDNN's attention on an H100."""
     ms = {(r.which, r.name, r.length): r.ms for r in records("kernels", kernels.Record)}

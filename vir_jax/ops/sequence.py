@@ -68,9 +68,9 @@ def retention(
             None is zero. So tokens may come in any number at a time, one by one too.
         scale: What multiplies q, in q's dtype. None is d^-1/2.
         implementation: "xla", or a kernel for the chunkwise mode: "pallas_tpu" on TPUs, "mosaic_gpu" on NVIDIA
-            Hopper GPUs. None is "xla", but for what `chosen_kernel` has been measured to compute faster, on one
-            device, without a chunk size. Where a mesh of several devices is set, a kernel wants `jax.shard_map`
-            around it; models see to that. Kernels take decays per head alone.
+            Hopper GPUs, "cpp_cpu" on CPUs, where there is a C++ compiler. None is "xla", but for what `chosen_kernel`
+            has been measured to compute faster, on one device, without a chunk size. Where a mesh of several devices
+            is set, a kernel wants `jax.shard_map` around it; models see to that. Kernels take decays per head alone.
 
     Returns:
         The output [b, n, h, e] in v's dtype, and the state after the last token, [b, h, d, e] fp32, which costs
@@ -84,6 +84,7 @@ def retention(
         ValueError: wrong ranks, shapes, dtypes, mode, chunk size or scale; a chunk size for a mode without chunks; a
             known decay outside (0, 1]; a kernel that does not exist, is not for this mode or platform, or would
             compute everything on every device; a kernel and decays per token.
+        RuntimeError: "cpp_cpu" was not built: no compiler is there, or it failed.
     """
     check_mode(mode)
     check_chunk("chunk_size", chunk_size, mode)
