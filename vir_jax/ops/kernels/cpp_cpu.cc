@@ -31,7 +31,7 @@ constexpr int kRows = 4;
 constexpr int kChunk = 32;  // tokens
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef Vector Unaligned __attribute__((aligned(4)));  // in memory
+typedef Vector Unaligned __attribute__((aligned(4), may_alias));  // in memory, among floats
 
 [[gnu::always_inline]] inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float, Float32
 
 TARGET = "vir_jax_retention"  # The handler's name in the source, and XLA's for it.
 SOURCE = Path(__file__).with_suffix(".cc")
+BUILDING = threading.Lock()  # XLA takes a target once, and threads may trace at the same time.
 FLAGS = ("-std=c++2a", "-O3", "-march=native", "-shared", "-fPIC")
 
 
@@ -42,7 +44,8 @@ def chunkwise(
     Raises:
         RuntimeError: there is no C++ compiler, or it failed; its messages are in the error.
     """
-    _register()
+    with BUILDING:
+        _register()
     (b, _, h, d), e = q.shape, v.shape[-1]
     state = jax.ShapeDtypeStruct((b, h, d, e), jnp.float32)
     call = jax.ffi.ffi_call(
