@@ -155,11 +155,15 @@ def _measure(op: str, size: str, operators: dict[str, Operator], n: int, batch: 
     return records
 
 
+def _kernel_installed() -> bool:
+    return jax.default_backend() == "cpu" and shutil.which("c++") is not None
+
+
 def _measure_sequences() -> list[Record]:
     op = partial(_output_of, retention, log_decay=vir_log_decay(HEADS))
     operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
     operators[OTHER_CHUNKS] = op(mode="chunkwise", chunk_size=64)
-    if jax.default_backend() == "cpu" and shutil.which("c++") is not None:
+    if _kernel_installed():
         operators[KERNEL] = op(implementation=KERNEL)
     operators[SOFTMAX] = jax.nn.dot_product_attention
     records = []
@@ -173,6 +177,8 @@ def _measure_grids() -> list[Record]:
     for grid, batch in GRIDS:
         op = partial(_output_of, retention_2d, log_decay=vir_log_decay(HEADS), grid=grid)
         operators = {mode: op(mode=mode) for mode in (*MODES, "auto")}
+        if _kernel_installed():
+            operators[KERNEL] = op(implementation=KERNEL)
         size = f"{grid[0]}x{grid[1]} + 1 (b={batch})"
         records += _measure("retention_2d", size, operators, math.prod(grid) + 1, batch)
     return records

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.models.helpers import GRID, images, lively, relative_error, run
-from tests.ops.cases import KERNELS
+from tests.ops.cases import KERNELS, NEEDS
 from vir_jax.models.layout import Layout
 from vir_jax.models.mixers import Mixer, mixer_names, mixer_options, mixer_type, register
 from vir_jax.models.mixers.retention import Retention
@@ -48,6 +48,12 @@ def test_a_block_continues_from_the_state_of_the_tokens_before(retention, pieces
 def test_kernels_give_the_same_model(implementation):
     logits = run(lively(implementation=implementation), images())
     np.testing.assert_allclose(logits, run(lively(), images()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", [pytest.param("cpp_cpu", marks=NEEDS["cpu"])])
+def test_kernels_give_the_same_model_in_2d(implementation):
+    logits = run(lively(implementation=implementation, retention="2d"), images())
+    np.testing.assert_allclose(logits, run(lively(retention="2d"), images()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("kernels_run")

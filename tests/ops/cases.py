@@ -60,7 +60,9 @@ def random_case(
 
 
 def in_mode(mode: str, **chunk: int) -> dict[str, Any]:
-    """What asks for a mode; with chunks of this size where it has chunks."""
+    """What asks for a mode; with chunks of this size where it has chunks. Or for a kernel, which has its own."""
+    if mode in PLATFORMS:
+        return {"implementation": mode}
     return {"mode": mode} | (chunk if mode in ("chunkwise", "auto") else {})
 
 

@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import assert_close, assert_transforms_agree, in_mode, random_case
+from tests.ops.cases import NEEDS, assert_close, assert_transforms_agree, in_mode, random_case
 from vir_jax.ops import MODES, decay_mask_2d, retention, retention_2d
 from vir_jax.ops.grid import PARALLEL_UP_TO
 from vir_jax.ops.reference import naive_retention_2d, naive_retention_2d_gradients
 
 FP32 = 3e-6
 HALF = 5e-3
+
+KERNEL = pytest.param("cpp_cpu", marks=NEEDS["cpu"])
+FORMS = (*MODES, KERNEL)
 
 # (rows, cols), trailing tokens, rows in a chunk: not square, one row, one column, ragged and whole chunks.
 GRIDS = [
@@ -30,7 +33,7 @@ GRIDS = [
 ]
 
 
-@partial(jax.jit, static_argnames=("grid", "mode", "chunk_rows"))
+@partial(jax.jit, static_argnames=("grid", "mode", "chunk_rows", "implementation"))
 def _run(arguments, cotangents, **options):
     """Output and final state, and the gradients of everything differentiable."""
 
@@ -60,6 +63,28 @@ def test_modes_agree_with_the_reference_and_each_other(grid, trailing, chunk_row
         assert_close(results[mode], results["parallel"], FP32)
 
 
+@pytest.mark.parametrize("kernel", [KERNEL])
+@pytest.mark.parametrize(
+    ("grid", "trailing", "d", "e"), [(*each[:2], 20, 5) for each in GRIDS] + [((17, 9), 1, 64, 64)]
+)
+def test_a_kernel_agrees_with_the_reference(kernel, grid, trailing, d, e):
+    case = random_case(n=_tokens(grid, trailing), h=2, d=d, e=e, cols=grid[1])
+    arrays = list(map(np.asarray, case))
+    expected = naive_retention_2d(*arrays[:4], grid, initial_state=arrays[4])
+    gradients = naive_retention_2d_gradients(*arrays[:4], grid, *arrays[4:])
+    assert_close(
+        _run(case.arguments, case.cotangents, grid=grid, **in_mode(kernel)), (expected, gradients), FP32
+    )
+
+
+def test_a_kernel_of_sequences_is_refused(kernels_run):
+    case = random_case(n=12)
+    with pytest.raises(
+        ValueError, match="'pallas_tpu' computes 1-D retention alone; use implementation='xla'"
+    ):
+        retention_2d(*case.tokens, case.log_decay, grid=(3, 4), implementation="pallas_tpu")
+
+
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 6),
@@ -85,14 +110,14 @@ def test_any_shape(rows, cols, trailing, h, d, e, chunk_rows, mode, with_state, 
     assert_close(result, expected, FP32)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FORMS)
 def test_one_row_is_a_sequence(mode):
     case = random_case(n=9)
-    out, state = retention_2d(*case.tokens, case.log_decay, grid=(1, 9), mode=mode)
+    out, state = retention_2d(*case.tokens, case.log_decay, grid=(1, 9), **in_mode(mode))
     assert_close((out, state[:, :, -1]), retention(*case.tokens, case.log_decay), FP32)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FORMS)
 def test_an_image_cut_between_rows_is_the_whole(mode):
     rows, cols, trailing = 5, 4, 1
     case = random_case(n=_tokens((rows, cols), trailing), cols=cols)
@@ -119,7 +144,7 @@ def test_an_image_that_arrives_a_few_rows_at_a_time_is_the_whole():
     assert_close((jnp.concatenate(outs, axis=1), state), (whole, final), FP32)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FORMS)
 def test_a_token_changes_only_what_is_below_and_right_of_it(mode):
     grid, trailing = (5, 4), 2
     case = random_case(n=_tokens(grid, trailing), cols=4)
@@ -133,7 +158,7 @@ def test_a_token_changes_only_what_is_below_and_right_of_it(mode):
         np.testing.assert_array_equal(differs, sees[:, token])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FORMS)
 def test_shifts_of_the_image_shift_the_output(mode):
     rows, cols, side = 6, 7, 4
     patch = [x.reshape(2, side, side, 3, -1) for x in random_case(n=side * side).tokens]
@@ -151,7 +176,7 @@ def test_shifts_of_the_image_shift_the_output(mode):
         assert_close(shifted(y, x), shifted(0, 0), FP32)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FORMS)
 def test_bf16_of_large_activations(mode):
     grid = (9, 14)
     case = random_case(b=1, n=_tokens(grid, 1), h=2, d=32, e=32, cols=14)
@@ -216,12 +241,13 @@ def test_rows_of_a_chunk_make_auto_chunkwise():
     assert (auto[0] != whole[0]).any()
 
 
-def test_vmap_jit_and_remat():
-    op = partial(retention_2d, grid=(3, 4), mode="chunkwise", chunk_rows=1)
+@pytest.mark.parametrize("mode", ["chunkwise", KERNEL])
+def test_vmap_jit_and_remat(mode):
+    op = partial(retention_2d, grid=(3, 4), **in_mode(mode, chunk_rows=1))
     assert_transforms_agree(op, random_case(b=3, n=13), FP32)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FORMS)
 def test_gradient_of_gradient(mode):
     case = random_case(b=1, n=7, h=2, d=3, e=2)
 

@@ -23,8 +23,7 @@ CHUNKS = {1: 4, 2: 1, 63: 64, 64: 16, 65: 16, 196: 64, 197: 49, 577: 50}
 
 
 def _options(form, chunk_size):
-    """What asks `retention` for a mode, or for a kernel, which has chunks of its own."""
-    return in_mode(form, chunk_size=chunk_size) if form in MODES else {"implementation": form}
+    return in_mode(form, chunk_size=chunk_size)
 
 
 @partial(jax.jit, static_argnames=("mode", "chunk_size", "implementation"))

@@ -18,8 +18,9 @@ from vir_jax.ops.checks import (
 )
 from vir_jax.ops.gradient import Form, differentiable
 from vir_jax.ops.grid_state import empty_grid_state
+from vir_jax.ops.kernels import GRID_KERNELS, PLATFORMS, grid_kernel_form
 from vir_jax.ops.platform import platform
-from vir_jax.ops.sequence import choose_form, scaled
+from vir_jax.ops.sequence import check_implementation, choose_form, scaled
 
 # By platform, with 12 heads of 64. CPU: measured on two cores (benchmarks/results/retention.md); one masked einsum is
 # the faster on a 24 x 24 grid, tiles on 32 x 32 and above. TPU: estimated by the compiler (docs/speed.md); the einsum
@@ -41,6 +42,7 @@ def retention_2d(
     chunk_rows: int | None = None,
     initial_state: Float32[Array, "b h x d e"] | None = None,
     scale: float | None = None,
+    implementation: str | None = None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     """Compute retention over a grid (docs/method.md, section 2), which decays by gamma^(dx + dy).
 
@@ -68,26 +70,33 @@ def retention_2d(
         initial_state: The state after the rows above, as a call with those returned it, trailing rows counted; None is
             zero. So rows may come in any number at a time.
         scale: What multiplies q. None is d^-1/2.
+        implementation: "xla", or "cpp_cpu", the kernel for the chunkwise mode on CPUs, as in `retention`. None is
+            "xla".
 
     Returns:
         The output [b, n, h, e] in v's dtype, and the state, which is the last row's, S[y, :], one [d, e] matrix per
         column: [b, h, cols, d, e] fp32. Dtypes, cost and gradients are as in `retention`.
 
     Raises:
-        ValueError: as in `retention`; a grid that does not fit the tokens.
+        ValueError: as in `retention`; a grid that does not fit the tokens; a kernel for 1-D alone.
+        RuntimeError: as in `retention`.
     """
     check_mode(mode)
     check_chunk("chunk_rows", chunk_rows, mode)
+    check_implementation(implementation, mode, chunk_rows)
+    if implementation in PLATFORMS and implementation not in GRID_KERNELS:
+        raise ValueError(f"{implementation!r} computes 1-D retention alone; use implementation='xla'")
     check_scale(scale)
     check_tokens(q, k, v)
     b, n, h, d = q.shape
     check_grid(grid, n)
     check_log_decay(log_decay, h)
     check_state(initial_state, (b, h, grid[1], d, v.shape[-1]))
-    return _retention_2d(q, k, v, log_decay, initial_state, mode, chunk_rows, tuple(grid), scale)
+    kernel = implementation if implementation in GRID_KERNELS else None
+    return _retention_2d(q, k, v, log_decay, initial_state, mode, chunk_rows, tuple(grid), scale, kernel)
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7, 8))
+@partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
 def _retention_2d(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
@@ -98,13 +107,19 @@ def _retention_2d(
     chunk_rows: int | None,
     grid: tuple[int, int],
     scale: float | None,
+    kernel: str | None,
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     q, k = scaled(q, k, scale)
+    if kernel:
+        return _grid_then_trailing(
+            q, k, v, log_decay, initial_state, "chunkwise", grid_kernel_form(kernel, grid), grid
+        )
     if mode == "auto":
         short = q.shape[1] <= PARALLEL_UP_TO[platform()] and chunk_rows is None and initial_state is None
         mode = "parallel" if short else "chunkwise"
     if mode != "parallel":
-        return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, chunk_rows, grid)
+        form = _grid_form(mode, chunk_rows, grid)
+        return _grid_then_trailing(q, k, v, log_decay, initial_state, mode, form, grid)
     form = partial(grid_parallel.parallel, grid=grid)
     return differentiable(form, q, k, v, log_decay, initial_state)
 
@@ -116,7 +131,7 @@ def _grid_then_trailing(
     log_decay: Float32[Array, "h"],
     state: Float32[Array, "b h x d e"] | None,
     mode: str,
-    chunk_rows: int | None,
+    grid_form: Form,
     grid: tuple[int, int],
 ) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"]]:
     rows, cols = grid
@@ -125,8 +140,7 @@ def _grid_then_trailing(
 
     out = v  # of no tokens, if there are no rows
     if rows:
-        form = _grid_form(mode, chunk_rows, grid)
-        out, state = differentiable(form, q, k, v, log_decay, state)
+        out, state = differentiable(grid_form, q, k, v, log_decay, state)
     elif state is None:
         state = empty_grid_state(k, v, cols)
     if not trailing:

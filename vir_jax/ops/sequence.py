@@ -88,7 +88,7 @@ def retention(
     """
     check_mode(mode)
     check_chunk("chunk_size", chunk_size, mode)
-    _check_implementation(implementation, mode, chunk_size)
+    check_implementation(implementation, mode, chunk_size)
     check_scale(scale)
     check_tokens(q, k, v)
     b, n, h, d = q.shape
@@ -129,7 +129,8 @@ def _retention(
     return differentiable(form, q, k, v, log_decay, arriving)
 
 
-def _check_implementation(implementation: str | None, mode: str, chunk_size: int | None) -> None:
+def check_implementation(implementation: str | None, mode: str, chunk_size: int | None) -> None:
+    """Raise ValueError unless a kernel can do what is asked for, here."""
     if implementation in (None, "xla"):
         return
     if implementation not in PLATFORMS:

@@ -1,5 +1,6 @@
 """Retention, ViR's mixer, along the raster order or by rows and columns."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,13 @@ from vir_jax.models.sharding import constrain, on_each_device
 from vir_jax.ops import MODES, retention, retention_2d
 from vir_jax.ops.decay import Decays
 from vir_jax.ops.grid import tile_side
+from vir_jax.ops.kernels import GRID_KERNELS
 from vir_jax.ops.kernels import PLATFORMS as KERNELS
 from vir_jax.ops.sequence import CHUNK_SIZE
 
-# Dimensions of heads' tokens, of decays and of a 1-D state; see `on_each_device`.
+# Dimensions of heads' tokens, of decays and of a state in 1-D and in 2-D; see `on_each_device`.
 HEADS, PER_HEAD, STATE = ("batch", None, "heads", None), ("heads",), ("batch", "heads", None, None)
+STATE_2D = (*STATE, None)
 
 QK_NORMS = ("rms", "layer")
 NORM_EPSILON = 1e-6
@@ -49,7 +52,7 @@ class Retention(HeadsMixer):
         retention: "1d" decays along the sequence, "2d" by rows and columns. None: "1d".
         chunk_size: tokens in a chunk, 1-D alone, in the mode "chunkwise", and in "auto", which is then chunkwise. None:
             the operator's choice.
-        implementation: "xla", or a kernel of `vir_jax.ops.kernels` for the chunkwise mode of 1-D. None: the
+        implementation: "xla", or a kernel of `vir_jax.ops.kernels` for the chunkwise mode, in 2-D "cpp_cpu". None: the
             operator's choice. A kernel that is named runs on each device of the mesh in context (`jax.set_mesh`),
             batch and heads split as everywhere; a mesh that does not divide them, or has other axes, is an error
             then.
@@ -229,15 +232,20 @@ class Retention(HeadsMixer):
         """O = (Q K^T .* D) V, or one of its equal forms; the decays are those of heads where none are given."""
         log_decay = self.log_decay if log_decay is None else log_decay
         assert not isinstance(state, tuple)
+        operator: Callable[..., tuple[Heads, State]]
         if self.in_2d:
-            return retention_2d(q, k, v, log_decay, grid=layout.grid, mode=mode, initial_state=state)
-        chunk_size = self.chunk_size if mode in ("auto", "chunkwise") else None
-        operator = partial(retention, mode=mode, chunk_size=chunk_size, implementation=self.implementation)
+            operator = partial(retention_2d, grid=layout.grid, mode=mode, implementation=self.implementation)
+        else:
+            chunk_size = self.chunk_size if mode in ("auto", "chunkwise") else None
+            operator = partial(
+                retention, mode=mode, chunk_size=chunk_size, implementation=self.implementation
+            )
         if self.implementation in KERNELS:
+            sums = STATE_2D if self.in_2d else STATE
             split = on_each_device(
                 lambda q, k, v, log_decay, state: operator(q, k, v, log_decay, initial_state=state),
-                (HEADS, HEADS, HEADS, PER_HEAD, STATE),
-                (HEADS, STATE),
+                (HEADS, HEADS, HEADS, PER_HEAD, sums),
+                (HEADS, sums),
             )
             return split(q, k, v, log_decay, state)
         return operator(q, k, v, log_decay, initial_state=state)
@@ -349,8 +357,8 @@ def _check_together(
             "it out.",
         ),
         (
-            in_2d and kernel,
-            f"implementation={implementation!r} makes no sense with retention='2d': there are kernels for 1-D "
+            in_2d and kernel and implementation not in GRID_KERNELS,
+            f"implementation={implementation!r} makes no sense with retention='2d': it is a kernel for 1-D "
             "retention alone. Leave it out.",
         ),
         (

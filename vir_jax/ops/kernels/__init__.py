@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from vir_jax.ops import grid_chunkwise, sequence_chunkwise
 from vir_jax.ops.gradient import Form, Result
-from vir_jax.ops.sequence_chunkwise import chunkwise
 
-# What a kernel is written for, by its name, which is its module's too.
+# What a kernel is written for, by its name, which is its module's too; and those that compute 2-D retention, too.
 PLATFORMS = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu", "cpp_cpu": "cpu"}
+GRID_KERNELS = ("cpp_cpu",)
 HOPPER = ("H100", "H200")
 """What `device_kind` says of the GPUs that `mosaic_gpu` is taken on: those on which it was measured."""
 KERNEL_FROM = 128
@@ -36,7 +37,14 @@ MEASURED_WIDTH = 64
 def kernel_form(name: str) -> Form:
     """Return the kernel of that name, to be differentiated forward by the decay, as `gradient` asks of a form."""
     # Here, because importing Pallas takes half a second.
-    return partial(_by_kernel, import_module(f"{__name__}.{name}").chunkwise)
+    by_xla = partial(sequence_chunkwise.chunkwise, chunk_size=128)
+    return partial(_by_kernel, import_module(f"{__name__}.{name}").chunkwise, by_xla)
+
+
+def grid_kernel_form(name: str, grid: tuple[int, int]) -> Form:
+    """Return the kernel of that name, one of GRID_KERNELS, for a grid; as `kernel_form` does."""
+    by_xla = partial(grid_chunkwise.chunkwise, grid=grid, tile_size=(8, 8))
+    return partial(_by_kernel, partial(import_module(f"{__name__}.{name}").grid_chunkwise, grid=grid), by_xla)
 
 
 def chosen_kernel(device_kind: str, dtype: Any, n: int, width: int) -> str | None:
@@ -52,20 +60,23 @@ def chosen_kernel(device_kind: str, dtype: Any, n: int, width: int) -> str | Non
     return "mosaic_gpu" if measured and any(name in device_kind for name in HOPPER) else None
 
 
-def _by_kernel(kernel: Form, *arguments: Array | None, reverse: bool, with_final: bool) -> Result:
-    return _kernel(kernel, reverse, with_final, *arguments)
+def _by_kernel(
+    kernel: Form, by_xla: Form, *arguments: Array | None, reverse: bool, with_final: bool
+) -> Result:
+    return _kernel(kernel, by_xla, reverse, with_final, *arguments)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _kernel(
     kernel: Form,
+    by_xla: Form,
     reverse: bool,
     with_final: bool,
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
     v: Float[Array, "b n h e"],
     log_decay: Float32[Array, "h"],
-    arriving: Float32[Array, "b h d e"] | None,
+    arriving: Float32[Array, "b h *x d e"] | None,
 ) -> Result:
     # Kernels count in 32 bits: with 64 (`jax_enable_x64`) Pallas would make their indices int64, and not compile them.
     with jax.enable_x64(False):
@@ -74,12 +85,17 @@ def _kernel(
 
 @partial(_kernel.defjvp, symbolic_zeros=True)
 def _(
-    kernel: Form, reverse: bool, with_final: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    kernel: Form,
+    by_xla: Form,
+    reverse: bool,
+    with_final: bool,
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[Result, Result]:
     """Differentiate by the decay alone, as `gradient` does with a form; in XLA's chunkwise form."""
     q, k, v, log_decay, arriving = primals
 
     def of_decay(log_decay: Array) -> Result:
-        return chunkwise(q, k, v, log_decay, arriving, chunk_size=128, reverse=reverse, with_final=with_final)
+        return by_xla(q, k, v, log_decay, arriving, reverse=reverse, with_final=with_final)
 
     return jax.jvp(of_decay, (log_decay,), (tangents[3],))

@@ -1,7 +1,7 @@
-// Retention over a sequence on CPUs, in the chunkwise form (docs/method.md, section 1): see cpp_cpu.py.
+// Retention on CPUs, in the chunkwise form (docs/method.md, sections 1 and 2): see cpp_cpu.py.
 //
-// Batch and heads are spread over the threads of XLA's pool. A thread takes one head through its sequence, so that the
-// state and a chunk stay in the caches of its core.
+// Batch and heads are spread over the threads of XLA's pool. A thread takes one head through its sequence or grid, so
+// that the state and a chunk stay in the caches of its core.
 
 #include <algorithm>
 #include <atomic>
@@ -28,7 +28,8 @@ constexpr int kLanes = 8;
 constexpr int kVectors = 2;  // of 16 registers
 #endif
 constexpr int kRows = 4;
-constexpr int kChunk = 32;  // tokens
+constexpr int64_t kChunk = 32;  // tokens
+constexpr int64_t kSide = 8;  // rows and columns of a tile
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef Vector Unaligned __attribute__((aligned(4), may_alias));  // in memory, among floats
@@ -156,99 +157,225 @@ class Numbers {
   float* first_;
 };
 
-// One head of one sequence. Its matrices have rows of whole vectors, filled up with zeros.
-class Head {
+// Tokens of one head that are read at once, at most `capacity`, and what they need of each other. Matrices have rows of
+// whole vectors, filled up with zeros.
+template <int64_t capacity>
+class Tokens {
  public:
-  Head(int64_t heads, int64_t d, int64_t e, bool reverse)
+  Tokens(int64_t d, int64_t e)
       : d_(d),
         e_(e),
         d_row_(padded(d)),
         e_row_(padded(e)),
-        d_step_((reverse ? -1 : 1) * heads * d),
-        e_step_((reverse ? -1 : 1) * heads * e),
-        mask_(kChunk * kChunk),
-        scores_(kChunk * kChunk),
-        queries_(kChunk * d_row_),
-        keys_(kChunk * d_row_),
-        keys_transposed_(kChunk * d_row_),
-        values_(kChunk * e_row_),
-        decayed_values_(kChunk * e_row_),
-        out_(kChunk * e_row_),
-        state_(d_row_ * e_row_) {}
+        queries_(capacity * d_row_),
+        keys_(capacity * d_row_),
+        transposed_keys_(capacity * d_row_),
+        values_(capacity * e_row_),
+        decayed_values_(capacity * e_row_),
+        out_(capacity * e_row_),
+        scores_(capacity * capacity),
+        mask_(capacity * capacity) {}
 
-  // The pointers are to the token that comes first in time.
-  void run(int64_t n, const float* q, const float* k, const float* v, float log_decay, const float* arriving,
-           float* out, float* final_state) {
-    for (int t = 0; t <= kChunk; ++t) decay_[t] = std::exp(log_decay * static_cast<float>(t));
-    for (int i = 0; i < kChunk; ++i)
-      for (int j = 0; j < kChunk; ++j) mask_[i * kChunk + j] = j <= i ? decay_[i - j] : 0.0f;
-    for (int64_t i = 0; i < d_; ++i) std::copy_n(arriving + i * e_, e_, &state_[i * e_row_]);
-    for (int64_t first = 0; first < n; first += kChunk) {
-      const int64_t size = std::min<int64_t>(kChunk, n - first);
-      // The state that meets the next token has decayed once more than the final one.
-      const int64_t after = first + size == n ? size - 1 : size;
-      for (int64_t i = first + kChunk; i < std::min<int64_t>(n, first + 2 * kChunk); ++i) {
-        prefetch(q + i * d_step_, d_);
-        prefetch(k + i * d_step_, d_);
-        prefetch(v + i * e_step_, e_);
-      }
-      for (int64_t i = 0; i < size; ++i) {
-        std::copy_n(q + (first + i) * d_step_, d_, &queries_[i * d_row_]);
-        std::copy_n(k + (first + i) * d_step_, d_, &keys_[i * d_row_]);
-        std::copy_n(v + (first + i) * e_step_, e_, &values_[i * e_row_]);
-        for (int64_t j = 0; j < e_row_; ++j)
-          decayed_values_[i * e_row_ + j] = decay_[after - i] * values_[i * e_row_ + j];
-      }
-      transpose(keys_.data(), kChunk, d_row_, keys_transposed_.data());
-      score(size);
-      write(size);
-      for (int64_t i = 0; i < size; ++i) std::copy_n(&out_[i * e_row_], e_, out + (first + i) * e_step_);
-      update(size, decay_[after]);
-    }
-    for (int64_t i = 0; i < d_; ++i) std::copy_n(&state_[i * e_row_], e_, final_state + i * e_);
+  int64_t state_size() const { return d_ * e_row_; }
+
+  void read_state(const float* from, float* state) const {
+    for (int64_t i = 0; i < d_; ++i) std::copy_n(from + i * e_, e_, state + i * e_row_);
+  }
+
+  void write_state(const float* state, float* to) const {
+    for (int64_t i = 0; i < d_; ++i) std::copy_n(state + i * e_row_, e_, to + i * e_);
+  }
+
+  // mask(i, j): what is left of key j at query i, 0 where i does not see j, as of all j > i.
+  template <typename F>
+  void set_mask(int64_t size, F&& mask) {
+    for (int64_t i = 0; i < size; ++i)
+      for (int64_t j = 0; j < capacity; ++j) mask_[i * capacity + j] = j < size ? mask(i, j) : 0.0f;
+  }
+
+  void read(int64_t i, const float* q, const float* k, const float* v) {
+    std::copy_n(q, d_, &queries_[i * d_row_]);
+    std::copy_n(k, d_, &keys_[i * d_row_]);
+    std::copy_n(v, e_, &values_[i * e_row_]);
+  }
+
+  void write(int64_t i, float* out) const { std::copy_n(&out_[i * e_row_], e_, out); }
+
+  void decay_value(int64_t i, float decay) {
+    for (int64_t j = 0; j < e_row_; ++j) decayed_values_[i * e_row_ + j] = decay * values_[i * e_row_ + j];
+  }
+
+  // out = (Q K^T .* mask) V, and decays_i q_i S where there is a state.
+  void attend(int64_t size, const float* decays, const float* state) {
+    transpose(keys_.data(), capacity, d_row_, transposed_keys_.data());
+    score(size);
+    weigh(size, decays, state);
+  }
+
+  // out_i += decays_i q_i S, of `count` tokens from `first` on, `step` apart.
+  [[gnu::noinline]] void add_state(int64_t first, int64_t step, int64_t count, const float* decays, const float* state) {
+    for_blocks(count, e_row_, [&]<int rows, int vectors>(Block<rows, vectors> block, int64_t i, int64_t j) {
+      const int64_t token = first + i * step;
+      block.add_product({&queries_[token * d_row_], step * d_row_, 1}, state + j, e_row_, d_);
+      for (int a = 0; a < rows; ++a)
+        for (int b = 0; b < vectors; ++b) {
+          float* const at = &out_[(token + a * step) * e_row_ + j + b * kLanes];
+          store(at, load(at) + decays[i + a] * block.sums[a][b]);
+        }
+    });
+  }
+
+  // S = decay S + K^T V, of `count` tokens from `first` on, `step` apart, their values as `decay_value` left them.
+  [[gnu::noinline]] void take_up(int64_t first, int64_t step, int64_t count, float decay, float* state) const {
+    for_blocks(d_, e_row_, [&]<int rows, int vectors>(Block<rows, vectors> block, int64_t i, int64_t j) {
+      for (int a = 0; a < rows; ++a)
+        for (int b = 0; b < vectors; ++b) block.sums[a][b] = decay * load(state + (i + a) * e_row_ + j + b * kLanes);
+      block.add_product({&keys_[first * d_row_ + i], 1, step * d_row_}, &decayed_values_[first * e_row_ + j],
+                        step * e_row_, count);
+      for (int a = 0; a < rows; ++a)
+        for (int b = 0; b < vectors; ++b) store(state + (i + a) * e_row_ + j + b * kLanes, block.sums[a][b]);
+    });
+  }
+
+  // to = decay to + from, states both
+  void add(float decay, const float* from, float* to) const {
+    for (int64_t i = 0; i < state_size(); i += kLanes) store(to + i, decay * load(to + i) + load(from + i));
   }
 
  private:
-  // scores = (Q K^T) .* D
   [[gnu::noinline]] void score(int64_t size) {
-    for_blocks(size, kChunk, [&]<int rows, int vectors>(Block<rows, vectors> block, int64_t i, int64_t j) {
+    for_blocks(size, capacity, [&]<int rows, int vectors>(Block<rows, vectors> block, int64_t i, int64_t j) {
       if (j >= i + rows) return;
-      block.add_product({&queries_[i * d_row_], d_row_, 1}, &keys_transposed_[j], kChunk, d_);
+      block.add_product({&queries_[i * d_row_], d_row_, 1}, &transposed_keys_[j], capacity, d_);
       for (int a = 0; a < rows; ++a)
         for (int b = 0; b < vectors; ++b) {
-          const int64_t at = (i + a) * kChunk + j + b * kLanes;
+          const int64_t at = (i + a) * capacity + j + b * kLanes;
           store(&scores_[at], block.sums[a][b] * load(&mask_[at]));
         }
     });
   }
 
-  // O = scores V + gamma^i Q S
-  [[gnu::noinline]] void write(int64_t size) {
+  [[gnu::noinline]] void weigh(int64_t size, const float* decays, const float* state) {
     for_blocks(size, e_row_, [&]<int rows, int vectors>(Block<rows, vectors> block, int64_t i, int64_t j) {
-      block.add_product({&queries_[i * d_row_], d_row_, 1}, &state_[j], e_row_, d_);
-      for (int a = 0; a < rows; ++a)
-        for (int b = 0; b < vectors; ++b) block.sums[a][b] *= decay_[i + a];
-      block.add_product({&scores_[i * kChunk], kChunk, 1}, &values_[j], e_row_, i + rows);
+      if (state != nullptr) {
+        block.add_product({&queries_[i * d_row_], d_row_, 1}, state + j, e_row_, d_);
+        for (int a = 0; a < rows; ++a)
+          for (int b = 0; b < vectors; ++b) block.sums[a][b] *= decays[i + a];
+      }
+      block.add_product({&scores_[i * capacity], capacity, 1}, &values_[j], e_row_, i + rows);
       for (int a = 0; a < rows; ++a)
         for (int b = 0; b < vectors; ++b) store(&out_[(i + a) * e_row_ + j + b * kLanes], block.sums[a][b]);
     });
   }
 
-  // S = decay S + K^T V, the values decayed on their way
-  [[gnu::noinline]] void update(int64_t size, float decay) {
-    for_blocks(d_, e_row_, [&]<int rows, int vectors>(Block<rows, vectors> block, int64_t i, int64_t j) {
-      for (int a = 0; a < rows; ++a)
-        for (int b = 0; b < vectors; ++b) block.sums[a][b] = decay * load(&state_[(i + a) * e_row_ + j + b * kLanes]);
-      block.add_product({&keys_[i], 1, d_row_}, &decayed_values_[j], e_row_, size);
-      for (int a = 0; a < rows; ++a)
-        for (int b = 0; b < vectors; ++b) store(&state_[(i + a) * e_row_ + j + b * kLanes], block.sums[a][b]);
-    });
+  const int64_t d_, e_, d_row_, e_row_;
+  Numbers queries_, keys_, transposed_keys_, values_, decayed_values_, out_, scores_, mask_;
+};
+
+// The length of all parts but the last of them, where so many rows or columns are cut into parts of at most kSide.
+int64_t parts_of(int64_t length) {
+  const int64_t parts = (length + kSide - 1) / kSide;
+  return (length + parts - 1) / parts;
+}
+
+// gamma^0 .. gamma^(count - 1)
+std::vector<float> powers(float log_decay, int64_t count) {
+  std::vector<float> decays(count);
+  for (int64_t t = 0; t < count; ++t) decays[t] = std::exp(log_decay * static_cast<float>(t));
+  return decays;
+}
+
+// Where a head's tokens are: pointers to the one that comes first in time, and from each to the next.
+struct Place {
+  const float *q, *k, *v;
+  float* out;
+  int64_t d_step, e_step;
+
+  template <int64_t capacity>
+  void read(int64_t token, int64_t i, Tokens<capacity>& tokens) const {
+    tokens.read(i, q + token * d_step, k + token * d_step, v + token * e_step);
   }
 
-  const int64_t d_, e_, d_row_, e_row_, d_step_, e_step_;
-  float decay_[kChunk + 1];
-  Numbers mask_, scores_, queries_, keys_, keys_transposed_, values_, decayed_values_, out_, state_;
+  template <int64_t capacity>
+  void write(int64_t i, int64_t token, const Tokens<capacity>& tokens) const {
+    tokens.write(i, out + token * e_step);
+  }
+
+  void ask_for(int64_t token, int64_t d, int64_t e) const {
+    prefetch(q + token * d_step, d);
+    prefetch(k + token * d_step, d);
+    prefetch(v + token * e_step, e);
+  }
 };
+
+void read_sequence(int64_t n, int64_t d, int64_t e, Place place, float log_decay, const float* arriving, float* final_state) {
+  const std::vector<float> decay = powers(log_decay, kChunk + 1);
+  Tokens<kChunk> tokens(d, e);
+  tokens.set_mask(kChunk, [&](int64_t i, int64_t j) { return j <= i ? decay[i - j] : 0.0f; });
+  Numbers state(tokens.state_size());
+  tokens.read_state(arriving, state.data());
+  for (int64_t first = 0; first < n; first += kChunk) {
+    const int64_t size = std::min(kChunk, n - first);
+    // The state that meets the next token has decayed once more than the final one.
+    const int64_t after = first + size == n ? size - 1 : size;
+    for (int64_t i = first + kChunk; i < std::min(n, first + 2 * kChunk); ++i) place.ask_for(i, d, e);
+    for (int64_t i = 0; i < size; ++i) {
+      place.read(first + i, i, tokens);
+      tokens.decay_value(i, decay[after - i]);
+    }
+    tokens.attend(size, decay.data(), state.data());
+    tokens.take_up(0, 1, size, decay[after], state.data());
+    for (int64_t i = 0; i < size; ++i) place.write(i, first + i, tokens);
+  }
+  tokens.write_state(state.data(), final_state);
+}
+
+// As `read_sequence` of a grid, tile by tile; the states, one of each column, are those of `_onward` in
+// grid_chunkwise.py: reversed in time they decay when they leave, forward as they arrive.
+void read_grid(int64_t rows, int64_t cols, int64_t d, int64_t e, Place place, float log_decay, bool decay_late,
+               const float* arriving, float* final_states) {
+  const int64_t tile_rows = parts_of(rows), tile_cols = parts_of(cols);
+  const std::vector<float> decay = powers(log_decay, 2 * kSide + 1);
+  Tokens<kSide * kSide> tokens(d, e);
+  const int64_t state = tokens.state_size();
+  Numbers above(cols * state), left(kSide * state), along(state), below(state);
+  for (int64_t x = 0; x < cols; ++x) tokens.read_state(arriving + x * d * e, &above[x * state]);
+
+  int64_t masked = 0;  // the width of the tile that the mask is of
+  for (int64_t y = 0; y < rows; y += tile_rows) {
+    const int64_t height = std::min(tile_rows, rows - y);
+    std::fill_n(left.data(), kSide * state, 0.0f);
+    std::fill_n(below.data(), state, 0.0f);
+    for (int64_t x = 0; x < cols; x += tile_cols) {
+      const int64_t width = std::min(tile_cols, cols - x), size = height * width;
+      if (width != masked) {
+        tokens.set_mask(tile_rows * width, [&](int64_t i, int64_t j) {
+          const int64_t down = i / width - j / width, right = i % width - j % width;
+          return down < 0 || right < 0 ? 0.0f : decay[down + right];
+        });
+        masked = width;
+      }
+      for (int64_t i = 0; i < size; ++i) place.read((y + i / width) * cols + x + i % width, i, tokens);
+      tokens.attend(size, nullptr, nullptr);
+      for (int64_t i = 0; i < height; ++i) tokens.add_state(i * width, 1, width, &decay[1], &left[i * state]);
+      for (int64_t j = 0; j < width; ++j)
+        tokens.add_state(j, width, height, &decay[decay_late ? 0 : 1], &above[(x + j) * state]);
+      for (int64_t i = 0; i < size; ++i) place.write(i, (y + i / width) * cols + x + i % width, tokens);
+
+      for (int64_t i = 0; i < size; ++i) tokens.decay_value(i, decay[width - 1 - i % width]);
+      for (int64_t i = 0; i < height; ++i) {
+        tokens.take_up(i * width, 1, width, i == 0 ? 0.0f : decay[1], along.data());
+        tokens.add(decay[width], along.data(), &left[i * state]);
+      }
+      for (int64_t i = 0; i < size; ++i) tokens.decay_value(i, decay[height - (decay_late ? 0 : 1) - i / width]);
+      for (int64_t j = 0; j < width; ++j) {
+        tokens.take_up(j, width, height, decay[1], below.data());
+        tokens.add(decay[height], below.data(), &above[(x + j) * state]);
+      }
+    }
+  }
+  for (int64_t x = 0; x < cols; ++x) tokens.write_state(&above[x * state], final_states + x * d * e);
+}
 
 // Calls task(0) .. task(count - 1), on this thread and on those of the pool that are free, and waits for them.
 template <typename Task>
@@ -277,30 +404,54 @@ void spread(ffi::ThreadPool& pool, int64_t count, const Task& task) {
 
 using Array = ffi::Buffer<ffi::F32>;
 
-ffi::Error retention(ffi::ThreadPool pool, Array q, Array k, Array v, Array log_decay, Array arriving,
-                     ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> final_state, bool reverse) {
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+// One head of one sequence or grid after the other, its tokens and the one that comes first in time.
+template <typename F>
+void for_heads(ffi::ThreadPool& pool, const Array& q, const Array& k, const Array& v, Result& out, bool reverse, F&& f) {
   const int64_t b = q.dimensions()[0], n = q.dimensions()[1], h = q.dimensions()[2], d = q.dimensions()[3];
   const int64_t e = v.dimensions()[3];
   spread(pool, b * h, [&](int64_t index) {
-    const int64_t token = (index / h * n + (reverse ? n - 1 : 0)) * h + index % h, state = index * d * e;
-    Head(h, d, e, reverse)
-        .run(n, q.typed_data() + token * d, k.typed_data() + token * d, v.typed_data() + token * e,
-             log_decay.typed_data()[index % h], arriving.typed_data() + state, out->typed_data() + token * e,
-             final_state->typed_data() + state);
+    const int64_t token = (index / h * n + (reverse ? n - 1 : 0)) * h + index % h, to_next = (reverse ? -1 : 1) * h;
+    f(index, index % h, d, e,
+      Place{q.typed_data() + token * d, k.typed_data() + token * d, v.typed_data() + token * e,
+            out->typed_data() + token * e, to_next * d, to_next * e});
+  });
+}
+
+ffi::Error sequence(ffi::ThreadPool pool, Array q, Array k, Array v, Array log_decay, Array arriving, Result out,
+                    Result final_state, bool reverse) {
+  for_heads(pool, q, k, v, out, reverse, [&](int64_t index, int64_t head, int64_t d, int64_t e, const Place& place) {
+    read_sequence(q.dimensions()[1], d, e, place, log_decay.typed_data()[head], arriving.typed_data() + index * d * e,
+                  final_state->typed_data() + index * d * e);
   });
   return ffi::Error::Success();
 }
 
+ffi::Error grid(ffi::ThreadPool pool, Array q, Array k, Array v, Array log_decay, Array arriving, Result out,
+                Result final_states, bool reverse) {
+  const int64_t cols = arriving.dimensions()[2], rows = q.dimensions()[1] / cols;
+  for_heads(pool, q, k, v, out, reverse, [&](int64_t index, int64_t head, int64_t d, int64_t e, const Place& place) {
+    read_grid(rows, cols, d, e, place, log_decay.typed_data()[head], reverse,
+              arriving.typed_data() + index * cols * d * e, final_states->typed_data() + index * cols * d * e);
+  });
+  return ffi::Error::Success();
+}
+
+auto signature() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Array>()
+      .Arg<Array>()
+      .Arg<Array>()
+      .Arg<Array>()
+      .Arg<Array>()
+      .Ret<Array>()
+      .Ret<Array>()
+      .Attr<bool>("reverse");
+}
+
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(vir_jax_retention, retention,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Attr<bool>("reverse"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(vir_jax_retention, sequence, signature());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(vir_jax_retention_2d, grid, signature());

@@ -1,6 +1,6 @@
-"""Retention over a sequence on CPUs: C++ that the machine's own compiler builds, called through XLA's FFI.
+"""Retention on CPUs, over a sequence and over a grid: C++ that the machine's own compiler builds, by XLA's FFI.
 
-The chunkwise form (docs/method.md, section 1). XLA multiplies the small matrices of a chunk on one core, and moves each
+The chunkwise form (docs/method.md, sections 1 and 2). XLA multiplies the small matrices of a chunk on one core, and moves each
 chunk through memory several times; here a thread takes a head through its sequence, its state and chunk in the caches
 of its core. Products and sums are fp32, whatever the inputs are.
 
@@ -23,7 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-TARGET = "vir_jax_retention"  # The handler's name in the source, and XLA's for it.
+from vir_jax.ops.grid_state import along_columns, between_columns, empty_grid_state
+
+SEQUENCE, GRID = (
+    "vir_jax_retention",
+    "vir_jax_retention_2d",
+)  # The handlers in the source, and XLA's names of them.
 SOURCE = Path(__file__).with_suffix(".cc")
 BUILDING = threading.Lock()  # XLA takes a target once, and threads may trace at the same time.
 FLAGS = ("-std=c++2a", "-O3", "-march=native", "-shared", "-fPIC")
@@ -44,25 +49,58 @@ def chunkwise(
     Raises:
         RuntimeError: there is no C++ compiler, or it failed; its messages are in the error.
     """
+    (b, _, h, d), e = q.shape, v.shape[-1]
+    arriving = jnp.zeros((b, h, d, e), jnp.float32) if arriving is None else arriving
+    out, final = _call(SEQUENCE, q, k, v, log_decay, arriving, reverse)
+    return out, final if with_final else None
+
+
+def grid_chunkwise(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
+    log_decay: Float32[Array, "h"],
+    arriving: Float32[Array, "b h x d e"] | None,
+    *,
+    grid: tuple[int, int],
+    reverse: bool,
+    with_final: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h x d e"] | None]:
+    """Run the kernel of 2-D as a form: see `gradient` and `grid_parallel`; errors are those of `chunkwise`."""
+    states = empty_grid_state(k, v, grid[1]) if arriving is None else arriving
+    if reverse:
+        states = along_columns(jnp.flip(states, axis=2), log_decay)
+    out, final = _call(GRID, q, k, v, log_decay, states, reverse)
+    if not with_final:
+        return out, None
+    return out, jnp.flip(between_columns(final, log_decay), axis=2) if reverse else final
+
+
+def _call(
+    target: str,
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b n h d"],
+    v: Float[Array, "b n h e"],
+    log_decay: Float32[Array, "h"],
+    arriving: Float32[Array, "b h *x d e"],
+    reverse: bool,
+) -> tuple[Float[Array, "b n h e"], Float32[Array, "b h *x d e"]]:
     with BUILDING:
         _register()
-    (b, _, h, d), e = q.shape, v.shape[-1]
-    state = jax.ShapeDtypeStruct((b, h, d, e), jnp.float32)
-    call = jax.ffi.ffi_call(
-        TARGET, (jax.ShapeDtypeStruct(v.shape, jnp.float32), state), vmap_method="sequential"
-    )
-    q, k, fp32_v = (x.astype(jnp.float32) for x in (q, k, v))
-    arriving = jnp.zeros(state.shape, state.dtype) if arriving is None else arriving
-    out, final = call(q, k, fp32_v, log_decay, arriving, reverse=np.bool_(reverse))
-    return out.astype(v.dtype), final if with_final else None
+    shapes = (jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (v, arriving))
+    call = jax.ffi.ffi_call(target, tuple(shapes), vmap_method="sequential")
+    tokens = (x.astype(jnp.float32) for x in (q, k, v))
+    out, final = call(*tokens, log_decay, arriving, reverse=np.bool_(reverse))
+    return out.astype(v.dtype), final
 
 
 @functools.cache
 def _register() -> None:
-    """Build the kernel and make it known to XLA, once in a process."""
+    """Build the kernels and make them known to XLA, once in a process."""
     with tempfile.TemporaryDirectory() as folder:
         library = ctypes.cdll.LoadLibrary(str(_build(Path(folder) / "retention.so")))
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="cpu")
+    for target in (SEQUENCE, GRID):
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
 
 
 def _build(library: Path) -> Path:
