@@ -1,8 +1,8 @@
 """Retention on CPUs, over a sequence and over a grid: C++ that the machine's own compiler builds, by XLA's FFI.
 
-The chunkwise form (docs/method.md, sections 1 and 2). XLA multiplies the small matrices of a chunk on one core, and moves each
-chunk through memory several times; here a thread takes a head through its sequence, its state and chunk in the caches
-of its core. Products and sums are fp32, whatever the inputs are.
+The chunkwise form (docs/method.md, sections 1 and 2). XLA multiplies the small matrices of a chunk on one core, and
+moves each chunk through memory several times; here a thread takes a head through its sequence or grid, its state and
+chunk in the caches of its core. Products and sums are fp32, whatever the inputs are.
 
 The compiler is `c++`, or what the environment's CXX names: GCC from 10 on, or Clang. It takes some seconds, once in a
 process; nothing is kept on disk, for a home directory may be that of other processors, too.
