@@ -6,9 +6,8 @@
 Cost: 8 epochs of a ViR-pico/4 take a quarter of an hour of one CPU core; each row takes that three times. A row is one
 line: a name, and the fields that differ from the recipe. The recipe has rotary positions; from
 "vit+learned_positions" on rows have learned ones, and from "conv_stem" on they change one thing in the paper's model,
-which is "learned_positions". All rows have the parameters
-of "vir", 3 % more or less: where an option adds some, the MLP gives them back. "vir_h", a pyramid, has 4 % fewer, and
-as many seconds as "vir", which are 12 epochs.
+which is "learned_positions". All rows have the parameters of "vir", 3 % more or less: where an option adds some, the
+MLP gives them back. "vir_h", a pyramid, has 4 % fewer, and as many seconds as "vir", which are 12 epochs.
 """
 
 RECIPE = "configs/vir_cifar10.py:epochs=8"

@@ -9,6 +9,7 @@ from flax import nnx
 
 from tests.inference.test_recurrent import ROUNDING, model_of
 from tests.models.helpers import images, relative_error, run
+from tests.ops.cases import NEEDS
 from vir_jax.inference import ImageStream, image_stream
 
 IMAGE = (2, 12, 8, 3)  # 6 x 4 patches
@@ -38,6 +39,18 @@ def test_rows_may_come_in_any_number(options, pieces):
         stream.push(rows)
     assert (stream.received, stream.read) == (12, 12)
     assert relative_error(stream.predict(), run(model, x, mode="parallel")) < ROUNDING
+
+
+@pytest.mark.parametrize("implementation", [pytest.param("cpp_cpu", marks=NEEDS["cpu"])])
+@pytest.mark.parametrize("retention", ["1d", "2d"])
+def test_a_kernel_reads_rows_as_they_come(retention, implementation):
+    x = np.asarray(images(IMAGE))
+    stream = ImageStream(
+        model_of(retention=retention, implementation=implementation), width=8, height=12, batch=2
+    )
+    for rows in cut(x, (3, 0, 5, 4)):
+        stream.push(rows)
+    assert relative_error(stream.predict(), run(model_of(retention=retention), x, mode="parallel")) < ROUNDING
 
 
 @pytest.mark.parametrize("retention", ["1d", "2d"])

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.models.helpers import images, lively
+from tests.models.helpers import images, lively, run
+from tests.ops.cases import NEEDS
 from vir_jax.models.sharding import constrain, on_each_device
 from vir_jax.parallel.mesh import make_mesh
 
@@ -109,6 +110,15 @@ def test_axes_that_are_missing_or_of_one_device(axes, part):
 def test_no_device_computes_what_another_does(axes, shape, message):
     with jax.set_mesh(mesh_of(**axes)), pytest.raises(ValueError, match=message):
         jax.jit(noting([]))(jnp.ones(shape), None)
+
+
+@pytest.mark.parametrize("implementation", [pytest.param("cpp_cpu", marks=NEEDS["cpu"])])
+@pytest.mark.parametrize("retention", ["1d", "2d"])
+def test_a_kernel_over_devices_gives_the_same_model(retention, implementation):
+    x = images((4, 3, 4, 3))
+    with jax.set_mesh(mesh_of(data=2, tensor=2)):
+        split = run(lively(retention=retention, implementation=implementation), x)
+    np.testing.assert_allclose(split, run(lively(retention=retention), x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("kernels_run")

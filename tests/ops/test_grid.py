@@ -85,6 +85,15 @@ def test_a_kernel_of_sequences_is_refused(kernels_run):
         retention_2d(*case.tokens, case.log_decay, grid=(3, 4), implementation="pallas_tpu")
 
 
+def test_a_kernel_has_tiles_of_its_own(kernels_run):
+    case = random_case(n=12)
+    message = (
+        "'pallas_tpu' computes the chunkwise mode in chunks of its own; got mode 'auto' and chunk_rows 2"
+    )
+    with pytest.raises(ValueError, match=message):
+        retention_2d(*case.tokens, case.log_decay, grid=(3, 4), implementation="pallas_tpu", chunk_rows=2)
+
+
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 6),

@@ -83,7 +83,7 @@ def retention_2d(
     """
     check_mode(mode)
     check_chunk("chunk_rows", chunk_rows, mode)
-    check_implementation(implementation, mode, chunk_rows)
+    check_implementation(implementation, mode, chunk_rows=chunk_rows)
     if implementation in PLATFORMS and implementation not in GRID_KERNELS:
         raise ValueError(f"{implementation!r} computes 1-D retention alone; use implementation='xla'")
     check_scale(scale)

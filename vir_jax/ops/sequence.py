@@ -88,7 +88,7 @@ def retention(
     """
     check_mode(mode)
     check_chunk("chunk_size", chunk_size, mode)
-    check_implementation(implementation, mode, chunk_size)
+    check_implementation(implementation, mode, chunk_size=chunk_size)
     check_scale(scale)
     check_tokens(q, k, v)
     b, n, h, d = q.shape
@@ -129,17 +129,18 @@ def _retention(
     return differentiable(form, q, k, v, log_decay, arriving)
 
 
-def check_implementation(implementation: str | None, mode: str, chunk_size: int | None) -> None:
-    """Raise ValueError unless a kernel can do what is asked for, here."""
+def check_implementation(implementation: str | None, mode: str, **chunk: int | None) -> None:
+    """Raise ValueError unless a kernel can do what is asked for, here; `chunk` is an argument for XLA's chunks."""
     if implementation in (None, "xla"):
         return
     if implementation not in PLATFORMS:
         known = ", ".join(map(repr, ("xla", *PLATFORMS)))
         raise ValueError(f"unknown implementation {implementation!r}; expected one of {known}, or None")
-    if mode not in ("auto", "chunkwise") or chunk_size is not None:
+    [(argument, size)] = chunk.items()
+    if mode not in ("auto", "chunkwise") or size is not None:
         raise ValueError(
-            f"{implementation!r} computes the chunkwise mode in chunks of its own; got mode {mode!r} and chunk_size "
-            f"{chunk_size}: leave both out, or use implementation='xla'"
+            f"{implementation!r} computes the chunkwise mode in chunks of its own; got mode {mode!r} and {argument} "
+            f"{size}: leave both out, or use implementation='xla'"
         )
     if platform() != PLATFORMS[implementation]:
         raise ValueError(

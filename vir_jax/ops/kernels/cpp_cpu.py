@@ -1,11 +1,11 @@
 """Retention on CPUs, over a sequence and over a grid: C++ that the machine's own compiler builds, by XLA's FFI.
 
-The chunkwise form (docs/method.md, sections 1 and 2). XLA multiplies the small matrices of a chunk on one core, and
-moves each chunk through memory several times; here a thread takes a head through its sequence or grid, its state and
-chunk in the caches of its core. Products and sums are fp32, whatever the inputs are.
+The chunkwise form (docs/method.md, sections 1 and 2). XLA moves each chunk through memory several times, and multiplies
+its small matrices one after the other; here a thread takes a head through its sequence or grid, its state and chunk in
+the caches of its core. Products and sums are fp32, whatever the inputs are.
 
-The compiler is `c++`, or what the environment's CXX names: GCC from 10 on, or Clang. It takes some seconds, once in a
-process; nothing is kept on disk, for a home directory may be that of other processors, too.
+The compiler is `c++`, or what the environment's CXX names; GCC 12 and Clang were tried. It takes some seconds, once in
+a process; nothing is kept on disk, for a home directory may be that of other processors, too.
 """
 
 import ctypes
@@ -25,10 +25,8 @@ from jaxtyping import Array, Float, Float32
 
 from vir_jax.ops.grid_state import along_columns, between_columns, empty_grid_state
 
-SEQUENCE, GRID = (
-    "vir_jax_retention",
-    "vir_jax_retention_2d",
-)  # The handlers in the source, and XLA's names of them.
+# The handlers in the source, and XLA's names of them.
+SEQUENCE, GRID = "vir_jax_retention", "vir_jax_retention_2d"
 SOURCE = Path(__file__).with_suffix(".cc")
 BUILDING = threading.Lock()  # XLA takes a target once, and threads may trace at the same time.
 FLAGS = ("-std=c++2a", "-O3", "-march=native", "-shared", "-fPIC")
